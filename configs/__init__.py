@@ -1,0 +1,1 @@
+"""Run recipes: each file's `get_config` returns an `ml_collections.ConfigDict`."""

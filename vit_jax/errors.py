@@ -1,0 +1,18 @@
+"""The one exception for bad input, and the hint that goes with it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input from outside: the command line prints its message and exits with status 2.
+
+    The message says what was expected, what came, and what to do next.
+    """
+
+
+def suggest(name: str, choices: Iterable[str], most: int = 3) -> str:
+    """` Did you mean 'a' or 'b'?` for the choices closest to `name`, or an empty string."""
+    by_lower = {c.lower(): c for c in choices}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(by_lower[c]) for c in close)}?" if close else ""

@@ -1,0 +1,44 @@
+"""How a model wants its images: data, no code that touches pixels."""
+
+import dataclasses
+from typing import Any, Literal, Self
+
+from vit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """Evaluation preprocessing of one model.
+
+    The defaults are the official code's: squash the image to `size` × `size`, bilinear without
+    antialiasing, and map [0, 255] to [-1, 1].
+
+    Attributes:
+      size: Height and width in pixels that the model gets.
+      crop: With `resize='shortest'`, the share of the resized image that the central crop keeps
+        (timm's `crop_pct`): the shorter side becomes `floor(size / crop)` first.
+      resize: 'squash' ignores the aspect ratio; 'shortest' keeps it and crops the centre.
+      method: Interpolation.
+      antialias: Whether the kernel widens when shrinking, as PIL does and the official code does not.
+      mean, std: Per channel, in units of [0, 1] pixels: `(x / 255 - mean) / std`.
+    """
+
+    size: int = 224
+    crop: float = 1.0
+    resize: Literal["squash", "shortest"] = "squash"
+    method: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: bool = False
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """Raises UserError for a field that is not ours."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(fields.keys() - names):
+            raise UserError(f"preprocessing has unknown fields {unknown}; known: {sorted(names)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
