@@ -1,0 +1,72 @@
+"""The models, and how to get one by name.
+
+model = get_model('ViT-B_16', num_classes=1000)
+variables = model.init(rng, images, train=False)      # images [N, H, W, 3] in [-1, 1]
+logits = model.apply(variables, images, train=False)  # [N, num_classes]
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flax import linen as nn
+
+    from vit_jax.models.mixer import MlpMixer
+    from vit_jax.models.vit import VisionTransformer
+
+__all__ = ["MlpMixer", "VisionTransformer", "from_config", "get_model"]
+
+_LAZY = {"VisionTransformer": "vit", "MlpMixer": "mixer"}
+
+
+def __getattr__(name: str) -> Any:
+    # The classes import Flax, the registry beside them need not.
+    if name in _LAZY:
+        from vit_jax.models import registry
+
+        return registry.model_class(_LAZY[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def get_model(name: str, *, num_classes: int | None = None, **overrides: Any) -> "nn.Module":
+    """Builds a registered model.
+
+    Args:
+      name: Official (`ViT-B_16`) or timm's (`vit_base_patch16_224`).
+      num_classes: Outputs of the head; 0 returns features; None takes the published number.
+      **overrides: Constructor fields. A mapping changes the named entries of the field and
+        keeps the others: `transformer={'scan': True}`.
+
+    Raises:
+      UserError: for an unknown name or field, with the closest known ones.
+    """
+    from vit_jax.models import registry
+
+    spec = registry.resolve(name)
+    config = spec.config.to_dict()
+    for field, value in overrides.items():
+        if isinstance(value, Mapping) and isinstance(config.get(field), dict):
+            config[field] = config[field] | dict(value)
+        else:
+            config[field] = value
+    return from_config(config, num_classes=spec.num_classes if num_classes is None else num_classes)
+
+
+def from_config(config: Mapping[str, Any], *, num_classes: int) -> "nn.Module":
+    """Builds the model whose constructor fields `config` holds.
+
+    Raises:
+      UserError: for a field that the model does not have.
+    """
+    from vit_jax.errors import UserError, suggest
+    from vit_jax.models import registry
+
+    cls = registry.model_class(registry.family_of(config))
+    fields = {f for f in cls.__dataclass_fields__ if f not in ("parent", "name")}
+    for field in config:
+        if field not in fields:
+            raise UserError(
+                f"{cls.__name__} has no field {field!r}.{suggest(field, fields)} "
+                f"Its fields: {sorted(fields)}"
+            )
+    return cls(num_classes=num_classes, **config)

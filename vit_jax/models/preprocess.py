@@ -19,7 +19,7 @@ class Preprocess:
         (timm's `crop_pct`): the shorter side becomes `floor(size / crop)` first.
       resize: 'squash' ignores the aspect ratio; 'shortest' keeps it and crops the centre.
       method: Interpolation.
-      antialias: Whether the kernel widens when shrinking, as PIL does and the official code does not.
+      antialias: Whether the kernel widens when shrinking: PIL does that, the official code not.
       mean, std: Per channel, in units of [0, 1] pixels: `(x / 255 - mean) / std`.
     """
 

@@ -1,0 +1,88 @@
+"""Attention: one function, and the multi-head layer around it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vit_jax.errors import UserError
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    on_weights: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
+
+    The softmax runs in float32 or wider, whatever the type of the inputs.
+
+    Args:
+      q: Queries [N, Q, heads, d].
+      k: Keys [N, K, heads, d].
+      v: Values [N, K, heads, e].
+      on_weights: Sees the weights [N, heads, Q, K] and returns those that are used: the one
+        place for dropout and for looking at attention.
+
+    Returns:
+      [N, Q, heads, e] in the type of `v`.
+    """
+    # The original scales the queries, not the scores: the same number, rounded differently.
+    q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+    scores = jnp.einsum("nqhd,nkhd->nhqk", q, k)
+    wide = jnp.promote_types(scores.dtype, jnp.float32)
+    weights = jax.nn.softmax(scores.astype(wide), axis=-1).astype(v.dtype)
+    if on_weights is not None:
+        weights = on_weights(weights)
+    return jnp.einsum("nhqk,nkhe->nqhe", weights, v)
+
+
+class MultiHeadDotProductAttention(nn.Module):
+    """Self-attention with separate query, key and value projections: [N, T, D] -> [N, T, D].
+
+    Kernels are `query|key|value/kernel` [D, heads, d] and `out/kernel` [heads, d, D], d = D/heads.
+    The weights are sown as 'attention_weights' when the caller makes 'intermediates' mutable.
+
+    Attributes:
+      dropout_rate: On the attention weights.
+      out_dropout_rate: On the output.
+
+    Raises:
+      UserError: when the heads do not divide the width.
+    """
+
+    num_heads: int
+    dropout_rate: float = 0.0
+    out_dropout_rate: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        width = x.shape[-1]
+        if width % self.num_heads:
+            raise UserError(f"num_heads={self.num_heads} does not divide the width {width}")
+        project = {"kernel_init": nn.initializers.xavier_uniform(), "dtype": self.dtype}
+        q, k, v = (
+            nn.DenseGeneral((self.num_heads, width // self.num_heads), name=name, **project)(x)
+            for name in ("query", "key", "value")
+        )
+        y = attend(q, k, v, on_weights=self._on_weights(train))
+        y = nn.DenseGeneral(width, axis=(-2, -1), name="out", **project)(y)
+        return nn.Dropout(self.out_dropout_rate, name="Dropout_0")(y, deterministic=not train)
+
+    def _on_weights(self, train: bool) -> Callable[[jax.Array], jax.Array] | None:
+        drop = train and self.dropout_rate > 0
+        look = self.is_mutable_collection("intermediates")
+        if not (drop or look):
+            return None
+        dropout = nn.Dropout(self.dropout_rate, name="weights_dropout")
+
+        def on_weights(weights: jax.Array) -> jax.Array:
+            self.sow("intermediates", "attention_weights", weights)
+            return dropout(weights, deterministic=not train)
+
+        return on_weights

@@ -1,0 +1,90 @@
+"""The pre-norm block, and how a model runs a stack of them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vit_jax.layers.drop import DropPath, drop_path_rates
+from vit_jax.layers.norm import LayerNorm
+
+Factory = Callable[..., nn.Module]
+
+
+class Block(nn.Module):
+    """x += attention(norm(x)); x += mlp(norm(x)), each branch through `residual`.
+
+    Dosovitskiy et al. 2021, equations 2 and 3. [N, T, D] -> [N, T, D].
+
+    Attributes:
+      attention, mlp: Called as `factory(name=…)(x, train=…)`.
+      norm: Called as `factory(name=…)(x)`.
+      residual: What a branch goes through before it is added, `factory(name=…)(y, rate, train=…)`.
+    """
+
+    attention: Factory
+    mlp: Factory
+    norm: Factory = LayerNorm
+    residual: Factory = DropPath
+
+    @nn.compact
+    def __call__(self, x: jax.Array, drop_path_rate: float | jax.Array, *, train: bool):
+        y = self.norm(name="LayerNorm_0")(x)
+        y = self.attention(name="MultiHeadDotProductAttention_0")(y, train=train)
+        x = x + self.residual(name="residual_0")(y, drop_path_rate, train=train)
+        y = self.norm(name="LayerNorm_1")(x)
+        y = self.mlp(name="MlpBlock_0")(y, train=train)
+        return x + self.residual(name="residual_1")(y, drop_path_rate, train=train)
+
+
+def run_blocks(
+    block: Factory,
+    x: jax.Array,
+    *,
+    depth: int,
+    name: str,
+    train: bool,
+    drop_path_rate: float = 0.0,
+    remat: bool = False,
+    scan: bool = False,
+) -> jax.Array:
+    """Runs `depth` blocks one after the other; to be called in a compact method.
+
+    Args:
+      block: Called as `block(name=…)(x, drop_path_rate, train=…)`; returns the shape of `x`.
+      name: Prefix: the blocks are `{name}_0`, `{name}_1`, … With `scan` there is one, `{name}`,
+        and every parameter has a leading axis of `depth` (see `vit_jax.checkpoint.scan`).
+      drop_path_rate: Of the last block; grows linearly from 0.
+      remat: Recompute a block's activations in the backward pass instead of keeping them.
+      scan: Compile one block and loop over it: the compile time no longer grows with the depth.
+    """
+    rates = drop_path_rates(drop_path_rate, depth)
+
+    def body(module: nn.Module, x: jax.Array, rate: float | jax.Array) -> jax.Array:
+        def call(module, x, *traced_rate):
+            # A static rate stays outside the arguments: `remat` would trace it.
+            return module(x, *(traced_rate or (rate,)), train=train)
+
+        if not remat:
+            return module(x, rate, train=train)
+        traced = () if isinstance(rate, float) else (rate,)
+        # A scanned body is its own computation already: nothing to guard against merging.
+        return nn.remat(call, prevent_cse=not scan)(module, x, *traced)
+
+    if not scan:
+        for i, rate in enumerate(rates):
+            x = body(block(name=f"{name}_{i}"), x, rate)
+        return x
+
+    def step(module: nn.Module, x: jax.Array, rate: jax.Array | None):
+        return body(module, x, 0.0 if rate is None else rate), None
+
+    loop = nn.scan(
+        step,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=depth,
+    )
+    x, _ = loop(block(name=name), x, jnp.asarray(rates, jnp.float32) if drop_path_rate else None)
+    return x

@@ -1,0 +1,28 @@
+"""Stochastic depth."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole examples (Huang et al. 2016, arXiv:1603.09382).
+
+    A kept branch is divided by its probability of being kept, so that the expectation is the
+    undropped branch. Draws from the 'dropout' stream.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: float | jax.Array, *, train: bool) -> jax.Array:
+        """`x` [N, …]; `rate` is the probability of dropping, traced when blocks are scanned."""
+        if not train or (isinstance(rate, float) and rate == 0.0):
+            return x
+        keep = jnp.asarray(1.0 - rate, x.dtype)
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep.astype(jnp.float32), x.shape[:1])
+        mask = mask.reshape(x.shape[:1] + (1,) * (x.ndim - 1))
+        return jnp.where(mask, x / keep, jnp.zeros((), x.dtype))
+
+
+def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
+    """Rates growing linearly from 0 at the first block to `rate` at the last (ibid., section 3)."""
+    return tuple(float(rate * i / max(depth - 1, 1)) for i in range(depth))
