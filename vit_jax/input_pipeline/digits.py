@@ -1,0 +1,101 @@
+"""scikit-learn's handwritten digits as a TensorFlow Datasets dataset: real images, no download.
+
+1,797 grey images of 8 × 8 pixels (E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten
+Digits", UCI Machine Learning Repository, 1998). Importing this module registers the TFDS name
+`digits`.
+"""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from vit_jax.errors import UserError
+
+TEST_EXAMPLES = 360
+_SPLIT_SEED = 0
+
+
+class Digits(tfds.core.GeneratorBasedBuilder):
+    """The ten digits, with a stratified test split of 360 that no run ever trains on."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 (TFDS reads a plain dict)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="scikit-learn's 1,797 handwritten digits, 8 x 8 grey.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+                    "label": tfds.features.ClassLabel(num_classes=10),
+                }
+            ),
+            supervised_keys=("image", "label"),
+            # Hashing keys to shuffle would only hide which row of the original an example is.
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        del dl_manager  # Nothing to download.
+        images, labels = _load()
+        test = stratified(labels, TEST_EXAMPLES, _SPLIT_SEED)
+        train = np.setdiff1d(np.arange(len(labels)), test)
+        return {
+            name: self._generate_examples(images[rows], labels[rows], rows)
+            for name, rows in (("train", train), ("test", test))
+        }
+
+    def _generate_examples(
+        self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for image, label, row in zip(images, labels, rows, strict=True):
+            # Encoded bytes in a file object: from an array TFDS would encode with TensorFlow.
+            yield int(row), {"image": io.BytesIO(_png(image)), "label": int(label)}
+
+
+def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Picks `count` rows, every class in proportion (largest remainders get the odd ones).
+
+    Args:
+      labels: Integer class of each row, [N].
+      count: Rows to pick in all.
+      seed: Chooses the rows; the same seed picks the same rows on every machine.
+
+    Returns:
+      Sorted row numbers, int [count].
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * (count / len(labels))
+    quota = np.floor(exact).astype(int)
+    odd = np.argsort(quota - exact, kind="stable")[: count - quota.sum()]
+    quota[odd] += 1
+    rng = np.random.Generator(np.random.PCG64(seed))
+    picked = [
+        rng.permutation(np.flatnonzero(labels == label))[:n]
+        for label, n in zip(classes, quota, strict=True)
+    ]
+    return np.sort(np.concatenate(picked))
+
+
+def _load() -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [1797, 8, 8] with 0 for paper and 255 for ink, labels int [1797]."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError(
+            "the dataset 'digits' ships with scikit-learn, which is not installed; "
+            'run: pip install "vit-jax[demo]"'
+        ) from error
+    digits: Any = load_digits()
+    return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
