@@ -26,13 +26,13 @@ def class_names(num_classes: int) -> list[str] | None:
       classifiers of this size are not ImageNet's.
     """
     synsets = _synsets(num_classes)
-    return synsets and list(synsets.values())
+    return None if synsets is None else list(synsets.values())
 
 
 def wordnet_ids(num_classes: int) -> list[str] | None:
     """WordNet ids such as `n01440764`, in the same order; None for another size."""
     synsets = _synsets(num_classes)
-    return synsets and list(synsets)
+    return None if synsets is None else list(synsets)
 
 
 @functools.cache

@@ -1,0 +1,63 @@
+"""What commands share: arguments, tables for people, JSON for programs, progress on stderr."""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_UNLIMITED = 10_000  # columns: a file or a pipe has no right edge to fold at
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model_path", metavar="MODEL", help="a run's workdir or a checkpoint file")
+    parser.add_argument("--model", metavar="NAME", help="model in the file, where it is not clear")
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Prints to stdout; a column whose name starts with `>` holds numbers, set to the right."""
+    import rich.box
+    import rich.console
+    import rich.table
+    import rich.text
+
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    # Text, not str: rich would read [brackets] in a file's or a class's name as markup.
+    table.title = rich.text.Text(title) if title else None
+    for name in columns:
+        table.add_column(
+            name.removeprefix(">"),
+            justify="right" if name.startswith(">") else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*map(rich.text.Text, row))
+    console = rich.console.Console()
+    console.print(table, width=None if console.is_terminal else _UNLIMITED)
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The items, with a bar on stderr when that is a terminal."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        yield from bar.track(items, total=total, description=what)
