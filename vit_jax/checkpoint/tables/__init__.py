@@ -1,0 +1,1 @@
+"""Name tables: what other libraries call the tensors of our models."""

@@ -1,0 +1,147 @@
+"""What all readers give and all writers use: lazy named tensors, and files that appear whole."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import IO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from vit_jax.errors import UserError
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class Spec(NamedTuple):
+    """Shape and dtype of a tensor that has not been read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        # Python integers: an absurd shape in a hostile file must not overflow.
+        size = self.dtype.itemsize
+        for n in self.shape:
+            size *= n
+        return size
+
+    def dummy(self) -> np.ndarray:
+        """An array of this shape and dtype that takes no memory."""
+        return np.broadcast_to(np.zeros((), self.dtype), self.shape)
+
+
+class Archive(Mapping[str, np.ndarray]):
+    """The tensors of one file; each is read when asked for. Close it, or use `with`.
+
+    Attributes:
+      path: The file.
+      format: 'npz', 'safetensors' or 'torch'.
+      specs: Shape and dtype of every tensor, known without reading it.
+      metadata: Text that the file carries beside its tensors.
+    """
+
+    format = ""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.specs: dict[str, Spec] = {}
+        self.metadata: dict[str, str] = {}
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor; readers override this."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Readers with an open file override this."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.specs:
+            raise KeyError(name)
+        with reading(self.path, self.format):
+            return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def as_bytes(x: np.ndarray) -> memoryview:
+    """The memory of a C-contiguous array."""
+    return memoryview(x.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
+
+
+class Renamed(Mapping[str, np.ndarray]):
+    """A lazy view of some tensors under other names: `names` maps new to old."""
+
+    def __init__(self, source: Mapping[str, np.ndarray], names: Mapping[str, str]):
+        self._source, self._names = source, names
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._source[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@contextlib.contextmanager
+def reading(path: pathlib.Path, kind: str) -> Iterator[None]:
+    """Turns whatever a parser raises on broken or hostile bytes into one UserError.
+
+    Zip, JSON, NumPy's and torch's parsers raise a dozen unrelated types on bad input, so the
+    net is wide on purpose; it holds parsing only.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as e:
+        raise UserError(f"cannot read {str(path)!r}: {e.strerror or e}") from e
+    except Exception as e:
+        reason = str(e).strip().split("\n")[0][:200] or type(e).__name__
+        raise UserError(f"{str(path)!r} is no readable {kind} file: {reason}") from e
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+    """A file open for writing that takes the place of `path` only when the block succeeds.
+
+    On any failure `path` is as it was, and nothing else is left behind. OSError becomes UserError.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"cannot write {str(path)!r}: it is a directory")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            yield f
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(f"cannot write {str(path)!r}: {e.strerror or e}") from e
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def to_numpy(x) -> np.ndarray:
+    """A NumPy array of a NumPy, JAX or torch array, dtype preserved; shares memory if it can."""
+    if hasattr(x, "detach"):  # torch: NumPy has no bfloat16, so its bits pass as integers
+        x = x.detach().cpu()
+        if str(x.dtype) == "torch.bfloat16":
+            import torch
+
+            return x.contiguous().view(torch.int16).numpy().view(BFLOAT16)
+    return np.asarray(x)

@@ -1,0 +1,65 @@
+"""What a converter must know of a model, however the caller names it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint.shapes import Shape
+from vit_jax.errors import UserError
+from vit_jax.models.registry import ModelSpec, family_of, resolve
+
+
+def config_of(model: Any) -> Mapping[str, Any]:
+    """Constructor fields of a registered name, a ModelSpec, a config, or a linen module.
+
+    Raises UserError for an unknown name or for fields of no known family.
+    """
+    if isinstance(model, str):
+        model = resolve(model)
+    if isinstance(model, ModelSpec):
+        return model.config.to_dict()
+    if isinstance(model, Mapping):
+        config = model
+    elif dataclasses.is_dataclass(model):
+        config = {f.name: getattr(model, f.name, None) for f in dataclasses.fields(model)}
+    elif hasattr(model, "to_dict"):  # an ml_collections.ConfigDict
+        config = model.to_dict()
+    else:
+        raise UserError(f"expected a model name, a config or a linen module; got {type(model)}")
+    family_of(config)
+    return config
+
+
+def has_class_token(config: Mapping[str, Any]) -> bool:
+    return config.get("classifier") in ("token", "token_unpooled")
+
+
+def is_scanned(config: Mapping[str, Any]) -> bool:
+    """Whether the model holds its blocks stacked."""
+    return bool((config.get("transformer") or config).get("scan", False))
+
+
+def num_heads(config: Mapping[str, Any]) -> dict[str, int]:
+    """The axis size that shapes leave open, as the rules engine wants it; {} for a Mixer."""
+    transformer = config.get("transformer")
+    return {} if transformer is None else {"heads": transformer["num_heads"]}
+
+
+def num_patches(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
+    """Patches of an image, by the shapes of unstacked parameters (linen names)."""
+    if family_of(config) == "mixer":
+        return shapes["MixerBlock_0/token_mixing/Dense_0/kernel"][0]
+    if config.get("transformer") is None:
+        return 0
+    tokens = shapes["Transformer/posembed_input/pos_embedding"][1]
+    return tokens - has_class_token(config)
+
+
+def num_classes(shapes: Mapping[str, Shape]) -> int:
+    return shapes["head/bias"][0] if "head/bias" in shapes else 0
+
+
+def shapes_of(params: Mapping[str, Any]) -> dict[str, Shape]:
+    return {name: np.shape(x) for name, x in params.items()}

@@ -1,0 +1,135 @@
+"""NumPy's `.npz`, tensor by tensor. Nothing is ever unpickled.
+
+bfloat16 is stored as two raw bytes (`|V2`), the way the published files have it. Metadata is
+JSON in the zip comment: a member of its own would appear among the parameters in the original
+code, which takes every member for one.
+"""
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint.archive import (
+    BFLOAT16,
+    Archive,
+    Spec,
+    as_bytes,
+    reading,
+    replacing,
+    to_numpy,
+)
+from vit_jax.errors import UserError
+
+_RAW16 = np.dtype("V2")
+_CHUNK = 1 << 20
+# A file that unpacks to more than both is a bomb, not a checkpoint.
+_MAX_RATIO, _MAX_UNPACKED = 100, 4 << 30
+
+
+class Npz(Archive):
+    format = "npz"
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(path)
+        with reading(self.path, self.format):
+            self._zip = zipfile.ZipFile(self.path)
+            try:
+                self._open()
+            except BaseException:
+                self._zip.close()
+                raise
+
+    def _open(self) -> None:
+        members = self._zip.infolist()
+        unpacked, packed = sum(m.file_size for m in members), os.path.getsize(self.path)
+        if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * packed):
+            raise UserError(
+                f"{str(self.path)!r} is refused: its {packed} bytes claim to unpack to {unpacked}"
+            )
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename:
+                raise UserError(f"{str(self.path)!r}: member {name!r} is no array")
+            if name in self.specs:
+                raise UserError(f"{str(self.path)!r}: {name!r} is stored twice")
+            with self._zip.open(member) as f:
+                self.specs[name], _, offset = _header(f, name)
+            if self.specs[name].nbytes != member.file_size - offset:
+                raise UserError(
+                    f"{str(self.path)!r}: {name!r} should hold {self.specs[name].nbytes} bytes, "
+                    f"holds {member.file_size - offset}"
+                )
+        self.metadata = _metadata(self._zip.comment)
+
+    def read(self, name: str) -> np.ndarray:
+        with self._zip.open(f"{name}.npy") as f:
+            spec, fortran, _ = _header(f, name)
+            x = np.empty(spec.shape[::-1] if fortran else spec.shape, spec.dtype)
+            buffer = as_bytes(x)
+            at = 0
+            while at < len(buffer):
+                if not (part := f.read(min(_CHUNK, len(buffer) - at))):
+                    raise UserError(f"{str(self.path)!r}: {name!r} ends early")
+                buffer[at : at + len(part)] = part
+                at += len(part)
+            f.read(1)  # at the end, the zip reader compares the checksum
+        return x.T if fortran else x
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+def _header(f, name: str) -> tuple[Spec, bool, int]:
+    """Spec, whether it is in Fortran order, and where its data starts."""
+    version = np.lib.format.read_magic(f)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in read:
+        raise UserError(f"{name!r} has the unknown array format {version}")
+    shape, fortran, dtype = read[version](f)
+    if dtype == _RAW16:
+        dtype = BFLOAT16
+    if dtype.hasobject or dtype.kind == "O":
+        raise UserError(f"{name!r} holds Python objects; such files can run code and are not read")
+    if dtype != BFLOAT16 and dtype.kind not in "fiub":
+        raise UserError(f"{name!r} has dtype {dtype}; expected numbers")
+    return Spec(shape, dtype), fortran, f.tell()
+
+
+def _metadata(comment: bytes) -> dict[str, str]:
+    try:
+        metadata = json.loads(comment or b"{}")
+    except ValueError:
+        return {}  # another program's comment
+    return {k: str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def write_npz(
+    path: str | os.PathLike,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes tensors one at a time, uncompressed. `path` appears whole or not at all.
+
+    Equal input gives equal bytes. Raises UserError when the file cannot be written.
+    """
+    with replacing(path) as f, zipfile.ZipFile(f, "w", allowZip64=True) as z:
+        for name in tensors:
+            x = np.asarray(to_numpy(tensors[name]), order="C")
+            _require_numbers(name, x)
+            if x.dtype == BFLOAT16:
+                x = x.view(_RAW16)
+            with z.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, x, allow_pickle=False)
+        z.comment = json.dumps(dict(metadata)).encode() if metadata else b""
+
+
+def _require_numbers(name: str, x: np.ndarray) -> None:
+    if x.dtype != BFLOAT16 and x.dtype.kind not in "fiub":
+        raise UserError(f"{name!r} has dtype {x.dtype}; an npz checkpoint holds plain numbers")

@@ -1,0 +1,122 @@
+"""Position embeddings for another grid, as one small matrix an axis: exact and NumPy only.
+
+Three implementations are in use and none equals another. 'official' is the original code's
+`scipy.ndimage.zoom(order=1)`: bilinear between the corner points ("align corners"). 'timm' is
+`torch.nn.functional.interpolate(mode='bicubic', antialias=True)`: half-pixel centres, Keys's
+cubic with a = -0.5, widened by the scale when shrinking.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from vit_jax.errors import UserError
+
+Grid = tuple[int, int]
+
+
+def resize_posembed(
+    posemb: np.ndarray,
+    old_grid: Grid,
+    new_grid: Grid,
+    num_prefix: int,
+    method: str = "official",
+) -> np.ndarray:
+    """Resizes position embeddings; the prefix (class token) is kept as it is.
+
+    Args:
+      posemb: [1, num_prefix + rows * columns, D].
+      old_grid, new_grid: (rows, columns) of patches.
+      num_prefix: Leading tokens that are no patches.
+      method: 'official' or 'timm'.
+
+    Returns:
+      [1, num_prefix + new rows * new columns, D], in the dtype of `posemb`.
+    """
+    if method not in _WEIGHTS:
+        raise UserError(f"unknown resize method {method!r}; known: {sorted(_WEIGHTS)}")
+    posemb = np.asarray(posemb)
+    if posemb.ndim != 3 or posemb.shape[:2] != (1, num_prefix + math.prod(old_grid)):
+        raise UserError(
+            f"expected position embeddings [1, {num_prefix} + {old_grid[0]} * {old_grid[1]}, D]; "
+            f"got shape {posemb.shape}"
+        )
+    if tuple(old_grid) == tuple(new_grid):
+        return posemb
+    prefix, grid = posemb[:, :num_prefix], posemb[0, num_prefix:]
+    rows, columns = (
+        _WEIGHTS[method](old, new) for old, new in zip(old_grid, new_grid, strict=True)
+    )
+    grid = grid.astype(np.float64).reshape(*old_grid, -1)
+    resized = np.einsum("ij,jkd,lk->ild", rows, grid, columns, optimize=True)
+    resized = resized.reshape(1, math.prod(new_grid), -1).astype(posemb.dtype)
+    return np.concatenate([prefix, resized], axis=1)
+
+
+def interpolate_posembed(
+    posemb: np.ndarray,
+    num_tokens: int,
+    has_class_token: bool,
+    *,
+    old_grid: Grid | None = None,
+    new_grid: Grid | None = None,
+) -> np.ndarray:
+    """Position embeddings for another number of tokens, as the original's.
+
+    Args:
+      posemb: [1, tokens, D].
+      num_tokens: Tokens wanted, the class token included.
+      has_class_token: Whether token 0 is a class token.
+      old_grid, new_grid: (rows, columns) where the grid is not square.
+
+    Returns:
+      [1, num_tokens, D]. Bilinear with aligned corners.
+    """
+    prefix = int(has_class_token)
+    old_grid = old_grid or square(np.shape(posemb)[1] - prefix, "the file's")
+    new_grid = new_grid or square(num_tokens - prefix, "the model's")
+    if math.prod(new_grid) != num_tokens - prefix:
+        raise UserError(f"grid {new_grid} does not hold {num_tokens - prefix} patches")
+    return resize_posembed(posemb, old_grid, new_grid, prefix)
+
+
+def square(num_patches: int, whose: str = "the") -> Grid:
+    """The square grid of so many patches; UserError when there is none."""
+    side = math.isqrt(max(num_patches, 0))
+    if side * side != num_patches or not side:
+        raise UserError(
+            f"{whose} {num_patches} patches form no square; give the grid as (rows, columns)"
+        )
+    return side, side
+
+
+def _align_corners(old: int, new: int) -> np.ndarray:
+    """[new, old]: linear weights; the first and the last points stay where they are."""
+    position = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
+    return _normalised(position, old, lambda x: np.maximum(1 - np.abs(x), 0))
+
+
+def _antialiased_cubic(old: int, new: int) -> np.ndarray:
+    """[new, old]: cubic weights at half-pixel centres, cut off at the border and renormalised."""
+    scale = old / new
+    position = (np.arange(new) + 0.5) * scale - 0.5
+    return _normalised(position / max(scale, 1.0), old, _keys_cubic, max(scale, 1.0))
+
+
+def _keys_cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
+    """Keys 1981 ("Cubic convolution interpolation"), equation 4 for general a."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def _normalised(
+    position: np.ndarray, old: int, kernel: Callable[[np.ndarray], np.ndarray], widen: float = 1.0
+) -> np.ndarray:
+    weights = kernel(position[:, None] - np.arange(old) / widen)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+_WEIGHTS = {"official": _align_corners, "timm": _antialiased_cubic}

@@ -1,0 +1,131 @@
+"""Weight names as data: tables of rows, and one engine that reads a table in either direction.
+
+A row is *(their name, our name or names, einops pattern theirs -> ours)*. The inverse swaps the
+pattern's two sides, so an export cannot disagree with the import. Several of our names mean that
+the pattern's leading right-hand axis is split over them.
+
+`Imported` and `Exported` are lazy mappings: a tensor is computed when it is asked for, and they
+nest, so that a file can be converted to another tensor by tensor.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from einops import EinopsError, rearrange
+
+from vit_jax.errors import UserError
+
+SAME = "... -> ..."
+MAX_LISTED = 60
+
+
+class Rule(NamedTuple):
+    """One row: `theirs` holds what our names hold, after `pattern` (einops, theirs -> ours)."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    pattern: str = SAME
+
+
+Table = list[Rule]
+
+
+def rule(theirs: str, ours: str | tuple[str, ...], pattern: str = SAME) -> Table:
+    """A table of one row; tables add up with `+`."""
+    return [Rule(theirs, (ours,) if isinstance(ours, str) else ours, pattern)]
+
+
+def under(theirs: str, ours: str, table: Iterable[Rule], sep: str = ".") -> Table:
+    """Puts a table below a module: its name on their side, its name on ours (or "": none)."""
+    ours += "/" if ours else ""
+    return [
+        Rule(f"{theirs}{sep}{r.theirs}", tuple(f"{ours}{o}" for o in r.ours), r.pattern)
+        for r in table
+    ]
+
+
+class Imported(Mapping[str, np.ndarray]):
+    """Our tensors, made on demand from theirs.
+
+    Args:
+      rules: The table.
+      theirs: Their tensors by name, with exactly the table's names (else UserError).
+      ignore: Regular expressions (full match) of their names that carry no information.
+      **axes: Sizes of named axes that the shapes leave open, such as `heads`.
+    """
+
+    def __init__(self, rules: Table, theirs: Mapping, *, ignore: Iterable[str] = (), **axes: int):
+        names = {n for n in theirs if not any(re.fullmatch(p, n) for p in ignore)}
+        require_names({r.theirs for r in rules}, names)
+        self._rows = {name: (r, i) for r in rules for i, name in enumerate(r.ours)}
+        self._theirs, self._axes = theirs, axes
+        self._last: tuple[Rule | None, Any] = (None, None)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        row, index = self._rows[name]
+        if self._last[0] is not row:  # one row of several names is read once, not once a name
+            x = _apply(row.theirs, self._theirs[row.theirs], row.pattern, len(row.ours), self._axes)
+            self._last = (row, x)
+        return self._last[1][index] if len(row.ours) > 1 else self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class Exported(Mapping[str, np.ndarray]):
+    """Their tensors, made on demand from ours: the same table, its patterns swapped."""
+
+    def __init__(self, rules: Table, ours: Mapping, **axes: int):
+        require_names({o for r in rules for o in r.ours}, set(ours))
+        self._rows = {r.theirs: r for r in rules}
+        self._ours, self._axes = ours, axes
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        row = self._rows[name]
+        parts = [self._ours[o] for o in row.ours]
+        if len({np.shape(p) for p in parts}) > 1:
+            shapes = {o: np.shape(p) for o, p in zip(row.ours, parts, strict=True)}
+            raise UserError(f"{name!r} is made of tensors that must have one shape; got {shapes}")
+        left, right = row.pattern.split("->")
+        x = np.stack(parts) if len(parts) > 1 else parts[0]
+        return _apply(", ".join(row.ours), x, f"{right} -> {left}", len(parts), self._axes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def _apply(name: str, x, pattern: str, n: int, axes: Mapping[str, int]) -> np.ndarray:
+    sizes = {a: s for a, s in {**axes, "n": n}.items() if re.search(rf"\b{a}\b", pattern)}
+    try:
+        return rearrange(x, pattern, **sizes)
+    except EinopsError:
+        wanted = pattern.split("->")[0].strip()
+        given = f" with {sizes}" if sizes else ""
+        raise UserError(
+            f"{name!r}: expected axes {wanted!r}{given}; got shape {np.shape(x)}"
+        ) from None
+
+
+def require_names(expected: set[str], got: set[str], what: str = "tensors") -> None:
+    """Raises UserError, listing both sides, unless the names are exactly the expected ones."""
+    missing, extra = sorted(expected - got), sorted(got - expected)
+    if missing or extra:
+        raise UserError(
+            f"{what} do not fit: {len(missing)} missing, {len(extra)} unexpected of"
+            f" {len(expected)} expected and {len(got)} found\n"
+            f"  missing: {listed(missing)}\n  unexpected: {listed(extra)}"
+        )
+
+
+def listed(names: list[str]) -> str:
+    """The names, comma separated; beyond MAX_LISTED only their count."""
+    more = f", … and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return (", ".join(names[:MAX_LISTED]) + more) or "none"

@@ -1,0 +1,70 @@
+"""Stacked (scanned) blocks <-> one subtree a block. Files always show the latter.
+
+Works on NumPy and JAX arrays alike without importing JAX; the result is of the input's kind.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.errors import UserError
+
+_STACKED = re.compile(r"(?P<stem>(?:.*/)?(?:encoderblock|MixerBlock))/(?P<rest>.+)")
+_BLOCK = re.compile(r"(?P<stem>(?:.*/)?(?:encoderblock|MixerBlock))_(?P<index>\d+)/(?P<rest>.+)")
+
+
+def is_stacked(params: Mapping[str, Any]) -> bool:
+    """Whether a nested or flat tree holds stacked blocks."""
+    return any(_STACKED.fullmatch(name) for name in arrays(params))
+
+
+def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
+    """`encoderblock/…` [layers, …] -> `encoderblock_0/… encoderblock_1/…`; others unchanged.
+
+    Raises UserError when the stacked tensors of one stack differ in their number of layers.
+    """
+    flat: dict[str, Any] = {}
+    depths: dict[str, int] = {}
+    for name, x in arrays(params).items():
+        if not (m := _STACKED.fullmatch(name)):
+            flat[name] = x
+            continue
+        depth = np.shape(x)[0] if np.ndim(x) else 0
+        if depths.setdefault(m["stem"], depth) != depth:
+            raise UserError(
+                f"{name!r} stacks {depth} layers, others below {m['stem']!r} {depths[m['stem']]}"
+            )
+        flat.update({f"{m['stem']}_{i}/{m['rest']}": x[i] for i in range(depth)})
+    return unflatten(flat)
+
+
+def stack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `unstack_blocks`: blocks 0 … n-1 become one subtree with a leading axis.
+
+    Raises UserError for a gap in the numbering or blocks that differ in names or shapes.
+    """
+    flat: dict[str, Any] = {}
+    stacks: dict[str, dict[int, Any]] = {}
+    for name, x in arrays(params).items():
+        if m := _BLOCK.fullmatch(name):
+            stacks.setdefault(f"{m['stem']}/{m['rest']}", {})[int(m["index"])] = x
+        else:
+            flat[name] = x
+    depth = max((len(layers) for layers in stacks.values()), default=0)
+    for name, layers in stacks.items():
+        if sorted(layers) != list(range(depth)):
+            raise UserError(f"cannot stack {name!r}: it has layers {sorted(layers)} of {depth}")
+        xs = [layers[i] for i in range(depth)]
+        if len({np.shape(x) for x in xs}) > 1:
+            raise UserError(f"cannot stack {name!r}: shapes {[np.shape(x) for x in xs]}")
+        flat[name] = _stack(xs)
+    return unflatten(flat)
+
+
+def _stack(xs: list[Any]) -> Any:
+    # NumPy would bring JAX arrays to the host; their own namespace keeps them where they are.
+    namespace = getattr(xs[0], "__array_namespace__", lambda: np)()
+    return namespace.stack(xs)

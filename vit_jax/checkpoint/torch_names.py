@@ -1,0 +1,111 @@
+"""Parameters <-> state dicts of PyTorch libraries, NumPy in and out; torch is not needed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint import describe
+from vit_jax.checkpoint.archive import to_numpy
+from vit_jax.checkpoint.rules import Exported, Imported
+from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
+from vit_jax.checkpoint.shapes import check_shapes, param_shapes
+from vit_jax.checkpoint.tables import timm
+from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.errors import UserError
+
+LAYOUTS = {"timm": timm}
+
+
+def from_torch(state_dict: Mapping[str, Any], model: Any, layout: str = "timm") -> dict[str, Any]:
+    """Variables of `model` from another library's state dict.
+
+    Args:
+      state_dict: Arrays or torch tensors by name. The number of classes and the grid are the
+        arrays' own, so heads and sizes other than the model's default work.
+      model: A registered name, a ModelSpec, a config mapping, or a linen module.
+      layout: Whose names these are: 'timm'.
+
+    Returns:
+      {'params': nested dict of NumPy arrays of their own memory}, dtypes as given; blocks are
+      stacked if the model scans over them.
+
+    Raises:
+      UserError: for missing or unexpected names (both sides listed) or wrong shapes.
+    """
+    config = describe.config_of(model)
+    theirs = {name: to_numpy(x) for name, x in state_dict.items()}
+    ours = imported(theirs, config, layout)
+    flat = {name: np.array(x, order="C") for name, x in ours.items()}
+    check_params(config, flat)
+    params = unflatten(flat)
+    return {"params": stack_blocks(params) if describe.is_scanned(config) else params}
+
+
+def to_torch(variables: Mapping[str, Any], model: Any, layout: str = "timm") -> dict[str, Any]:
+    """The state dict that another library loads strictly; the inverse of `from_torch`.
+
+    Args:
+      variables: {'params': nested dict of NumPy or JAX arrays}, blocks stacked or not.
+      model: As for `from_torch`.
+      layout: As for `from_torch`.
+
+    Returns:
+      NumPy arrays by name, of their own memory.
+
+    Raises:
+      UserError: if the parameters are not this model's, or the library has no such layer
+        (`pre_logits`; see `drop_pre_logits`).
+    """
+    config = describe.config_of(model)
+    ours = arrays(unstack_blocks(variables.get("params", variables)))
+    ours = {name: to_numpy(x) for name, x in ours.items()}
+    theirs = exported(ours, config, layout)
+    check_params(config, ours)
+    return {name: np.array(x, order="C") for name, x in theirs.items()}
+
+
+def imported(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], layout: str) -> Imported:
+    """Our tensors, lazily, from a state dict of that layout."""
+    library = _library(layout)
+    without = library.table(config, head=False)
+    with_head = library.table(config, head=True)
+    head = {r.theirs for r in with_head} - {r.theirs for r in without}
+    rows = with_head if head & theirs.keys() else without
+    return Imported(rows, theirs, ignore=library.IGNORE, **describe.num_heads(config))
+
+
+def exported(ours: Mapping[str, np.ndarray], config: Mapping[str, Any], layout: str) -> Exported:
+    """A state dict of that layout, lazily, from our unstacked flat tensors."""
+    head = any(name.startswith("head/") for name in ours)
+    rows = _library(layout).table(config, head=head)
+    return Exported(rows, ours, **describe.num_heads(config))
+
+
+def check_params(config: Mapping[str, Any], params: Mapping[str, Any]) -> None:
+    """Raises UserError for shapes that are not those of the model with this head and grid."""
+    shapes = describe.shapes_of(params)
+    check_shapes(
+        param_shapes(
+            config,
+            num_classes=describe.num_classes(shapes),
+            num_patches=describe.num_patches(config, shapes),
+        ),
+        params,
+    )
+
+
+def drop_pre_logits(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without `pre_logits` and without the head that reads it: features only.
+
+    The head was trained on the output of `pre_logits`; on anything else its logits mean nothing.
+    """
+    if "pre_logits" not in params:
+        return dict(params)
+    return {name: x for name, x in params.items() if name not in ("pre_logits", "head")}
+
+
+def _library(layout: str) -> Any:
+    if layout not in LAYOUTS:
+        raise UserError(f"unknown layout {layout!r}; known: {sorted(LAYOUTS)}")
+    return LAYOUTS[layout]
