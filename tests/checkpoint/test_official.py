@@ -10,6 +10,7 @@ from checkpoint_helpers import SHAPES, assert_equal_trees, narrow, narrow_params
 from recipes import GOLDEN, flatten, golden_json, random_params, unflatten
 
 from vit_jax import checkpoint
+from vit_jax.checkpoint.formats import open_archive
 from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
 from vit_jax.errors import UserError
 
@@ -238,3 +239,12 @@ def test_original_loads_what_we_save(tmp_path):
         assert theirs.keys() == ours.keys(), json.dumps(sorted(theirs.keys() ^ ours.keys()))
         for key in ours:
             np.testing.assert_array_equal(np.squeeze(theirs[key]), np.squeeze(ours[key]))
+
+
+def test_metadata_stays_out_of_the_parameters(tmp_path):
+    checkpoint.save(tmp_path / "x.npz", golden_tree(), metadata={"note": "a\nb"})
+    assert_equal_trees(checkpoint.load(tmp_path / "x.npz"), golden_tree())
+    with open_archive(tmp_path / "x.npz") as archive:
+        assert archive.metadata == {"note": "a\nb"}
+    with pytest.raises(UserError, match="metadata"):
+        checkpoint.save(tmp_path / "x.npz", golden_tree(), metadata={"note": "a" * 70_000})
