@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         _run(sys.argv[1:] if argv is None else list(argv))
-        sys.stdout.flush()
+        print(end="", flush=True)  # here, where a broken pipe is caught
     except UserError as error:
         return _fail(str(error))
     except BrokenPipeError:

@@ -222,10 +222,11 @@ def _from_file(path: pathlib.Path, spec: ModelSpec | None) -> Weights:
         return _fitted(spec, read, path)
     if _METADATA in metadata:
         return _described(metadata[_METADATA], read, path)
-    return _recognised(read, path)
+    return recognise(read, path)
 
 
-def _recognised(read: Reader, path: Path) -> Weights:
+def recognise(read: Reader, path: Path) -> Weights:
+    """The file as the first registered model that it fits; UserError if it fits none."""
     for spec in registered().values():
         with contextlib.suppress(UserError):
             return _fitted(spec, read, path)

@@ -23,16 +23,14 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints to stdout; a column whose name starts with `>` holds numbers, set to the right."""
     import rich.box
     import rich.console
     import rich.table
     import rich.text
 
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    # Text, not str: rich would read [brackets] in a file's or a class's name as markup.
-    table.title = rich.text.Text(title) if title else None
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(
             name.removeprefix(">"),
@@ -40,9 +38,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: st
             overflow="fold",
         )
     for row in rows:
+        # Text, not str: rich would read [brackets] in a class's name as markup.
         table.add_row(*map(rich.text.Text, row))
     console = rich.console.Console()
-    console.print(table, width=None if console.is_terminal else _UNLIMITED)
+    with console.capture() as rendered:
+        console.print(table, width=None if console.is_terminal else _UNLIMITED)
+    # Not printed by rich, which answers a broken pipe with an exit status of its own.
+    print(rendered.get(), end="")
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
             (str(row["rank"]), row["name"], f"{row['probability']:.2%}")
             for row in prediction["predictions"]
         ]
-        common.print_table((">rank", "class", ">probability"), rows, title=prediction["image"])
+        print(prediction["image"])
+        common.print_table((">rank", "class", ">probability"), rows)
 
 
 def predict(loaded: "LoadedModel", images: list[str], top: int) -> list[dict[str, Any]]:

@@ -1,0 +1,513 @@
+"""The command line from the outside: what it prints, its exit status, what it leaves behind."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from vit_jax.configs.models import MODEL_CONFIGS
+
+from vit_jax import checkpoint, cli, commands, inference, main
+from vit_jax.checkpoint.shapes import param_shapes
+from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.models.registry import registered
+
+ROOT = pathlib.Path(__file__).parents[1]
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+CLASSES = list(COLOURS)
+
+
+@pytest.fixture
+def vit_jax(capsys):
+    """Runs a command line in this process: (status, stdout, stderr)."""
+
+    def run(*argv):
+        capsys.readouterr()  # what fixtures printed
+        status = cli.main([str(a) for a in argv])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(vit_jax):
+    """Runs a command line that must fail for bad input, and returns the message."""
+
+    def run(*argv):
+        status, out, err = vit_jax(*argv)
+        assert (status, out) == (2, "")
+        assert err.startswith("vit-jax: error: ")
+        assert "Traceback" not in err
+        return err
+
+    return run
+
+
+def _paint(path, colour, rng):
+    noisy = np.clip(rng.normal(colour, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noisy).save(path)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """A folder of coloured noise: 24 images to train on, 9 to test, one of them mislabelled."""
+    folder, rng = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for n, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(8):
+            _paint(folder / "train" / name / f"{i}.png", colour, rng)
+        for i in range(2 + n):
+            _paint(folder / "test" / name / f"{i}.png", colour, rng)
+    _paint(folder / "test" / "red" / "3.png", COLOURS["blue"], rng)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def workdir(colours, tmp_path_factory):
+    """A real run of a few steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "colours"
+    options = {"dataset": colours, "pp.augment": "none", "batch": 8, "batch_eval": 4}
+    options |= {"model.transformer.num_layers": 1}
+    options |= {"total_steps": 8, "warmup_steps": 2, "eval_every": 8, "checkpoint_every": 8}
+    overrides = [f"--config.{name}={value}" for name, value in options.items()]
+    config = f"--config={ROOT / 'configs' / 'digits.py'}"
+    assert cli.main(["train", config, "--workdir", str(workdir), *overrides]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def npz(workdir):
+    path = workdir.parent / "colours.npz"
+    assert cli.main(["convert", str(workdir), str(path), "--to", "official"]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def safetensors(workdir):
+    path = workdir.parent / "colours.safetensors"
+    assert cli.main(["convert", str(workdir), str(path), "--to", "timm"]) == 0
+    return path
+
+
+# --- the frame -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_load_no_framework(option):
+    code = (
+        "import sys; from vit_jax import cli; status = cli.main(sys.argv[1:]);"
+        "heavy = {'jax', 'flax', 'torch', 'tensorflow_datasets', 'numpy', 'rich'};"
+        "sys.exit(status or ', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "vit-jax" in done.stdout
+
+
+def test_the_installed_script_reports_bad_input_on_stderr():
+    script = pathlib.Path(sys.executable).with_name("vit-jax")
+    done = subprocess.run([script, "predct"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "vit-jax: error: unknown command 'predct'. Did you mean 'predict'? "
+        "`vit-jax --help` lists them all.\n"
+    )
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_explains_itself(vit_jax, command):
+    status, out, err = vit_jax(command, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: vit-jax {command} ")
+    summary = vit_jax("--help")[1]
+    assert f"\n    {command} " in summary
+
+
+def test_no_command_prints_the_help(vit_jax):
+    status, out, err = vit_jax()
+    assert (status, out[:14]) == (2, "usage: vit-jax")
+    assert "train, eval, predict, convert, models" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["models", "--jsn"], "unknown argument '--jsn'. Did you mean '--json'?"),
+        (["models", "a", "b"], "unknown argument 'b'"),
+        (["predict"], "required: MODEL, IMAGE"),
+        (["eval", "x"], "required: --dataset"),
+        (["eval", "x", "--dataset=y", "--batch=z"], "--batch: invalid int value: 'z'"),
+        (["eval", "x", "--dataset=y", "--batch=0"], "--batch must be at least 1; got 0"),
+        (["predict", "x", "y", "--top=0"], "--top must be at least 1; got 0"),
+        (["train", "--workdir=x"], "required: --config"),
+        (["convert", "a", "b", "--to=torch"], "choose from 'official', 'timm'"),
+    ],
+)
+def test_bad_arguments(refused, argv, message):
+    assert message in refused(*argv)
+
+
+def test_interruption_gives_130(vit_jax, monkeypatch):
+    def interrupt(pattern):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vit_jax.commands.models.matching", interrupt)
+    assert vit_jax("models") == (130, "", "vit-jax: interrupted\n")
+
+
+def test_a_failing_system_call_is_the_users_a_bug_is_ours(vit_jax, refused, monkeypatch):
+    def fail(error):
+        def matching(pattern):
+            raise error
+
+        monkeypatch.setattr("vit_jax.commands.models.matching", matching)
+
+    fail(PermissionError(13, "Permission denied", "/there"))
+    assert refused("models") == "vit-jax: error: /there: Permission denied\n"
+    fail(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        vit_jax("models")
+
+
+@pytest.mark.parametrize("json_option", [[], ["--json"]])
+def test_a_reader_that_goes_away_is_no_error(json_option):
+    command = [sys.executable, "-m", "vit_jax.cli", "models", *json_option]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+# --- models --------------------------------------------------------------------------------------
+
+
+def test_models_lists_every_model(vit_jax):
+    status, out, err = vit_jax("models")
+    assert (status, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()[3:-1]] == list(registered())
+
+
+def test_models_shows_name_timm_name_parameters_size_and_cost(vit_jax):
+    _, out, _ = vit_jax("models", "ViT-L_16")
+    header, _, row = out.splitlines()[1:4]
+    assert header.split() == ["name", "timm", "name", "Mparams", "image", "GFLOPs"]
+    assert row.split() == ["ViT-L_16", "vit_large_patch16_224", "304.33", "224", "61.55"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("mixer-l", ["Mixer-L_16"]),  # in any case
+        ("mixer_l", ["Mixer-L_16", "mixer_l16_224"]),  # timm's name counts too
+        ("vit-?_32", ["ViT-S_32", "ViT-B_32", "ViT-L_32"]),
+        (
+            "*patch16_384",
+            [f"vit_{size}_patch16_384" for size in ("tiny", "small", "base", "large")],
+        ),
+    ],
+)
+def test_models_patterns(vit_jax, pattern, names):
+    _, out, _ = vit_jax("models", pattern, "--json")
+    assert [row["name"] for row in json.loads(out)] == names
+
+
+def test_models_json(vit_jax):
+    _, out, _ = vit_jax("models", "vit_tiny_patch16_384", "--json")
+    assert json.loads(out) == [
+        {
+            "name": "vit_tiny_patch16_384",
+            "timm_name": "vit_tiny_patch16_384",
+            "params": 5790376,
+            "image_size": 384,
+            "macs": 4682219520,
+        }
+    ]
+
+
+def test_models_without_a_match(refused):
+    assert "no model matches 'ViT-B_15'. Did you mean 'ViT-B_16'" in refused("models", "ViT-B_15")
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+def test_train_is_the_entry_point_of_the_original(vit_jax, monkeypatch):
+    given = []
+    monkeypatch.setattr(main, "run", given.extend)
+    argv = ["--config.batch=3", "--config", "c.py:x", "--workdir", "w", "--config.pp.crop", "8"]
+    assert vit_jax("train", *argv)[0] == 0
+    assert given == [
+        "--config=c.py:x", "--workdir=w", "--config.batch=3", "--config.pp.crop", "8",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ("nope.py", [], "No such file or directory: 'nope.py'"),
+        ("configs/vit.py:b17,cifar10", [], "'b17'. Did you mean 'b16'"),
+        ("configs/vit.py:b16,cifar11", [], "'cifar11'. Did you mean 'cifar10'"),
+        ("configs/digits.py", ["--config.btch=3"], 'Did you mean "batch"'),
+        ("configs/digits.py", ["--config.batch=many"], "--config.batch=many"),
+        ("configs/digits.py", ["--config.dataset=digitz"], "unknown dataset 'digitz'"),
+        ("configs/digits.py", ["--wrkdir=x"], "Did you mean: workdir"),
+    ],
+)
+def test_train_refuses(refused, monkeypatch, tmp_path, config, options, message):
+    monkeypatch.chdir(ROOT)
+    workdir = tmp_path / "run"
+    assert message in refused("train", f"--config={config}", f"--workdir={workdir}", *options)
+
+
+def test_train_refuses_a_workdir_that_cannot_be_written(refused, colours, tmp_path):
+    (tmp_path / "file").touch()
+    config = f"--config={ROOT / 'configs' / 'digits.py'}"
+    workdir = f"--workdir={tmp_path / 'file' / 'run'}"
+    error = refused("train", config, workdir, f"--config.dataset={colours}")
+    assert str(tmp_path / "file" / "run") in error
+
+
+# --- predict -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["workdir", "npz", "safetensors"])
+def test_predict_names_the_class_whatever_the_source(vit_jax, colours, source, request):
+    images = [str(colours / "test" / name / "0.png") for name in reversed(CLASSES)]
+    status, out, err = vit_jax("predict", request.getfixturevalue(source), *images, "--json")
+    assert (status, err) == (0, "")
+    predictions = json.loads(out)
+    assert [p["image"] for p in predictions] == images
+    for prediction, truth in zip(predictions, reversed(CLASSES), strict=True):
+        rows = prediction["predictions"]
+        assert [row["rank"] for row in rows] == [1, 2, 3]  # five asked for, three there are
+        assert rows[0]["name"] == truth
+        assert all(row["name"] == CLASSES[row["class"]] for row in rows)
+        assert sum(row["probability"] for row in rows) == pytest.approx(1)
+
+
+def test_predict_prints_a_table_for_each_image(vit_jax, workdir, tmp_path):
+    image = tmp_path / "[bold]x.png"  # no markup
+    _paint(image, COLOURS["green"], np.random.default_rng(1))
+    status, out, _ = vit_jax("predict", workdir, image, "--top=1")
+    title, _, header, _, row = out.splitlines()[:5]
+    assert status == 0
+    assert title == str(image)
+    assert header.split() == ["rank", "class", "probability"]
+    assert row.split()[:2] == ["1", "green"]
+    assert row.split()[2].endswith("%")
+
+
+def test_predictions_do_not_depend_on_their_number(workdir, colours):
+    loaded = inference.load_model(workdir)
+    image = loaded.read_image(colours / "test" / "red" / "0.png")
+    one = loaded.probabilities(image[None])
+    many = loaded.probabilities(np.broadcast_to(image, (33, *image.shape)))
+    assert many.shape == (33, 3)
+    np.testing.assert_allclose(many, np.broadcast_to(one, many.shape), atol=1e-6)
+
+
+def test_predict_refuses_a_bad_image_before_it_predicts(refused, workdir, colours, tmp_path):
+    good = colours / "test" / "red" / "0.png"
+    corrupt, text = tmp_path / "corrupt.jpg", tmp_path / "text.jpg"
+    Image.open(good).resize((200, 200)).save(corrupt)
+    corrupt.write_bytes(corrupt.read_bytes()[:-500])
+    text.write_text("no image")
+    for image in (tmp_path / "missing.jpg", tmp_path, corrupt, text):
+        assert str(image) in refused("predict", workdir, good, image)
+
+
+# --- what a model is read from -------------------------------------------------------------------
+
+
+@pytest.fixture
+def image(colours):
+    return colours / "test" / "red" / "0.png"
+
+
+def test_missing_and_unreadable_models(refused, image, tmp_path):
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "text.npz").write_text("no checkpoint")
+    assert "no such file" in refused("predict", tmp_path / "no.npz", image)
+    assert "run.json" in refused("predict", tmp_path, image)
+    for name in ("empty.npz", "text.npz"):
+        assert name in refused("predict", tmp_path / name, image)
+    assert str(image) in refused("predict", image, image)
+
+
+def test_a_damaged_file(refused, npz, safetensors, image, tmp_path):
+    for path in (npz, safetensors):
+        damaged = tmp_path / path.name
+        damaged.write_bytes(path.read_bytes()[:-1000])
+        assert str(damaged) in refused("predict", damaged, image)
+
+
+def test_the_wrong_model(refused, npz, safetensors, workdir, image):
+    error = refused("predict", npz, image, "--model=ViT-B_17")
+    assert "unknown model 'ViT-B_17'. Did you mean 'ViT-B_16'" in error
+    assert "does not hold a ViT-B_16" in refused("predict", npz, image, "--model=ViT-B_16")
+    assert "does not hold a Mixer-B_16" in refused("predict", npz, image, "--model=Mixer-B_16")
+    assert "does not hold a ViT-B_16" in refused("predict", safetensors, image, "--model=ViT-B_16")
+    assert "leave --model out" in refused("predict", workdir, image, "--model=ViT-B_16")
+
+
+def test_parameters_of_no_registered_model(refused, npz, image, tmp_path):
+    foreign = tmp_path / "foreign.npz"
+    checkpoint.save(foreign, checkpoint.load(npz))  # without the description that we write
+    assert "of no registered model" in refused("predict", foreign, image)
+
+
+def test_a_model_without_a_head(refused, npz, image, tmp_path):
+    weights = inference.load_weights(npz)
+    del weights.params["head"]
+    inference.save_weights(tmp_path / "features.npz", weights, "official")
+    assert "has no head" in refused("predict", tmp_path / "features.npz", image)
+
+
+def _zeros(config, num_classes, num_patches):
+    shapes = param_shapes(config, num_classes=num_classes, num_patches=num_patches)
+    return unflatten({name: np.broadcast_to(np.float32(0), s) for name, s in shapes.items()})
+
+
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
+def test_every_model_is_recognised_by_its_parameters(name):
+    config = MODEL_CONFIGS[name]
+    weights = inference.recognise(lambda _: _zeros(config, 7, 16 * 16), "x.npz")
+    assert weights.name == name
+    assert (weights.num_classes, weights.class_names) == (7, None)
+    # A ResNet shrinks the image before it is cut into patches, sixteen- or thirty-two-fold.
+    resnets = {"R+ViT-Ti_16": 32, "R50+ViT-B_16": 16}
+    pixels = resnets.get(name, 32 if name.startswith("R") else config.patches["size"][0])
+    assert weights.preprocess.size == 16 * pixels
+
+
+def test_a_pretrained_file_keeps_its_size_its_names_and_its_pre_logits():
+    config = MODEL_CONFIGS["ViT-Ti_16"].copy_and_resolve_references()
+    config.unlock().representation_size = 50
+    weights = inference.recognise(lambda _: _zeros(config, 21843, 24**2), "x.npz")
+    assert weights.preprocess.size == 384
+    assert weights.config["representation_size"] == 50
+    assert weights.class_names is not None
+    assert weights.class_names[0] == "organism, being"
+
+
+# --- eval ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_eval_counts_every_example_once(vit_jax, workdir, colours, batch):
+    argv = ("eval", workdir, "--dataset", colours, "--json", "--batch", batch)
+    status, out, err = vit_jax(*argv)
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    assert result == {
+        "dataset": str(colours),
+        "split": "test",
+        "num_examples": 9,
+        "top1": 8 / 9,
+    }
+    assert last["accuracy_test"] == pytest.approx(8 / 9)
+
+
+def test_eval_prints_one_line(vit_jax, npz, colours):
+    status, out, _ = vit_jax("eval", npz, "--dataset", colours, "--split", "train")
+    assert status == 0
+    assert out.startswith("top-1 ")
+    assert out.endswith(f"% ({colours} train, 24 examples)\n")
+
+
+class _Fixed:
+    """Logits that rank the classes 0, 1, 2, … for every image."""
+
+    weights = type("", (), {"num_classes": 7})
+
+    def logits(self, images):
+        return np.tile(-np.arange(7.0), (len(images), 1))
+
+
+def test_eval_figures_by_hand():
+    from vit_jax.commands.eval import evaluate
+
+    def batch(labels, mask):
+        image = np.zeros((len(labels), 2, 2, 3))
+        return {"image": image, "label": np.eye(7)[labels], "mask": np.array(mask, np.float32)}
+
+    # The last label would count as right, but is filling.
+    batches = [batch([0, 1], [1, 1]), batch([4, 6, 0], [1, 1, 0])]
+    assert evaluate(_Fixed(), batches) == {"num_examples": 4, "top1": 1 / 4, "top5": 3 / 4}
+
+
+def test_eval_refuses_bad_data(refused, workdir, colours, tmp_path):
+    (tmp_path / "empty" / "test").mkdir(parents=True)
+    (tmp_path / "two" / "test" / "a").mkdir(parents=True)
+    (tmp_path / "two" / "test" / "b").mkdir()
+    for name in "ab":
+        _paint(tmp_path / "two" / "test" / name / "0.png", (0, 0, 0), np.random.default_rng(0))
+    assert "digitz" in refused("eval", workdir, "--dataset=digitz")
+    assert "no images" in refused("eval", workdir, "--dataset", tmp_path / "empty")
+    assert "valid" in refused("eval", workdir, "--dataset", colours, "--split=valid")
+    error = refused("eval", workdir, "--dataset", tmp_path / "two")
+    assert "tells 3 classes apart" in error
+    assert "has 2" in error
+
+
+def test_eval_names_a_corrupt_image(refused, workdir, colours, tmp_path):
+    import shutil
+
+    shutil.copytree(colours, tmp_path / "data")
+    corrupt = tmp_path / "data" / "test" / "red" / "0.png"
+    corrupt.write_bytes(corrupt.read_bytes()[:200])
+    assert str(corrupt) in refused("eval", workdir, "--dataset", tmp_path / "data")
+
+
+# --- convert -------------------------------------------------------------------------------------
+
+
+def test_convert_there_and_back_is_exact(vit_jax, npz, tmp_path):
+    there, back = tmp_path / "there.safetensors", tmp_path / "back.npz"
+    status, out, _ = vit_jax("convert", npz, there, "--to=timm")
+    assert status == 0
+    assert out == f"ViT-digits: 38,083 parameters written to {there}\n"
+    assert vit_jax("convert", there, back, "--to=official")[0] == 0
+    first, last = inference.load_weights(npz), inference.load_weights(back)
+    assert first.preprocess == last.preprocess
+    assert first.class_names == last.class_names == CLASSES
+    ours, theirs = arrays(first.params), arrays(last.params)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_convert_refuses(refused, npz, tmp_path):
+    assert "writes .npz files" in refused(
+        "convert", npz, tmp_path / "x.safetensors", "--to=official"
+    )
+    assert "same file" in refused("convert", npz, npz, "--to=official")
+    assert "cannot write" in refused("convert", npz, tmp_path / "no" / "x.npz", "--to=official")
+    assert "no such file" in refused(
+        "convert", tmp_path / "no.npz", tmp_path / "x.npz", "--to=official"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_convert_leaves_the_old_file_when_writing_fails(refused, npz, tmp_path, monkeypatch):
+    target = tmp_path / "x.npz"
+    target.write_text("old")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np.lib.format, "write_array", full)
+    assert "No space left" in refused("convert", npz, target, "--to=official")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
+    assert target.read_text() == "old"
+
+
+def test_commands_are_the_modules_of_their_package():
+    modules = {p.stem for p in pathlib.Path(commands.__file__).parent.glob("[a-z]*.py")}
+    assert set(cli.COMMANDS) == modules - {"common"}
