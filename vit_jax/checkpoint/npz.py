@@ -25,6 +25,7 @@ from vit_jax.checkpoint.archive import (
 from vit_jax.errors import UserError
 
 _RAW16 = np.dtype("V2")
+_MAX_COMMENT = 65_535
 _CHUNK = 1 << 20
 # A file that unpacks to more than both is a bomb, not a checkpoint.
 _MAX_RATIO, _MAX_UNPACKED = 100, 4 << 30
@@ -119,6 +120,9 @@ def write_npz(
 
     Equal input gives equal bytes. Raises UserError when the file cannot be written.
     """
+    comment = json.dumps(dict(metadata)).encode() if metadata else b""
+    if len(comment) > _MAX_COMMENT:
+        raise UserError(f"{len(comment)} bytes of metadata; an npz file holds {_MAX_COMMENT}")
     with replacing(path) as f, zipfile.ZipFile(f, "w", allowZip64=True) as z:
         for name in tensors:
             x = np.asarray(to_numpy(tensors[name]), order="C")
@@ -127,7 +131,7 @@ def write_npz(
                 x = x.view(_RAW16)
             with z.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, x, allow_pickle=False)
-        z.comment = json.dumps(dict(metadata)).encode() if metadata else b""
+        z.comment = comment
 
 
 def _require_numbers(name: str, x: np.ndarray) -> None:
