@@ -5,6 +5,7 @@ that batch `step` is the same for any number of threads, workers or restarts.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -251,11 +252,14 @@ class _Padded:
         return self._length
 
     def __getitem__(self, index: int) -> Batch:
-        real = index < len(self._source)
-        example = self._transform(dict(self._source[index if real else 0]))
-        if not real:
-            example = {name: np.zeros_like(value) for name, value in example.items()}
-        return {**example, "mask": np.float32(real)}
+        if index >= len(self._source):
+            return self._blank
+        example = self._transform(dict(self._source[index]))
+        return {**example, "mask": np.ones((), np.float32)}
+
+    @functools.cached_property
+    def _blank(self) -> Batch:
+        return {name: np.zeros_like(value) for name, value in self[0].items()}
 
 
 # --- from a config -------------------------------------------------------------------------------

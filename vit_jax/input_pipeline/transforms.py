@@ -17,6 +17,8 @@ from vit_jax.models.preprocess import Preprocess
 
 Record = dict[str, Any]
 
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright.
+
 
 class Transform(Protocol):
     """Maps a record to a new record; random ones need `rng`."""
@@ -77,11 +79,12 @@ def decode_image(encoded: bytes, name: str = "image") -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I") or upright.mode == "F":
-                upright = _eight_bits(upright)
-            return np.asarray(upright.convert("RGB"))
+        image = Image.open(io.BytesIO(encoded))
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _eight_bits(image)
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise a dozen types, SyntaxError among them.
         raise UserError(f"cannot decode {name}: {error or type(error).__name__}") from error
 
@@ -241,11 +244,12 @@ class RandomShift:
     pixels: int
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
-        down, right = _rng(rng, self).integers(-self.pixels, self.pixels, 2, endpoint=True)
-        margin = ((self.pixels, self.pixels), (self.pixels, self.pixels), (0, 0))
-        padded = np.pad(record["image"], margin)
-        height, width = record["image"].shape[:2]
-        top, left = self.pixels - down, self.pixels - right
+        most, image = self.pixels, record["image"]
+        height, width, channels = image.shape
+        top, left = _rng(rng, self).integers(0, 2 * most, 2, endpoint=True)
+        # np.pad does the same ten times slower, which counts for small images.
+        padded = np.zeros((height + 2 * most, width + 2 * most, channels), image.dtype)
+        padded[most : most + height, most : most + width] = image
         return {**record, "image": padded[top : top + height, left : left + width]}
 
 

@@ -1,0 +1,249 @@
+"""Batches: what is in them, in which order, whatever reads them."""
+
+import itertools
+import shutil
+
+import grain
+import numpy as np
+import pytest
+
+from vit_jax import input_pipeline
+from vit_jax.errors import UserError
+from vit_jax.input_pipeline import loader
+from vit_jax.input_pipeline.loader import Reading, TestDataset, TrainDataset
+
+
+class Numbers:
+    """A source whose example i is the number i."""
+
+    num_classes = 3
+    int2str = staticmethod(str)
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        return {"image": b"", "label": index % 3, "name": str(index)}
+
+
+class Number:
+    """The transform of `Numbers`: (number, a random draw)."""
+
+    def __call__(self, record, rng=None):
+        draw = rng.random() if rng else 0.0
+        image = np.array([float(record["name"]), draw])
+        return {"image": image, "label": np.eye(3, dtype=np.float32)[record["label"]]}
+
+
+def numbers(batches, count: int) -> list[int]:
+    taken = itertools.islice(batches, count)
+    return np.concatenate([batch["image"][:, 0] for batch in taken]).astype(int).tolist()
+
+
+def train(count: int, batch_size: int, seed: int = 0, **reading) -> TrainDataset:
+    source, transform = Numbers(count), Number()
+    return TrainDataset(
+        source, transform, batch_size=batch_size, seed=seed, reading=Reading(**reading)
+    )
+
+
+def assert_same(left, right) -> None:
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name])
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(12, 4), (10, 4), (7, 7), (3, 8), (1, 2)])
+def test_epochs_hold_every_example_once(count, batch_size):
+    stream = numbers(train(count, batch_size).iterate(), 3 * count)
+    epochs = [stream[i : i + count] for i in range(0, 3 * count, count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    if count >= 7:
+        assert len({tuple(epoch) for epoch in epochs} | {tuple(range(count))}) == 4
+
+
+def test_batch_is_a_function_of_seed_and_step():
+    whole = list(itertools.islice(train(10, 4).iterate(), 30))
+    for step in (0, 1, 2, 3, 7, 29):
+        assert_same(next(train(10, 4).iterate(step)), whole[step])
+    assert_same(next(iter(train(10, 4))), whole[0])
+    assert_same(next(train(10, 4).as_numpy_iterator()), whole[0])
+    far = next(train(10, 4).iterate(10**9))
+    assert len(far["image"]) == 4
+    other = next(train(10, 4, seed=1).iterate())
+    assert not np.array_equal(other["image"], whole[0]["image"])
+
+
+def test_every_epoch_draws_anew():
+    draws = [b["image"][:, 1] for b in itertools.islice(train(6, 6).iterate(), 50)]
+    assert len(np.unique(draws)) == 300
+
+
+def test_hosts_share_a_batch():
+    whole = train(10, 6).iterate()
+    hosts = [train(10, 6, process_index=i, process_count=3).iterate() for i in range(3)]
+    for _ in range(5):
+        parts = [next(host) for host in hosts]
+        assert [len(part["image"]) for part in parts] == [2, 2, 2]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        assert_same(joined, next(whole))
+    with pytest.raises(UserError, match="batch of 6 does not divide among 4 processes"):
+        train(10, 6, process_count=4)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 5])
+def test_prefetch_changes_nothing(prefetch):
+    plain, other = train(10, 4).iterate(2), train(10, 4, prefetch=prefetch).iterate(2)
+    for _ in range(6):
+        assert_same(next(plain), next(other))
+
+
+def test_worker_processes_change_nothing(config):
+    plain, plain_test = input_pipeline.get_datasets(config)
+    config.data.num_workers = 2
+    workers, workers_test = input_pipeline.get_datasets(config)
+    for start in (0, 5):
+        pairs = zip(plain.iterate(start), workers.iterate(start), strict=False)
+        for left, right in itertools.islice(pairs, 5):
+            assert_same(left, right)
+    left, right = list(plain_test), list(workers_test)
+    assert len(left) == len(right) == 3
+    for one, other in zip(left, right, strict=True):
+        assert_same(one, other)
+
+
+# --- testing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (8, 4), (3, 8), (7, 1), (1, 1)])
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_every_example_is_counted_once(count, batch_size, hosts):
+    if batch_size % hosts:
+        pytest.skip("such hosts cannot share such a batch")
+    seen = []
+    for host in range(hosts):
+        reading = Reading(process_index=host, process_count=hosts)
+        dataset = TestDataset(Numbers(count), Number(), batch_size=batch_size, reading=reading)
+        batches = list(dataset)
+        assert len(batches) == len(dataset) == -(-count // batch_size)
+        assert dataset.num_examples == count
+        for batch in batches:
+            assert batch["mask"].shape == (batch_size // hosts,)
+            assert batch["mask"].dtype == np.float32
+            real = batch["mask"] == 1
+            seen.extend(batch["image"][real, 0].astype(int))
+            assert not batch["mask"][~real].any()
+            assert not batch["image"][~real].any()
+            assert not batch["label"][~real].any()
+        assert [len(list(dataset)) for _ in range(2)] == [len(dataset)] * 2
+    assert sorted(seen) == list(range(count))
+
+
+# --- from a config -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("augment", loader.AUGMENTATIONS)
+@pytest.mark.parametrize("resize", [None, 20])
+def test_batches(config, augment, resize):
+    config.pp.augment, config.pp.resize = augment, resize
+    train_set, test_set = input_pipeline.get_datasets(config)
+    for batch, rows in ((next(iter(train_set)), 6), (next(iter(test_set)), 4)):
+        assert batch["image"].shape == (rows, 16, 16, 3)
+        assert batch["image"].dtype == batch["label"].dtype == np.float32
+        assert -1 <= batch["image"].min() < batch["image"].max() <= 1
+        np.testing.assert_array_equal(batch["label"].sum(axis=1), np.ones(rows))
+
+
+def test_evaluation_honours_resize(config):
+    """Without `resize` the image is squashed to `crop`; with it, resized and then cropped."""
+    from vit_jax.input_pipeline import transforms as tr
+
+    image = tr.Decode()(loader.FolderSource(f"{config.dataset}/test")[0])["image"]
+    for resize, pixels in (
+        (None, tr.resize_bilinear(image, 16, 16)),
+        (20, tr.resize_bilinear(image, 20, 20)[2:18, 2:18]),
+    ):
+        config.pp.resize = resize
+        _, test_set = input_pipeline.get_datasets(config)
+        np.testing.assert_allclose(next(iter(test_set))["image"][0], pixels / 127.5 - 1, atol=1e-6)
+
+
+def test_augmentation_differs_from_example_to_example(config):
+    config.batch = 32  # 16 images, so that each is there twice.
+    for augment, varies in (("inception", True), ("crop", True), ("digits", True), ("none", False)):
+        config.pp.augment, config.pp.resize = augment, 20
+        train_set, _ = input_pipeline.get_datasets(config)
+        images = next(iter(train_set))["image"]
+        assert (len(np.unique(images.reshape(32, -1), axis=0)) > 16) is varies, augment
+
+
+def test_tfds_dataset(config, digits_dir):
+    config.dataset, config.tfds_data_dir = "digits", digits_dir
+    config.pp.train, config.pp.augment, config.batch_eval = "train[:98%]", "digits", 100
+    train_set, test_set = input_pipeline.get_datasets(config)
+    assert (train_set.num_examples, test_set.num_examples) == (1408, 360)
+    assert train_set.num_classes == 10
+    assert sum(batch["mask"].sum() for batch in test_set) == 360
+    again, _ = input_pipeline.get_datasets(config)
+    assert_same(next(train_set.iterate(3)), next(again.iterate(3)))
+
+
+def test_original_configs_work(folder):
+    """A config as the original's tests write it: half of `pp` is missing; 16 images fill 64."""
+    from ml_collections import ConfigDict
+
+    config = ConfigDict({"dataset": str(folder), "batch": 64, "batch_eval": 8, "pp": {"crop": 32}})
+    train_set, test_set = input_pipeline.get_datasets(config)
+    assert next(iter(train_set))["image"].shape == (64, 32, 32, 3)
+    assert sum(batch["mask"].sum() for batch in test_set) == 10
+    for mode in ("train", "test"):
+        directory = f"{folder}/{mode}"
+        one = input_pipeline.get_data_from_directory(config=config, directory=directory, mode=mode)
+        assert one.num_examples == {"train": 16, "test": 10}[mode]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("pp.augment", "inceptoin", "unknown config.pp.augment.*Did you mean 'inception'"),
+        ("pp.crop", 0, "config.pp.crop must be an integer of at least 1, got 0"),
+        ("pp.crop", 22.5, "config.pp.crop must be an integer"),
+        ("pp.resize", 8, r"config.pp.resize \(8\) is smaller than pp.crop \(16\)"),
+        ("batch", 0, "config.batch must be an integer of at least 1"),
+        ("batch_eval", -4, "config.batch_eval must be an integer of at least 1"),
+        ("data.num_workers", -1, "config.data.num_workers must be an integer of at least 0"),
+        ("prefetch", -1, "config.prefetch must be an integer of at least 0"),
+        ("seed", -1, "config.seed must be an integer of at least 0"),
+        ("dataset", "cifar1", "unknown dataset 'cifar1'"),
+    ],
+)
+def test_bad_setting(config, field, value, message):
+    config = config.copy_and_resolve_references()
+    place, _, name = field.rpartition(".")
+    with config.ignore_type():
+        (config[place] if place else config)[name] = value
+    with pytest.raises(UserError, match=message):
+        input_pipeline.get_datasets(config)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_corrupt_image_is_named(config, tmp_path, num_workers):
+    shutil.copytree(config.dataset, tmp_path, dirs_exist_ok=True)
+    bad = tmp_path / "train" / "china" / "0.jpg"
+    bad.write_bytes(bad.read_bytes()[:200])
+    config.dataset, config.data.num_workers = str(tmp_path), num_workers
+    train_set, _ = input_pipeline.get_datasets(config)
+    with pytest.raises(UserError, match=f"cannot decode {bad}"):
+        list(itertools.islice(train_set.iterate(), 3))
+
+
+def test_streams_are_grains(config):
+    """Grain's own iterator: it prefetches, and `orbax` can save its place."""
+    train_set, _ = input_pipeline.get_datasets(config)
+    assert isinstance(train_set.iterate(), grain.DatasetIterator)
