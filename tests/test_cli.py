@@ -1,5 +1,6 @@
 """The command line from the outside: what it prints, its exit status, what it leaves behind."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -367,6 +368,20 @@ def test_a_model_without_a_head(refused, npz, image, tmp_path):
     del weights.params["head"]
     inference.save_weights(tmp_path / "features.npz", weights, "official")
     assert "has no head" in refused("predict", tmp_path / "features.npz", image)
+
+
+def test_a_scanned_model_in_bfloat16_predicts_like_the_plain_one(npz, image, tmp_path):
+    plain = inference.load_model(npz)
+    weights = plain.weights
+    config = {**weights.config, "transformer": {**weights.config["transformer"], "scan": True}}
+    params = {name: x.astype("bfloat16") for name, x in arrays(weights.params).items()}
+    other = dataclasses.replace(weights, config=config, params=unflatten(params))
+    inference.save_weights(tmp_path / "scanned.npz", other, "official")
+    scanned = inference.load_model(tmp_path / "scanned.npz")
+    assert "encoderblock" in scanned.variables["params"]["Transformer"]
+    pixels = plain.read_image(image)[None]
+    np.testing.assert_allclose(scanned.logits(pixels), plain.logits(pixels), atol=0.05)
+    assert scanned.logits(pixels).dtype == np.float32
 
 
 def _zeros(config, num_classes, num_patches):
