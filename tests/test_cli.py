@@ -384,6 +384,15 @@ def test_a_scanned_model_in_bfloat16_predicts_like_the_plain_one(npz, image, tmp
     assert scanned.logits(pixels).dtype == np.float32
 
 
+def test_class_names_that_an_npz_cannot_hold_are_left_out(npz, tmp_path):
+    long = [letter * 30_000 for letter in "abc"]
+    weights = dataclasses.replace(inference.load_weights(npz), class_names=long)
+    for to, suffix, names in (("official", "npz", None), ("timm", "safetensors", long)):
+        path = tmp_path / f"x.{suffix}"
+        inference.save_weights(path, weights, to)
+        assert inference.load_weights(path).class_names == names
+
+
 def _zeros(config, num_classes, num_patches):
     shapes = param_shapes(config, num_classes=num_classes, num_patches=num_patches)
     return unflatten({name: np.broadcast_to(np.float32(0), s) for name, s in shapes.items()})

@@ -30,6 +30,7 @@ Path = str | os.PathLike[str]
 Reader = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 _METADATA = "vit_jax"  # key in a file's metadata under which the model is described
+_NPZ_METADATA = 65_535  # bytes that an npz file can carry
 _BATCH = 32  # images that `probabilities` passes through the model at once
 
 
@@ -175,7 +176,8 @@ def save_weights(path: Path, weights: Weights, to: str) -> None:
 
     Args:
       path: Appears whole or not at all.
-      weights: What to write.
+      weights: What to write. A .npz has no room for more than some 60 kB of class names, and
+        is written without them.
       to: 'official' for the released .npz layout, 'timm' for .safetensors in timm's names.
 
     Raises:
@@ -183,6 +185,8 @@ def save_weights(path: Path, weights: Weights, to: str) -> None:
     """
     metadata = {_METADATA: _description(weights)}
     if to == "official":
+        if len(json.dumps(metadata)) > _NPZ_METADATA:  # thousands of classes: do without names
+            metadata = {_METADATA: _description(dataclasses.replace(weights, class_names=None))}
         official.save(path, weights.params, metadata=metadata)
     elif to == "timm":
         timm_file.save_timm(
