@@ -3,7 +3,7 @@
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, NamedTuple
 
 import ml_dtypes
@@ -54,6 +54,15 @@ class Archive(Mapping[str, np.ndarray]):
         """The tensor; readers override this."""
         raise NotImplementedError
 
+    def read_slice(self, name: str, index: int) -> np.ndarray:
+        """`read(name)[index]`; readers that can do with less override this."""
+        return self.read(name)[index]
+
+    def slice(self, name: str, index: int) -> np.ndarray:
+        """One layer of a stacked tensor, without holding the others in memory if possible."""
+        with reading(self.path, self.format):
+            return self.read_slice(name, index)
+
     def close(self) -> None:
         """Readers with an open file override this."""
 
@@ -81,14 +90,54 @@ def as_bytes(x: np.ndarray) -> memoryview:
     return memoryview(x.reshape(-1).view(np.uint8))  # pyright: ignore[reportArgumentType]
 
 
-class Renamed(Mapping[str, np.ndarray]):
-    """A lazy view of some tensors under other names: `names` maps new to old."""
+class View(Mapping[str, np.ndarray]):
+    """A lazy view of an archive: some of its tensors, or slices of them, under other names.
 
-    def __init__(self, source: Mapping[str, np.ndarray], names: Mapping[str, str]):
-        self._source, self._names = source, names
+    Args:
+      archive: What is looked at.
+      names: New name -> old name, and which slice of its leading axis (None: all of it).
+    """
+
+    def __init__(self, archive: Archive, names: Mapping[str, tuple[str, int | None]]):
+        self._archive, self._names = archive, names
+        self.specs = {
+            new: archive.specs[old]
+            if index is None
+            else Spec(archive.specs[old].shape[1:], archive.specs[old].dtype)
+            for new, (old, index) in names.items()
+        }
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._source[self._names[name]]
+        old, index = self._names[name]
+        return self._archive[old] if index is None else self._archive.slice(old, index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Edited(Mapping[str, np.ndarray]):
+    """A lazy mapping with some tensors changed, some dropped and some added."""
+
+    def __init__(
+        self,
+        source: Mapping[str, np.ndarray],
+        *,
+        changed: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+        dropped: Iterable[str] = (),
+        added: Mapping[str, Callable[[], np.ndarray]] | None = None,
+    ):
+        self._source, self._changed, self._added = source, changed or {}, added or {}
+        gone = {*dropped, *self._added}
+        self._names = [*(n for n in source if n not in gone), *self._added]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._added:
+            return self._added[name]()
+        x = self._source[name]
+        return self._changed[name](x) if name in self._changed else x
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -7,6 +7,7 @@ code, which takes every member for one.
 
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,7 @@ from vit_jax.errors import UserError
 
 _RAW16 = np.dtype("V2")
 _MAX_COMMENT = 65_535
+_LOCAL_HEADER = 30
 _CHUNK = 1 << 20
 # A file that unpacks to more than both is a bomb, not a checkpoint.
 _MAX_RATIO, _MAX_UNPACKED = 100, 4 << 30
@@ -79,6 +81,22 @@ class Npz(Archive):
                 at += len(part)
             f.read(1)  # at the end, the zip reader compares the checksum
         return x.T if fortran else x
+
+    def read_slice(self, name: str, index: int) -> np.ndarray:
+        member = self._zip.getinfo(f"{name}.npy")
+        with self._zip.open(member) as f:
+            spec, fortran, skip = _header(f, name)
+        if member.compress_type != zipfile.ZIP_STORED or fortran:
+            return self.read(name)[index]
+        x = np.empty(spec.shape[1:], spec.dtype)
+        with open(self.path, "rb") as f:
+            f.seek(member.header_offset)
+            # The local header's own name and extra field may differ from the directory's.
+            lengths = struct.unpack("<26xHH", f.read(_LOCAL_HEADER))
+            f.seek(member.header_offset + _LOCAL_HEADER + sum(lengths) + skip + index * x.nbytes)
+            if f.readinto(as_bytes(x)) != x.nbytes:
+                raise UserError(f"{str(self.path)!r}: {name!r} ends early")
+        return x
 
     def close(self) -> None:
         self._zip.close()

@@ -7,31 +7,33 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint.archive import Archive, Renamed, to_numpy
-from vit_jax.checkpoint.formats import open_archive, write_npz
+from vit_jax.checkpoint.archive import to_numpy
+from vit_jax.checkpoint.formats import write_npz
 from vit_jax.checkpoint.resize import Grid, interpolate_posembed
-from vit_jax.checkpoint.rules import Exported, Imported, listed
+from vit_jax.checkpoint.rules import Exported, listed
 from vit_jax.checkpoint.scan import is_stacked, stack_blocks, unstack_blocks
 from vit_jax.checkpoint.shapes import check_shapes
+from vit_jax.checkpoint.source import open_source
 from vit_jax.checkpoint.tables import released
 from vit_jax.checkpoint.tree import arrays, flatten, unflatten
 from vit_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Trainers put the parameters beside the optimizer's state.
-_PREFIXES = ("opt/target/", "params/")
 _POSEMB = "Transformer/posembed_input/pos_embedding"
 
 
-def load(path: str | os.PathLike) -> dict[str, Any]:
-    """Parameters of a checkpoint, whatever its layout.
+def load(path: str | os.PathLike, model: Any = None) -> dict[str, Any]:
+    """Parameters of a checkpoint, whatever its format and layout.
 
-    Reads linen and released spelling, GroupNorm of shape (1, 1, 1, C), bfloat16 stored as raw
-    bytes, parameters below `params/` or `opt/target/`, and stacked blocks.
+    Reads official files in linen and released spelling (GroupNorm of shape (1, 1, 1, C), bfloat16
+    stored as raw bytes, parameters below `params/` or `opt/target/`, stacked blocks), those of
+    big_vision, timm's state dicts and Hugging Face directories.
 
     Args:
-      path: A file.
+      path: A file, or a Hugging Face directory.
+      model: Registered name or config, needed where a PyTorch file leaves the number of heads
+        open.
 
     Returns:
       Nested dict of NumPy arrays in linen names, unstacked, dtypes as stored.
@@ -39,18 +41,8 @@ def load(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UserError: for a file that is missing, unreadable, damaged, or holds Python objects.
     """
-    with open_archive(path) as archive:
-        return unstack_blocks(unflatten(dict(linen(archive))))
-
-
-def linen(file: Archive) -> Imported:
-    """The file's parameters under linen names, lazily; blocks stay as they are stored."""
-    prefix = next((p for p in _PREFIXES if any(n.startswith(p) for n in file)), "")
-    names = {n.removeprefix(prefix): n for n in file if n.startswith(prefix)}
-    if skipped := sorted(set(file) - set(names.values())):
-        log.info("not parameters, skipped: %s", listed(skipped))
-    rows = released.reading({new: file.specs[old].shape for new, old in names.items()})
-    return Imported(rows, Renamed(file, names))
+    with open_source(path, model) as source:
+        return unflatten({name: np.array(x, order="C") for name, x in source.params().items()})
 
 
 def save(

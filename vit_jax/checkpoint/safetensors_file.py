@@ -78,9 +78,15 @@ class Safetensors(Archive):
             )
 
     def read(self, name: str) -> np.ndarray:
-        spec = self.specs[name]
+        return self._at(name, self.specs[name], 0)
+
+    def read_slice(self, name: str, index: int) -> np.ndarray:
+        spec = Spec(self.specs[name].shape[1:], self.specs[name].dtype)
+        return self._at(name, spec, index * spec.nbytes)
+
+    def _at(self, name: str, spec: Spec, skip: int) -> np.ndarray:
         x = np.empty(spec.shape, spec.dtype)
-        self._file.seek(self._data + self._offsets[name])
+        self._file.seek(self._data + self._offsets[name] + skip)
         if self._file.readinto(as_bytes(x)) != spec.nbytes:
             raise UserError(f"{str(self.path)!r}: {name!r} ends early")
         return x

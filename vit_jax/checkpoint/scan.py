@@ -21,24 +21,38 @@ def is_stacked(params: Mapping[str, Any]) -> bool:
     return any(_STACKED.fullmatch(name) for name in arrays(params))
 
 
+def stacked_names(
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, tuple[str, int | None]]:
+    """Unstacked name -> the stored one, and which of its layers (None: it is not stacked).
+
+    Raises UserError when the stacked tensors of one stack differ in their number of layers.
+    """
+    names: dict[str, tuple[str, int | None]] = {}
+    depths: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if not (m := _STACKED.fullmatch(name)):
+            names[name] = (name, None)
+            continue
+        depth = shape[0] if shape else 0
+        if depths.setdefault(m["stem"], depth) != depth:
+            raise UserError(
+                f"{name!r} stacks {depth} layers, others below {m['stem']!r} {depths[m['stem']]}"
+            )
+        names |= {f"{m['stem']}_{i}/{m['rest']}": (name, i) for i in range(depth)}
+    return names
+
+
 def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
     """`encoderblock/…` [layers, …] -> `encoderblock_0/… encoderblock_1/…`; others unchanged.
 
     Raises UserError when the stacked tensors of one stack differ in their number of layers.
     """
-    flat: dict[str, Any] = {}
-    depths: dict[str, int] = {}
-    for name, x in arrays(params).items():
-        if not (m := _STACKED.fullmatch(name)):
-            flat[name] = x
-            continue
-        depth = np.shape(x)[0] if np.ndim(x) else 0
-        if depths.setdefault(m["stem"], depth) != depth:
-            raise UserError(
-                f"{name!r} stacks {depth} layers, others below {m['stem']!r} {depths[m['stem']]}"
-            )
-        flat.update({f"{m['stem']}_{i}/{m['rest']}": x[i] for i in range(depth)})
-    return unflatten(flat)
+    flat = arrays(params)
+    names = stacked_names({name: np.shape(x) for name, x in flat.items()})
+    return unflatten(
+        {new: flat[old] if i is None else flat[old][i] for new, (old, i) in names.items()}
+    )
 
 
 def stack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:

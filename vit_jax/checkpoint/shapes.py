@@ -94,23 +94,35 @@ def _vit(config: Mapping[str, Any], num_patches: int) -> Iterator[tuple[str, Sha
         for i in range(config["transformer"]["num_layers"]):
             yield from _encoder_block(f"Transformer/encoderblock_{i}", width, config["transformer"])
         yield from _norm("Transformer/encoder_norm", width)
+    if config["classifier"] == "map":
+        yield from _map_head(width, config["transformer"])
     if config.get("representation_size") is not None:
         yield from _dense("pre_logits", width, config["representation_size"])
 
 
 def _encoder_block(name: str, width: int, config: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
-    heads = config["num_heads"]
-    if width % heads:
-        raise UserError(f"width {width} is no multiple of {heads} heads")
-    attention = f"{name}/MultiHeadDotProductAttention_0"
     yield from _norm(f"{name}/LayerNorm_0", width)
-    for part in ("query", "key", "value"):
-        yield f"{attention}/{part}/kernel", (width, heads, width // heads)
-        yield f"{attention}/{part}/bias", (heads, width // heads)
-    yield f"{attention}/out/kernel", (heads, width // heads, width)
-    yield f"{attention}/out/bias", (width,)
+    yield from _attention(f"{name}/MultiHeadDotProductAttention_0", width, config["num_heads"])
     yield from _norm(f"{name}/LayerNorm_1", width)
     yield from _mlp(f"{name}/MlpBlock_0", width, config["mlp_dim"])
+
+
+def _map_head(width: int, config: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
+    """big_vision's attention pooling; its sizes are those of a block."""
+    yield "MAPHead_0/probe", (1, 1, width)
+    yield from _attention("MAPHead_0/MultiHeadDotProductAttention_0", width, config["num_heads"])
+    yield from _norm("MAPHead_0/LayerNorm_0", width)
+    yield from _mlp("MAPHead_0/MlpBlock_0", width, config["mlp_dim"])
+
+
+def _attention(name: str, width: int, heads: int) -> Iterator[tuple[str, Shape]]:
+    if width % heads:
+        raise UserError(f"width {width} is no multiple of {heads} heads")
+    for part in ("query", "key", "value"):
+        yield f"{name}/{part}/kernel", (width, heads, width // heads)
+        yield f"{name}/{part}/bias", (heads, width // heads)
+    yield f"{name}/out/kernel", (heads, width // heads, width)
+    yield f"{name}/out/bias", (width,)
 
 
 def _resnet(config: Mapping[str, Any]) -> Generator[tuple[str, Shape], None, int]:

@@ -1,6 +1,6 @@
 """Parameters <-> state dicts of PyTorch libraries, NumPy in and out; torch is not needed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,11 @@ from vit_jax.checkpoint.archive import to_numpy
 from vit_jax.checkpoint.rules import Exported, Imported
 from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
 from vit_jax.checkpoint.shapes import check_shapes, param_shapes
-from vit_jax.checkpoint.tables import timm
+from vit_jax.checkpoint.tables import hf, timm
 from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.errors import UserError
 
-LAYOUTS = {"timm": timm}
+LAYOUTS = {"timm": timm, "hf": hf}
 
 
 def from_torch(state_dict: Mapping[str, Any], model: Any, layout: str = "timm") -> dict[str, Any]:
@@ -24,7 +24,7 @@ def from_torch(state_dict: Mapping[str, Any], model: Any, layout: str = "timm") 
       state_dict: Arrays or torch tensors by name. The number of classes and the grid are the
         arrays' own, so heads and sizes other than the model's default work.
       model: A registered name, a ModelSpec, a config mapping, or a linen module.
-      layout: Whose names these are: 'timm'.
+      layout: Whose names these are: 'timm' or 'hf'.
 
     Returns:
       {'params': nested dict of NumPy arrays of their own memory}, dtypes as given; blocks are
@@ -34,7 +34,9 @@ def from_torch(state_dict: Mapping[str, Any], model: Any, layout: str = "timm") 
       UserError: for missing or unexpected names (both sides listed) or wrong shapes.
     """
     config = describe.config_of(model)
-    theirs = {name: to_numpy(x) for name, x in state_dict.items()}
+    theirs = {
+        name: to_numpy(state_dict[old]) for name, old in respelled(state_dict, layout).items()
+    }
     ours = imported(theirs, config, layout)
     flat = {name: np.array(x, order="C") for name, x in ours.items()}
     check_params(config, flat)
@@ -68,11 +70,15 @@ def to_torch(variables: Mapping[str, Any], model: Any, layout: str = "timm") -> 
 def imported(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], layout: str) -> Imported:
     """Our tensors, lazily, from a state dict of that layout."""
     library = _library(layout)
-    without = library.table(config, head=False)
-    with_head = library.table(config, head=True)
-    head = {r.theirs for r in with_head} - {r.theirs for r in without}
-    rows = with_head if head & theirs.keys() else without
+    head = any(name.startswith(library.HEAD) for name in theirs)
+    rows = library.table(config, head=head)
     return Imported(rows, theirs, ignore=library.IGNORE, **describe.num_heads(config))
+
+
+def respelled(names: Iterable[str], layout: str) -> dict[str, str]:
+    """The table's spelling of a state dict's names -> their own, where a library has several."""
+    respell = getattr(_library(layout), "respell", lambda names: {n: n for n in names})
+    return respell(names)
 
 
 def exported(ours: Mapping[str, np.ndarray], config: Mapping[str, Any], layout: str) -> Exported:

@@ -1,6 +1,7 @@
 """timm's names (checked against 1.0.31) for the Google families.
 
-`table(config, head)` builds the table of one model. timm has no counterpart of `pre_logits` nor
+`table(config, head)` builds the table of one model; classifier 'map' is big_vision's attention
+pooling, which timm has and our models have not. timm has no counterpart of `pre_logits` nor
 of a Vision Transformer without encoder; both raise UserError.
 """
 
@@ -12,6 +13,7 @@ from vit_jax.errors import UserError
 from vit_jax.models.registry import family_of
 
 IGNORE = ()  # names in its state dicts that carry no information
+HEAD = "head."
 QKV = ("query", "key", "value")
 
 BIAS = rule("bias", "bias")
@@ -20,11 +22,20 @@ DENSE = rule("weight", "kernel", "o i -> i o") + BIAS
 KERNEL = rule("weight", "kernel", "o i h w -> h w i o")
 CONV = KERNEL + BIAS
 
-ATTENTION = (
-    rule("qkv.weight", tuple(f"{x}/kernel" for x in QKV), "(n heads d) c -> n c heads d")
-    + rule("qkv.bias", tuple(f"{x}/bias" for x in QKV), "(n heads d) -> n heads d")
-    + under("proj", "out", rule("weight", "kernel", "c (heads d) -> heads d c") + BIAS)
+HEADS = rule("weight", "kernel", "(heads d) c -> c heads d") + rule(
+    "bias", "bias", "(heads d) -> heads d"
 )
+OUT = rule("weight", "kernel", "c (heads d) -> heads d c") + BIAS
+
+
+def _merged(parts: tuple[str, ...]) -> Table:
+    """One linear layer on their side, several on ours."""
+    return rule(
+        "weight", tuple(f"{x}/kernel" for x in parts), "(n heads d) c -> n c heads d"
+    ) + rule("bias", tuple(f"{x}/bias" for x in parts), "(n heads d) -> n heads d")
+
+
+ATTENTION = under("qkv", "", _merged(QKV)) + under("proj", "out", OUT)
 MLP = under("fc1", "Dense_0", DENSE) + under("fc2", "Dense_1", DENSE)
 ENCODER_BLOCK = (
     under("norm1", "LayerNorm_0", NORM)
@@ -37,6 +48,15 @@ MIXER_BLOCK = (
     + under("mlp_tokens", "token_mixing", MLP)
     + under("norm2", "LayerNorm_1", NORM)
     + under("mlp_channels", "channel_mixing", MLP)
+)
+KV = ("key", "value")
+MAP_HEAD = (
+    rule("latent", "probe")
+    + under("q", "MultiHeadDotProductAttention_0/query", HEADS)
+    + under("kv", "MultiHeadDotProductAttention_0", _merged(KV))
+    + under("proj", "MultiHeadDotProductAttention_0/out", OUT)
+    + under("norm", "LayerNorm_0", NORM)
+    + under("mlp", "MlpBlock_0", MLP)
 )
 RESIDUAL_UNIT = [
     row
@@ -70,6 +90,8 @@ def _vit(config: Mapping[str, Any]) -> Table:
     rows += under("patch_embed.proj", "embedding", CONV)
     for i in range(config["transformer"]["num_layers"]):
         rows += under(f"blocks.{i}", f"Transformer/encoderblock_{i}", ENCODER_BLOCK)
+    if config["classifier"] == "map":
+        rows += under("attn_pool", "MAPHead_0", MAP_HEAD)
     return rows + under("norm", "Transformer/encoder_norm", NORM)
 
 

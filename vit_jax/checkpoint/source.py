@@ -1,0 +1,255 @@
+"""A checkpoint of any format, recognised and readable tensor by tensor under linen names."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint import describe, hf_dir, infer
+from vit_jax.checkpoint.archive import Archive, Edited, Spec, View
+from vit_jax.checkpoint.formats import open_archive
+from vit_jax.checkpoint.resize import Grid, sincos2d
+from vit_jax.checkpoint.rules import Imported, listed
+from vit_jax.checkpoint.scan import stacked_names
+from vit_jax.checkpoint.tables import big_vision, released
+from vit_jax.checkpoint.torch_names import imported, respelled
+from vit_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Tensors = Mapping[str, np.ndarray]
+
+# Trainers put the parameters beside the optimizer's state.
+_PREFIXES = ("opt/target/", "params/")
+_TIMM_NAMES = ("patch_embed.proj.weight", "stem.proj.weight")
+_HF_NAMES = ("embeddings.patch_embeddings.projection.weight",)
+
+
+@dataclasses.dataclass
+class Source:
+    """An open checkpoint. Close it, or use `with`.
+
+    Attributes:
+      archive: The file.
+      format: 'npz', 'safetensors', 'torch' or 'hf'.
+      layout: 'linen', 'released', 'big_vision', 'timm' or 'hf'.
+      config: Constructor fields of the model; None if the tensors are no known family's. Its
+        `num_heads` is None where nothing tells it.
+      skipped: Tensors of the file that are not parameters.
+      steps: What had to be done beyond renaming, in words.
+      notes: What the reader of the file should know.
+      described: Fields that a Hugging Face directory holds beside the weights.
+    """
+
+    archive: Archive
+    format: str
+    layout: str
+    view: View
+    to_linen: Callable[[Tensors], Tensors]
+    config: dict[str, Any] | None
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    steps: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    described: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def params(self) -> Tensors:
+        """The parameters under linen names, unstacked, each read when asked for."""
+        self.require_heads()
+        return self.to_linen(self.view)
+
+    def specs(self) -> dict[str, Spec]:
+        """Shape and dtype of every parameter; nothing is read."""
+        return specs_of(self.to_linen, self.view.specs)
+
+    def require_heads(self) -> None:
+        """Raises UserError if nothing tells the number of attention heads."""
+        transformer = (self.config or {}).get("transformer")
+        if transformer is not None and transformer["num_heads"] is None:
+            raise UserError(
+                f"{str(self.archive.path)!r} is no registered model, and nothing in it tells its "
+                "number of attention heads; name the model"
+            )
+
+    def close(self) -> None:
+        self.archive.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def specs_of(pipeline: Callable[[Tensors], Tensors], specs: Mapping[str, Spec]) -> dict[str, Spec]:
+    """What a pipeline makes of tensors of these shapes and dtypes, found on empty ones."""
+    made = pipeline({name: spec.dummy() for name, spec in specs.items()})
+    return {name: Spec(x.shape, x.dtype) for name, x in made.items()}
+
+
+def open_source(path: str | os.PathLike, model: Any = None, grid: Grid | None = None) -> Source:
+    """Opens and recognises a checkpoint.
+
+    Args:
+      path: A file, or a Hugging Face directory.
+      model: Name or config of the model in it, where the file does not tell.
+      grid: (rows, columns) of patches, needed only for files without position embeddings.
+
+    Raises:
+      UserError: for a file that is unreadable, damaged or of no known layout, or that does not
+        hold `model`.
+    """
+    path = pathlib.Path(path)
+    described = hf_dir.read(path) if path.is_dir() else {}
+    archive = open_archive(hf_dir.weights(path) if path.is_dir() else path)
+    try:
+        source = _recognised(archive, grid, describe.config_of(model) if model else None, described)
+        if model is not None:
+            _require_model(source, describe.config_of(model))
+        return source
+    except BaseException:
+        archive.close()
+        raise
+
+
+def _recognised(
+    archive: Archive,
+    grid: Grid | None,
+    wanted: Mapping[str, Any] | None,
+    described: dict[str, Any],
+) -> Source:
+    if any(n in archive for n in _TIMM_NAMES):
+        return _torch_source(archive, "timm", wanted, described)
+    if any(n.removeprefix("vit.") in _HF_NAMES for n in archive):
+        return _torch_source(archive, "hf", wanted, described)
+    return _linen_source(archive, grid)
+
+
+def _linen_source(archive: Archive, grid: Grid | None) -> Source:
+    prefix = next((p for p in _PREFIXES if any(n.startswith(p) for n in archive)), "")
+    names = {n.removeprefix(prefix): n for n in archive if n.startswith(prefix)}
+    skipped = sorted(set(archive) - set(names.values()))
+    if skipped:
+        log.info("not parameters, skipped: %s", listed(skipped))
+    unstacked = stacked_names({new: archive.specs[old].shape for new, old in names.items()})
+    view = View(archive, {n: (names[stack], i) for n, (stack, i) in unstacked.items()})
+    shapes = {n: s.shape for n, s in view.specs.items()}
+    steps: list[str] = []
+    if any(n.startswith("Transformer/") for n in shapes) and _lacks_positions(shapes):
+        layout, to_linen = "big_vision", _sincos_reader(shapes, grid, steps)
+    elif big_vision.is_big_vision(shapes):
+        layout, to_linen = "big_vision", _big_vision_reader(shapes, steps)
+    else:
+        rows = released.reading(shapes)
+        old = any("MultiHeadDotProductAttention_1/" in n for n in shapes)
+        layout, to_linen = ("released" if old else "linen"), lambda x: Imported(rows, x)
+    source = Source(archive, archive.format, layout, view, to_linen, None, skipped, steps)
+    try:
+        source.config = infer.from_linen({n: s.shape for n, s in source.specs().items()})
+    except UserError as e:
+        source.notes.append(f"no model of ours: {e}")
+    return source
+
+
+def _lacks_positions(shapes: Mapping[str, Any]) -> bool:
+    return "embedding/kernel" in shapes and not any("pos_embedding" in n for n in shapes)
+
+
+def _big_vision_reader(shapes: Mapping[str, Any], steps: list[str]) -> Callable[[Tensors], Tensors]:
+    rows = big_vision.reading(shapes)
+    positions = next(r.theirs for r in rows if r.ours == (big_vision.POSEMB,))
+    num_tokens = shapes[positions][1]
+    if "cls" not in shapes or big_vision.has_class_position(num_tokens):
+        return lambda x: Imported(rows, x)
+    steps.append("position 0 of the class token added (it is folded into `cls`)")
+    changed = {big_vision.POSEMB: add_class_position}
+    return lambda x: Edited(Imported(rows, x), changed=changed)
+
+
+def _sincos_reader(
+    shapes: Mapping[str, Any], grid: Grid | None, steps: list[str]
+) -> Callable[[Tensors], Tensors]:
+    rows = big_vision.reading(shapes)
+    if grid is None:
+        raise UserError(
+            "the file holds no position embeddings: its model computes them (sincos2d), and only "
+            "the image size tells how many; give it"
+        )
+    steps.append(f"sincos2d position embeddings computed for a grid of {grid[0]} × {grid[1]}")
+    width = shapes["embedding/kernel"][-1]
+
+    def positions() -> np.ndarray:
+        table = sincos2d(grid, width)
+        return add_class_position(table) if "cls" in shapes else table
+
+    return lambda x: Edited(Imported(rows, x), added={big_vision.POSEMB: positions})
+
+
+def add_class_position(posemb: np.ndarray) -> np.ndarray:
+    """[1, N, D] -> [1, 1 + N, D]: a zero for a class token that has no position."""
+    return np.concatenate([np.zeros_like(posemb[:, :1]), posemb], axis=1)
+
+
+def _torch_source(
+    archive: Archive,
+    layout: str,
+    wanted: Mapping[str, Any] | None,
+    described: dict[str, Any],
+) -> Source:
+    view = View(archive, {new: (old, None) for new, old in respelled(archive, layout).items()})
+    skeleton = infer.skeleton(view, layout)
+    one_head = specs_of(lambda x: imported(x, skeleton, layout), view.specs)
+    config = infer.from_linen({n: s.shape for n, s in one_head.items()})
+    if config.get("transformer") is not None:
+        heads = _recorded_heads(archive, described)
+        if heads is None and wanted is not None:
+            heads = wanted["transformer"]["num_heads"]
+        if heads is None:
+            config = infer.with_known_heads(config)
+        else:
+            config["transformer"]["num_heads"] = heads
+    source = Source(
+        archive,
+        "hf" if described else archive.format,
+        layout,
+        view,
+        lambda x: imported(x, config, layout),
+        config,
+        described=described,
+    )
+    source.notes += hf_dir.notes(described)
+    return source
+
+
+def _recorded_heads(archive: Archive, described: Mapping[str, Any]) -> int | None:
+    if described:
+        return described["config"]["num_attention_heads"]
+    for key, path in (("vit_jax", ("config", "transformer")), ("timm", ("model_args",))):
+        fields = metadata_json(archive, key)
+        for part in path:
+            fields = fields.get(part) if isinstance(fields, dict) else None
+        if isinstance(fields, dict) and isinstance(fields.get("num_heads"), int):
+            return fields["num_heads"]
+    return None
+
+
+def metadata_json(archive: Archive, key: str) -> Any:
+    """A JSON field of the file's metadata; {} if it is absent or something else."""
+    try:
+        return json.loads(archive.metadata.get(key, "{}"))
+    except ValueError:
+        return {}
+
+
+def _require_model(source: Source, wanted: Mapping[str, Any]) -> None:
+    if source.config is None:
+        raise UserError(f"{str(source.archive.path)!r}: {'; '.join(source.notes)}")
+    got, want = infer.sizes(source.config), infer.sizes(wanted)
+    if got != want:
+        raise UserError(
+            f"{str(source.archive.path)!r} holds another model: expected sizes {want}, found {got}"
+        )
