@@ -108,10 +108,9 @@ def test_worker_processes_change_nothing(config):
     plain, plain_test = input_pipeline.get_datasets(config)
     config.data.num_workers = 2
     workers, workers_test = input_pipeline.get_datasets(config)
-    for start in (0, 5):
-        pairs = zip(plain.iterate(start), workers.iterate(start), strict=False)
-        for left, right in itertools.islice(pairs, 5):
-            assert_same(left, right)
+    pairs = zip(plain.iterate(3), workers.iterate(3), strict=False)
+    for left, right in itertools.islice(pairs, 5):
+        assert_same(left, right)
     left, right = list(plain_test), list(workers_test)
     assert len(left) == len(right) == 3
     for one, other in zip(left, right, strict=True):
@@ -121,11 +120,11 @@ def test_worker_processes_change_nothing(config):
 # --- testing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "batch_size"), [(10, 4), (8, 4), (3, 8), (7, 1), (1, 1)])
-@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize(
+    ("count", "batch_size", "hosts"),
+    [(10, 4, 1), (8, 4, 1), (3, 8, 1), (7, 1, 1), (1, 1, 1), (10, 4, 2), (3, 8, 2), (1, 9, 3)],
+)
 def test_every_example_is_counted_once(count, batch_size, hosts):
-    if batch_size % hosts:
-        pytest.skip("such hosts cannot share such a batch")
     seen = []
     for host in range(hosts):
         reading = Reading(process_index=host, process_count=hosts)
@@ -213,7 +212,6 @@ def test_original_configs_work(folder):
     [
         ("pp.augment", "inceptoin", "unknown config.pp.augment.*Did you mean 'inception'"),
         ("pp.crop", 0, "config.pp.crop must be an integer of at least 1, got 0"),
-        ("pp.crop", 22.5, "config.pp.crop must be an integer"),
         ("pp.resize", 8, r"config.pp.resize \(8\) is smaller than pp.crop \(16\)"),
         ("batch", 0, "config.batch must be an integer of at least 1"),
         ("batch_eval", -4, "config.batch_eval must be an integer of at least 1"),

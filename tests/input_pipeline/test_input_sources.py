@@ -21,14 +21,18 @@ from vit_jax.input_pipeline.transforms import decode_image
 
 
 def run(code: str, *arguments: str) -> str:
-    """Runs Python in a process of its own, where importing TensorFlow fails."""
+    """Runs Python in a process of its own, where TensorFlow and torch are not to be found."""
     prelude = """
         import sys
-        class NoTensorFlow:
+        class Without:
+            def __init__(self, finder):
+                self.finder = finder
+            def __getattr__(self, name):
+                return getattr(self.finder, name)
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in ("tensorflow", "torch"):
-                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        sys.meta_path.insert(0, NoTensorFlow())
+                if name.split(".")[0] not in ("tensorflow", "torch"):
+                    return self.finder.find_spec(name, path, target)
+        sys.meta_path[:] = map(Without, sys.meta_path)
     """
     script = textwrap.dedent(prelude) + textwrap.dedent(code)
     done = subprocess.run(

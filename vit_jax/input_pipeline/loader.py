@@ -154,6 +154,7 @@ class _Dataset:
         reading.local(batch_size)  # Fails early if hosts cannot share a batch.
         self.num_examples = len(source)
         self.num_classes = source.num_classes
+        self.class_names = [source.int2str(label) for label in range(source.num_classes)]
         self.batch_size = batch_size
         self._reading = reading
 
@@ -295,7 +296,7 @@ def get_data_from_tfds(
     *, config: Any, mode: Mode, process_index: int = 0, process_count: int = 1
 ) -> TrainDataset | TestDataset:
     """One split of the TFDS dataset `config.dataset`, as `get_datasets`."""
-    config = _complete(config)
+    config = common.with_defaults(config)
     source = TfdsSource(
         config.dataset, config.pp[mode], config.tfds_data_dir, config.tfds_manual_dir
     )
@@ -312,7 +313,7 @@ def get_data_from_directory(
 ) -> TrainDataset | TestDataset:
     """The images `<directory>/<class>/<image>`, as `get_datasets`."""
     source = FolderSource(directory)
-    return _dataset(source, _complete(config), mode, process_index, process_count)
+    return _dataset(source, common.with_defaults(config), mode, process_index, process_count)
 
 
 def _dataset(
@@ -335,17 +336,6 @@ def _dataset(
             source, eval_transform(**sizes), batch_size=config.batch_eval, reading=reading
         )
     raise UserError(f"mode must be 'train' or 'test', got {mode!r}")
-
-
-def _complete(config: Any) -> Any:
-    """The config's fields over the defaults, for configs written against the original code."""
-    defaults: Any = common.get_config().unlock()
-    for name in ("pp", "data"):
-        defaults[name].update(config.get(name) or {})
-    for name in ("dataset", "tfds_data_dir", "tfds_manual_dir", "batch", "batch_eval", "seed"):
-        defaults[name] = config.get(name, defaults[name])
-    defaults.prefetch = config.get("prefetch", defaults.prefetch)
-    return defaults
 
 
 def _check(config: Any) -> None:

@@ -23,7 +23,7 @@ _ORIENTATION = 0x0112  # EXIF tag; 1 is upright.
 class Transform(Protocol):
     """Maps a record to a new record; random ones need `rng`."""
 
-    def __call__(self, record: Record, rng: Any = None) -> Record: ...
+    def __call__(self, record: Any, rng: Any = None) -> Any: ...
 
 
 def _rng(rng: np.random.Generator | None, transform: Any) -> np.random.Generator:
