@@ -60,6 +60,19 @@ def build(config: dict, **options):
     return from_config({**config, **options}, num_classes=5)
 
 
+def logits_of(model, params, images=IMAGES, **kwargs):
+    """Compiled: op by op, every operation would be compiled alone."""
+    return jax.jit(functools.partial(model.apply, train=False, **kwargs))(
+        {"params": params}, images
+    )
+
+
+def fresh(model):
+    return jax.jit(functools.partial(model.init_with_output, train=False))(
+        jax.random.key(0), IMAGES
+    )
+
+
 def random_weights(model, scale: float = 0.2) -> dict:
     params = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), IMAGES)[
         "params"
@@ -106,7 +119,7 @@ def test_remat_and_scan_change_nothing(family, options):
 def test_bfloat16_computes_narrow_and_returns_float32(family):
     plain, narrow = build(TINY[family]), build(TINY[family], dtype=jnp.bfloat16)
     params = random_weights(plain)
-    expected = plain.apply({"params": params}, IMAGES, train=False)
+    expected = logits_of(plain, params)
     got, state = narrow.apply({"params": params}, IMAGES, train=False, capture_intermediates=True)
     assert got.dtype == jnp.float32
     hidden = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.shape[-1] != 5}
@@ -120,10 +133,8 @@ def test_bfloat16_computes_narrow_and_returns_float32(family):
 def test_examples_do_not_see_each_other(family):
     model = build(TINY[family])
     params = random_weights(model)
-    together = model.apply({"params": params}, IMAGES, train=False)
-    alone = jnp.concatenate(
-        [model.apply({"params": params}, IMAGES[i : i + 1], train=False) for i in (0, 1)]
-    )
+    together = logits_of(model, params)
+    alone = jnp.concatenate([logits_of(model, params, IMAGES[i : i + 1]) for i in (0, 1)])
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5 * together.std())
 
 
@@ -133,14 +144,14 @@ def test_examples_do_not_see_each_other(family):
 )
 def test_classifiers_on_a_non_square_image(classifier, shape):
     model = from_config({**TINY_VIT, "classifier": classifier}, num_classes=5)
-    logits, variables = model.init_with_output(jax.random.key(0), IMAGES, train=False)
+    logits, variables = fresh(model)
     assert logits.shape == shape
     assert ("cls" in variables["params"]) == classifier.startswith("token")
 
 
 def test_without_transformer_the_map_is_pooled():
     model = from_config({**TINY_VIT, "transformer": None, "classifier": "gap"}, num_classes=0)
-    features, variables = model.init_with_output(jax.random.key(0), IMAGES, train=False)
+    features, variables = fresh(model)
     kernel = variables["params"]["embedding"]["kernel"]
     patches = IMAGES.reshape(2, 3, 8, 5, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 15, -1)
     np.testing.assert_allclose(
@@ -152,9 +163,11 @@ def test_features_are_what_the_head_gets():
     model, bare = build(TINY_VIT), from_config(TINY_VIT, num_classes=0)
     params = random_weights(model)
     head = params.pop("head")
-    features = bare.apply({"params": params}, IMAGES, train=False)
+    features = logits_of(bare, params)
     logits = model.apply({"params": params | {"head": head}}, IMAGES, train=False)
-    np.testing.assert_allclose(features @ head["kernel"] + head["bias"], logits, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        features @ head["kernel"] + head["bias"][None], logits, rtol=0, atol=1e-5
+    )
 
 
 def test_attention_weights_can_be_looked_at():
@@ -195,7 +208,7 @@ def test_drop_path_keeps_whole_examples_and_the_expectation():
 def test_fresh_models_start_as_the_original_does():
     """Zero head, so the first logits are its bias; zero class token; last norm of a unit zero."""
     model = from_config({**TINY_HYBRID, "head_bias_init": -3.0}, num_classes=5)
-    logits, variables = model.init_with_output(jax.random.key(0), IMAGES, train=False)
+    logits, variables = fresh(model)
     params = flatten(variables["params"])
     np.testing.assert_array_equal(logits, -3.0)
     for name in ("cls", "head/kernel", "block1/unit1/gn3/scale"):
@@ -214,11 +227,12 @@ def test_gradients_against_finite_differences_in_float64():
                 params,
             )
 
+            @jax.jit
             def loss(t, model=model, params=params, images=images, direction=direction):
                 moved = jax.tree.map(lambda p, d: p + t * d, params, direction)
                 return model.apply({"params": moved}, images, train=False).sum()
 
-            h = 1e-6
+            h = 1e-7  # small enough for no ReLU to switch in between
             numeric = (loss(h) - loss(-h)) / (2 * h)
             assert jax.grad(loss)(0.0) == pytest.approx(float(numeric), rel=1e-6)
 
@@ -256,7 +270,8 @@ def test_timm_names_are_the_same_models_with_timms_preprocessing():
 
 def test_overrides_merge_into_mappings():
     model = get_model("ViT-Ti_16", num_classes=3, transformer={"scan": True}, dtype=jnp.bfloat16)
-    assert model.transformer["scan"] and model.transformer["num_layers"] == 12
+    assert model.transformer["scan"]
+    assert model.transformer["num_layers"] == 12
     assert model.dtype == jnp.bfloat16
     with pytest.raises(AttributeError, match="no attribute 'Resnet'"):
         models.Resnet  # noqa: B018

@@ -15,9 +15,9 @@ class Preprocess:
 
     Attributes:
       size: Height and width in pixels that the model gets.
-      crop: With `resize='shortest'`, the share of the resized image that the central crop keeps
-        (timm's `crop_pct`): the shorter side becomes `floor(size / crop)` first.
-      resize: 'squash' ignores the aspect ratio; 'shortest' keeps it and crops the centre.
+      crop: Share of the resized image's side that the central crop keeps (timm's `crop_pct`): the
+        image is resized to `floor(size / crop)` first.
+      resize: 'squash' ignores the aspect ratio; 'shortest' keeps it, and sets the shorter side.
       method: Interpolation.
       antialias: Whether the kernel widens when shrinking: PIL does that, the official code not.
       mean, std: Per channel, in units of [0, 1] pixels: `(x / 255 - mean) / std`.

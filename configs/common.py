@@ -1,0 +1,155 @@
+"""Defaults of a training run: the one place where they are declared.
+
+Every field that a run may set stands here. A recipe starts from `get_config()` and changes what
+differs; `with_defaults()` completes a config that was written against the original code.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from vit_jax.errors import UserError, suggest
+
+
+def get_config() -> ConfigDict:
+    """A locked config: a misspelt field is an error."""
+    config = ConfigDict()
+
+    # Folder of `<model_name>.npz` to start from; None or '' trains from scratch.
+    config.pretrained_dir = "."
+    # AugReg recipes only: a full file name without `.npz`, or its first part for the best one.
+    config.model_or_filename = placeholder(str)
+    # Constructor fields of the model, from ./models.py.
+    config.model = None
+    # Type to compute in, 'float32' or 'bfloat16'; parameters and losses stay float32.
+    config.dtype = "float32"
+
+    # A TFDS name, or a folder {train,test}/<class>/*.jpg.
+    config.dataset = placeholder(str)
+    config.tfds_data_dir = placeholder(str)
+    config.tfds_manual_dir = placeholder(str)
+    config.pp = _preprocessing()
+    # Processes that decode and augment images; 0 does it in threads of this process.
+    config.data = ConfigDict({"num_workers": 0})
+    # Kept for the original's configs. Shuffling here is global and needs no buffer.
+    config.shuffle_buffer = 50_000
+    # Batches that lie ready on the devices.
+    config.prefetch = 2
+
+    # Images per optimizer update, over all devices, and per evaluation step.
+    config.batch = 512
+    config.batch_eval = 512
+    # Parts into which a batch is cut to save memory.
+    config.accum_steps = 8
+    config.total_steps = placeholder(int)
+    # Seeds parameters, data order, augmentation and dropout.
+    config.seed = 0
+
+    # 'sgd' (momentum 0.9) or 'adamw' (0.9, 0.999).
+    config.optim = "sgd"
+    # Type of the momentum.
+    config.optim_dtype = "bfloat16"
+    # AdamW only; decays kernels, not biases, norms or embeddings.
+    config.weight_decay = 0.0
+    # Gradients are scaled down to this global norm; 0 or None leaves them.
+    config.grad_norm_clip = 1.0
+    config.base_lr = 0.03
+    # 'cosine' or 'linear', after a linear warm-up.
+    config.decay_type = "cosine"
+    config.warmup_steps = 500
+
+    # Steps between evaluations, log lines and checkpoints; 0 leaves them to the last step.
+    config.eval_every = 100
+    config.progress_every = 10
+    config.checkpoint_every = 1_000
+    # Checkpoints to keep, the newest; 0 keeps all.
+    config.keep_checkpoints = 3
+
+    # 'train' or 'inference_time'.
+    config.trainer = "train"
+    return config.lock()
+
+
+def _preprocessing() -> ConfigDict:
+    return ConfigDict(
+        {
+            # Splits of a TFDS dataset.
+            "train": "train",
+            "test": "test",
+            # Height and width in pixels that the model gets.
+            "crop": 224,
+            # Size to resize to before the crop; None: training crops the original image,
+            # evaluation squashes it to `crop`.
+            "resize": placeholder(int),
+            # 'inception' (crop of 5 to 100 % of the area, flip), 'digits' or 'none'.
+            "augment": "inception",
+        }
+    )
+
+
+# A part of the training split stays out, for validation.
+DATASET_PRESETS = {
+    "cifar10": {
+        "total_steps": 10_000,
+        "pp": {"train": "train[:98%]", "test": "test", "crop": 384},
+    },
+    "cifar100": {
+        "total_steps": 10_000,
+        "pp": {"train": "train[:98%]", "test": "test", "crop": 384},
+    },
+    "imagenet2012": {
+        "total_steps": 20_000,
+        "pp": {"train": "train[:99%]", "test": "validation", "crop": 384},
+    },
+}
+
+
+def with_dataset(config: ConfigDict, dataset: str) -> ConfigDict:
+    """A copy of `config` with the preset of `dataset`.
+
+    Raises:
+      UserError: for a dataset without a preset.
+    """
+    if dataset not in DATASET_PRESETS:
+        raise UserError(
+            f"no preset for dataset {dataset!r}.{suggest(dataset, DATASET_PRESETS)} There are "
+            f"presets for {', '.join(DATASET_PRESETS)}; any other dataset is set by "
+            "--config.dataset, --config.pp and --config.total_steps."
+        )
+    config = ConfigDict(config).unlock()  # keeps placeholders, which the command line needs
+    config.dataset = dataset
+    config.update(DATASET_PRESETS[dataset])
+    return config.lock()
+
+
+def with_defaults(config: ConfigDict) -> ConfigDict:
+    """A complete copy: fields that `config` lacks get their default.
+
+    Raises:
+      UserError: for a field that no run has.
+    """
+    config = config.copy_and_resolve_references()
+    complete = get_config().unlock()
+    complete.model = config.get("model")
+    given = {k: v for k, v in config.items() if k != "model"}
+    if given.get("pp") is None:
+        given.pop("pp", None)
+    known = dict(flatten(complete, prefix=()))
+    for name, _ in flatten(given, prefix=()):
+        if name not in known and not name.startswith("model."):
+            raise UserError(f"config has no field {name!r}.{suggest(name, known)}")
+    complete.update({k: ConfigDict(v) if isinstance(v, Mapping) else v for k, v in given.items()})
+    return complete.lock()
+
+
+def flatten(
+    config: Mapping[str, Any], prefix: tuple[str, ...] = ("config",)
+) -> Iterable[tuple[str, Any]]:
+    """('config.pp.crop', 384), … : one pair for every leaf, as the command line spells it."""
+    for name, value in config.items():
+        if isinstance(value, (Mapping, ConfigDict)):
+            yield from flatten(value, (*prefix, name))
+        else:
+            yield ".".join((*prefix, name)), value

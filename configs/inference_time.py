@@ -1,0 +1,24 @@
+"""Measures images per second of a forward pass.
+
+    python -m vit_jax.main --workdir=/tmp/speed --config=configs/inference_time.py \
+        --config.batch=32 --config.num_classes=1000 --config.image_size=224
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    # See ./models.py.
+    config.model_name = "ViT-B_32"
+    # Steps before measuring, and steps measured.
+    config.initial_steps = 10
+    config.steps = 30
+    # These three must be set.
+    config.batch = 0
+    config.num_classes = 0
+    config.image_size = 0
+    # Kept for the original's configs; the workdir is what is written to.
+    config.log_dir = "."
+    config.trainer = "inference_time"
+    return config.lock()

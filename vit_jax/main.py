@@ -1,0 +1,100 @@
+r"""The original's entry point.
+
+    python -m vit_jax.main --workdir=/tmp/vit --config=configs/vit.py:b16,cifar10 \
+        --config.pretrained_dir=/checkpoints --config.base_lr=0.02
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags, logging
+
+from vit_jax.errors import UserError
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the config that the flags in `argv` name, and returns the exit status.
+
+    Args:
+      argv: Flags only, without the program's name: `--config`, `--workdir`, `--config.x.y=z`.
+
+    Raises:
+      UserError: for a missing or unknown flag, an unreadable config, or a bad field.
+    """
+    config, workdir = parse(argv)
+    logging.set_verbosity(logging.WARNING)
+    trainer = config.get("trainer", "train")
+    if trainer == "train":
+        from vit_jax import train
+
+        train.train_and_evaluate(config, workdir)
+    elif trainer == "inference_time":
+        from vit_jax import inference_time
+
+        inference_time.inference_time(config, workdir)
+    else:
+        raise UserError(f"unknown trainer {trainer!r}; expected 'train' or 'inference_time'")
+    return 0
+
+
+def parse(argv: Sequence[str]):
+    """`(config, workdir)` of a command line; see `run`."""
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "File of the run's configuration.",
+        flag_values=values,
+        # The overrides; by default they would be looked for in the process's own arguments.
+        sys_argv=["vit_jax.main", *argv],
+    )
+    flags.DEFINE_string("workdir", None, "Where the run is written.", flag_values=values)
+    try:
+        rest = values(["vit_jax.main", *argv])[1:]
+        config = holder.value
+        # A config file that could not be read raises when it is first looked at.
+        _ = config is None or config.items
+    except (flags.Error, OSError, ImportError, SyntaxError) as e:
+        raise UserError(_reason(e)) from e
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        # What ml_collections raises for an unknown field or a value of another type, and what a
+        # recipe raises for its argument.
+        raise UserError(_reason(e)) from e
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; every setting is a --flag")
+    if config is None or not values.workdir:
+        raise UserError("--config=FILE.py and --workdir=DIR must both be given")
+    return config, values.workdir
+
+
+def _reason(error: BaseException) -> str:
+    """The one message that a user needs of the chain of exceptions that the flags raise."""
+    chain = [error]
+    while inner := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(inner)
+    if isinstance(chain[-1], UserError):  # a recipe's own
+        return str(chain[-1])
+    if fields := [str(e.args[0]) for e in chain if isinstance(e, KeyError)]:
+        # One of them says what may have been meant.
+        return "config has no field " + " ".join(max(fields, key=len).split())
+    if isinstance(error, OSError):
+        return "cannot read --config: " + " ".join(str(chain[-1]).split())
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def main() -> int:
+    """Exit status 2 and one line on stderr for bad input, 130 for Ctrl-C."""
+    try:
+        return run(sys.argv[1:])
+    except UserError as e:
+        print(f"vit_jax.main: error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

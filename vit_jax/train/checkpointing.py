@@ -1,0 +1,159 @@
+"""Checkpoints of a run, `workdir/checkpoint_N`: every call of Orbax stands here.
+
+A checkpoint has two items: 'params', which other commands read alone, and 'rest', what training
+needs besides.
+"""
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from vit_jax.errors import UserError
+from vit_jax.train.state import TrainState
+
+_PREFIX = "checkpoint"
+_ITEMS = ("params", "rest")
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, written in the background.
+
+    A context manager: leaving it waits for the last write. A half-written checkpoint has another
+    name and is not seen.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, keep: int = 0):
+        """`keep` is the number of checkpoints that stay, the newest ones; 0 keeps all."""
+        path = epath.Path(workdir).absolute()
+        _refuse_files(path)
+        self._manager = _open(path, max_to_keep=keep or None, cleanup_tmp_directories=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Starts writing `state`; the caller may donate it at once."""
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        params, rest = _split(state)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(params), rest=ocp.args.PyTreeSave(rest)
+            ),
+        )
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest state, in the shardings of `like`; `like` itself where there is none.
+
+        Raises:
+          UserError: when names, shapes or types on disk are not those of `like`. Orbax alone
+            would cast a type in silence.
+        """
+        step = self.latest_step
+        if step is None:
+            return like
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _split(like)
+        )
+        where = f"{self._manager.directory}/{_PREFIX}_{step}"
+        stored = self._manager.item_metadata(step)
+        for item, expected in zip(_ITEMS, abstract, strict=True):
+            _check_same(stored[item].tree, expected, where)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    item: ocp.args.PyTreeRestore(
+                        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+                    )
+                    for item, tree in zip(_ITEMS, abstract, strict=True)
+                }
+            ),
+        )
+        return TrainState(params=restored["params"], **restored["rest"])
+
+
+def load_params(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Parameters of the newest checkpoint as NumPy arrays, in the types on disk.
+
+    Raises:
+      UserError: when there is no checkpoint.
+    """
+    path = epath.Path(workdir).absolute()
+    with _open(path, create=False) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise UserError(f"no checkpoint in {path}: expected {path}/{_PREFIX}_<step>")
+        names = manager.item_metadata(step)["params"].tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+        args = ocp.args.Composite(params=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        return manager.restore(step, args=args)["params"]
+
+
+def _open(path: epath.Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        path,
+        options=ocp.CheckpointManagerOptions(step_prefix=_PREFIX, **options),
+        item_names=_ITEMS,
+        item_handlers={item: ocp.PyTreeCheckpointHandler() for item in _ITEMS},
+    )
+
+
+def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
+    return state.params, {"step": state.step, "opt_state": state.opt_state}
+
+
+def _refuse_files(path: epath.Path) -> None:
+    """The original wrote a file where we write a folder: do not pass it over in silence."""
+    if not path.exists():
+        return
+    for entry in path.glob(f"{_PREFIX}_*"):
+        if entry.is_file():
+            raise UserError(
+                f"{entry} is a checkpoint file of the original code, which this run cannot "
+                "continue; use another --workdir"
+            )
+
+
+def _check_same(stored: Any, expected: Any, where: str) -> None:
+    def facts(tree: Any) -> dict[str, tuple]:
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        # Orbax stores tuples and named tuples as lists and dicts: compare paths by their names.
+        return {
+            "/".join(
+                str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path
+            ): (
+                tuple(leaf.shape),
+                str(leaf.dtype),
+            )
+            for path, leaf in leaves
+        }
+
+    got, want = facts(stored), facts(expected)
+    if got == want:
+        return
+    differing = sorted(got.items() ^ want.items())
+    shown = ", ".join(
+        f"{name} {'on disk' if got.get(name) == fact else 'expected'} {fact[1]}{list(fact[0])}"
+        for name, fact in differing[:6]
+    )
+    logging.info("all differences: %s", differing)
+    raise UserError(
+        f"{where} holds another state than this config makes: {shown}"
+        f"{', …' if len(differing) > 6 else ''}. Use the config of that run, or another --workdir."
+    )

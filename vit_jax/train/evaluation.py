@@ -1,0 +1,39 @@
+"""Accuracy over a whole split."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from vit_jax.train.sharding import to_devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Figures of one pass: exact counts, and the mean loss."""
+
+    examples: int
+    correct: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1, 0 to 1."""
+        return self.correct / self.examples
+
+
+def evaluate(
+    eval_step: Callable[[Any, Any], dict[str, jax.Array]],
+    params: Any,
+    batches: Iterable[Any],
+    sharding: NamedSharding,
+    ahead: int,
+) -> Evaluation:
+    """Sums `eval_step` over `batches`, whose padding the mask leaves out."""
+    # The sums stay on the devices until the pass is over: nothing waits within it.
+    sums = [eval_step(params, batch) for batch in to_devices(batches, sharding, ahead)]
+    totals = {name: sum(float(s[name]) for s in sums) for name in ("examples", "correct", "loss")}
+    examples = round(totals["examples"])
+    return Evaluation(examples, round(totals["correct"]), totals["loss"] / max(examples, 1))

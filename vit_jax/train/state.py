@@ -1,0 +1,33 @@
+"""What a run carries from step to step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+
+@struct.dataclass
+class TrainState:
+    """The whole state of a run; data order and random keys are functions of `step`.
+
+    Attributes:
+      step: Updates done, int32.
+      params: Of the model.
+      opt_state: Of the optimizer.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def init_state(
+    model: nn.Module, tx: optax.GradientTransformation, key: jax.Array, image_size: int
+) -> TrainState:
+    """A fresh state, for square RGB images of `image_size` pixels."""
+    images = jnp.ones((1, image_size, image_size, 3), jnp.float32)
+    params = model.init(key, images, train=False)["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))

@@ -1,0 +1,99 @@
+"""One update, and one evaluation batch: pure functions, compiled by the loop."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from vit_jax.errors import UserError
+from vit_jax.train.losses import softmax_cross_entropy
+from vit_jax.train.state import TrainState
+
+Batch = Mapping[str, jax.Array]
+
+
+def make_train_step(
+    model: nn.Module, tx: optax.GradientTransformation, *, accum_steps: int = 1
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns `step(state, batch, key) -> (state, {'loss': scalar})`.
+
+    `batch` holds 'image' [N, H, W, 3] and 'label' [N, K]. `key` is the run's key; what is drawn
+    in a step comes from `fold_in(key, step)`, so that a resumed run draws the same.
+    """
+
+    def loss_fn(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        logits = model.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
+        return softmax_cross_entropy(logits, batch["label"]).mean()
+
+    def step(state: TrainState, batch: Batch, key: jax.Array):
+        loss, grads = accumulate(
+            jax.value_and_grad(loss_fn),
+            state.params,
+            batch,
+            jax.random.fold_in(key, state.step),
+            accum_steps,
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, opt_state), {"loss": loss}
+
+    return step
+
+
+def accumulate(
+    loss_and_grad: Callable[[Any, Batch, jax.Array], tuple[jax.Array, Any]],
+    params: Any,
+    batch: Batch,
+    key: jax.Array,
+    accum_steps: int,
+) -> tuple[jax.Array, Any]:
+    """Mean loss and gradient over `accum_steps` parts of the batch, one after the other.
+
+    Part i holds the examples i, i + accum_steps, …: where the batch is split over devices, each
+    of them takes its share of every part and no example moves.
+
+    Raises:
+      UserError: when the parts would not be equal.
+    """
+    if accum_steps <= 1:
+        return loss_and_grad(params, batch, key)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % accum_steps:
+        raise UserError(f"accum_steps={accum_steps} does not divide the batch of {size}")
+
+    def parts(x: jax.Array) -> jax.Array:
+        return x.reshape(size // accum_steps, accum_steps, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+        batch, i = part
+        return jax.tree.map(
+            jnp.add, total, loss_and_grad(params, batch, jax.random.fold_in(key, i))
+        ), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
+    total, _ = jax.lax.scan(add, zeros, (jax.tree.map(parts, batch), jnp.arange(accum_steps)))
+    return jax.tree.map(lambda x: x / accum_steps, total)
+
+
+def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+    """Returns `evaluate(params, batch) -> sums`, where 'mask' [N] leaves padding out.
+
+    The sums: 'examples', 'correct' (top-1) and 'loss'.
+    """
+
+    def evaluate(params: Any, batch: Batch) -> dict[str, jax.Array]:
+        logits = model.apply({"params": params}, batch["image"], train=False)
+        correct = logits.argmax(-1) == batch["label"].argmax(-1)
+        loss = softmax_cross_entropy(logits, batch["label"])
+        mask = batch["mask"]
+        return {
+            "examples": mask.sum(),
+            "correct": (correct * mask).sum(),
+            # A padded example may be anything, NaN too: leave it out before multiplying.
+            "loss": jnp.where(mask > 0, loss, 0.0).sum(),
+        }
+
+    return evaluate

@@ -1,0 +1,44 @@
+"""The original's `utils` module: its names and signatures."""
+
+import logging as python_logging
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import logging
+
+from vit_jax.train.optimizers import create_learning_rate_schedule
+from vit_jax.train.step import accumulate
+
+__all__ = ["accumulate_gradient", "add_gfile_logger", "create_learning_rate_schedule"]
+
+
+def accumulate_gradient(
+    loss_and_grad_fn: Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, Any]],
+    params: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    accum_steps: int,
+) -> tuple[jax.Array, Any]:
+    """Mean of `loss_and_grad_fn(params, images, labels)` over `accum_steps` parts of the batch."""
+    return accumulate(
+        lambda params, batch, _: loss_and_grad_fn(params, batch["image"], batch["label"]),
+        params,
+        {"image": images, "label": labels},
+        jax.random.key(0),  # the caller's function draws nothing of ours
+        accum_steps,
+    )
+
+
+def add_gfile_logger(
+    workdir: str | os.PathLike, *, basename: str = "train", level: int = python_logging.INFO
+) -> None:
+    """Logs to `workdir/<basename>.log` too, after what stands there."""
+    path = pathlib.Path(workdir)
+    path.mkdir(parents=True, exist_ok=True)
+    handler = python_logging.FileHandler(path / f"{basename}.log", encoding="utf-8")
+    handler.setLevel(level)
+    handler.setFormatter(logging.PythonFormatter())
+    python_logging.getLogger("").addHandler(handler)
