@@ -129,7 +129,8 @@ def _batches(
             num_workers=reading.num_workers,
             per_worker_buffer_size=-(-ahead // reading.num_workers),
         )
-        batches = examples.batch(rows).to_iter_dataset(options).mp_prefetch(workers)
+        batches = examples.batch(rows).to_iter_dataset(options)
+        batches = batches.mp_prefetch(workers, worker_init_fn=_one_opencv_thread)
     else:
         # Threads take single examples: the first batch is ready sooner, and memory is bounded.
         options = grain.ReadOptions(
@@ -137,6 +138,13 @@ def _batches(
         )
         batches = examples.to_iter_dataset(options).batch(rows)
     return iter(batches)
+
+
+def _one_opencv_thread(worker_index: int, worker_count: int) -> None:
+    """The workers are the parallelism; each with a thread pool of its own would be too much."""
+    import cv2
+
+    cv2.setNumThreads(1)
 
 
 def _parse_absl_flags() -> None:

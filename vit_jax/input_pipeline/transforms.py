@@ -84,7 +84,8 @@ def decode_image(encoded: bytes, name: str = "image") -> np.ndarray:
             image = _eight_bits(image)
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
-        return np.asarray(image.convert("RGB"))
+        # Converting what is RGB already would copy it.
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise a dozen types, SyntaxError among them.
         raise UserError(f"cannot decode {name}: {error or type(error).__name__}") from error
 
@@ -280,8 +281,9 @@ class ValueRange:
     """Maps [0, 255] to [-1, 1] in float32."""
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
-        image = np.ascontiguousarray(record["image"], np.float32)
-        return {**record, "image": (image - np.float32(127.5)) / np.float32(127.5)}
+        image = np.subtract(record["image"], np.float32(127.5), dtype=np.float32, order="C")
+        image /= np.float32(127.5)
+        return {**record, "image": image}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,8 +306,9 @@ def preprocess_image(image: np.ndarray, spec: Preprocess) -> np.ndarray:
 
     Args:
       image: uint8 [height, width, 3], as `decode_image` returns it.
-      spec: The model's preprocessing. 'shortest' is timm's evaluation transform: the shorter
-        side becomes `floor(size / crop)`, then the centre is cropped.
+      spec: The model's preprocessing: resized so that the shorter side ('shortest') or both
+        ('squash') are `floor(size / crop)`, then the centre is cropped. 'shortest' is timm's
+        evaluation transform.
 
     Returns:
       float32 [size, size, 3], normalised by the spec's mean and standard deviation.
@@ -318,19 +321,18 @@ def preprocess_image(image: np.ndarray, spec: Preprocess) -> np.ndarray:
             f"expected an image of uint8 [height, width, 3], got {image.dtype} {list(image.shape)}"
         )
     height, width = _target_shape(image.shape[0], image.shape[1], spec)
-    resized = _resize(image, height, width, spec)
-    if spec.resize == "shortest":
-        resized = _central_crop(resized, spec.size)
+    resized = _central_crop(_resize(image, height, width, spec), spec.size)
     mean, std = (np.array(values, np.float64) * 255 for values in (spec.mean, spec.std))
     return (resized.astype(np.float32) - mean.astype(np.float32)) / std.astype(np.float32)
 
 
 def _target_shape(height: int, width: int, spec: Preprocess) -> tuple[int, int]:
-    if spec.resize == "squash":
-        return spec.size, spec.size
     if not 0 < spec.crop <= 1:
         raise UserError(f"the preprocessing's crop must be in (0, 1], got {spec.crop}")
-    short = math.floor(spec.size / spec.crop)
+    # A crop of 9/14 must give 14 back, which 9 / (9 / 14) falls short of by a rounding.
+    short = math.floor(spec.size / spec.crop + 1e-6)
+    if spec.resize == "squash":
+        return short, short
     if height <= width:
         return short, int(short * width / height)
     return int(short * height / width), short
