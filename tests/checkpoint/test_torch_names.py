@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from vit_jax import checkpoint
+from vit_jax.checkpoint.describe import downsampling
 from vit_jax.checkpoint.scan import stack_blocks
 from vit_jax.checkpoint.shapes import param_shapes
-from vit_jax.checkpoint.timm_file import downsampling
 from vit_jax.errors import UserError
 from vit_jax.models.preprocess import Preprocess
 from vit_jax.models.registry import resolve

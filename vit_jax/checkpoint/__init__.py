@@ -6,6 +6,8 @@ state = to_torch({"params": params}, "ViT-B_16") # names and layouts of timm
 save_timm("out.safetensors", params, "ViT-B_16") # … with what timm needs to build the model
 """
 
+from vit_jax.checkpoint.convert import Conversion, convert
+from vit_jax.checkpoint.identify import Identity, identify
 from vit_jax.checkpoint.official import inspect_params, load, load_pretrained, save
 from vit_jax.checkpoint.resize import interpolate_posembed, resize_posembed
 from vit_jax.checkpoint.timm_file import save_timm
@@ -13,8 +15,12 @@ from vit_jax.checkpoint.torch_names import drop_pre_logits, from_torch, to_torch
 from vit_jax.checkpoint.tree import recover_tree
 
 __all__ = [
+    "Conversion",
+    "Identity",
+    "convert",
     "drop_pre_logits",
     "from_torch",
+    "identify",
     "inspect_params",
     "interpolate_posembed",
     "load",

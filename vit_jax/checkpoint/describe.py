@@ -57,9 +57,21 @@ def num_patches(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
     return tokens - has_class_token(config)
 
 
+def width(config: Mapping[str, Any]) -> int:
+    """Size of a token."""
+    return config["hidden_dim"] if family_of(config) == "mixer" else config["hidden_size"]
+
+
 def num_classes(shapes: Mapping[str, Shape]) -> int:
     return shapes["head/bias"][0] if "head/bias" in shapes else 0
 
 
 def shapes_of(params: Mapping[str, Any]) -> dict[str, Shape]:
     return {name: np.shape(x) for name, x in params.items()}
+
+
+def downsampling(config: Mapping[str, Any]) -> int:
+    """Pixels a patch: the ResNet's root halves twice, each stage after the first once more."""
+    resnet = config.get("resnet")
+    stages = len(resnet["num_layers"]) if resnet is not None else 0
+    return config["patches"]["size"][0] * (2 ** (max(stages, 1) + 1) if resnet is not None else 1)

@@ -83,15 +83,15 @@ def preprocess(described: Mapping[str, Any]) -> Preprocess | None:
         crop = fields.get("crop_size") if fields.get("do_center_crop") else None
         edge = crop["height"] if isinstance(crop, dict) else crop
         return Preprocess(
-            size=edge or size,
+            size=int(edge or size or 0),
             crop=edge / size if edge else 1.0,
             resize="shortest" if edge else "squash",
-            method={v: k for k, v in _RESAMPLE.items()}[fields.get("resample", 2)],
+            method="bicubic" if fields.get("resample", 2) == _RESAMPLE["bicubic"] else "bilinear",
             antialias=True,
             mean=tuple(fields.get("image_mean", (0.5,) * 3)),
             std=tuple(fields.get("image_std", (0.5,) * 3)),
         )
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ZeroDivisionError):
         return None
 
 

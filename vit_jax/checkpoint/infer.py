@@ -10,7 +10,7 @@ from typing import Any
 
 from vit_jax.checkpoint import describe
 from vit_jax.checkpoint.rules import require_names
-from vit_jax.checkpoint.shapes import Shape, check_shapes, param_shapes
+from vit_jax.checkpoint.shapes import Shape, param_shapes, require_shapes
 from vit_jax.errors import UserError
 from vit_jax.models.registry import ModelSpec, family_of, registered
 
@@ -27,7 +27,7 @@ def from_linen(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         raise UserError(f"neither a Vision Transformer nor a Mixer: {e} is missing") from None
     expected = param_shapes(config, num_classes=describe.num_classes(shapes), num_patches=patches)
     require_names(set(expected), set(shapes), "parameters")
-    check_shapes(expected, {n: shapes[n] for n in shapes})
+    require_shapes(expected, shapes)
     return config
 
 
@@ -61,9 +61,8 @@ def with_known_heads(config: dict[str, Any]) -> dict[str, Any]:
     """The config with the heads of the registered models of its size; None if unknown."""
     if config.get("transformer") is None:
         return config
-    heads = {
-        s.config.transformer.num_heads for s in official_models() if fits(s, config, heads=False)
-    }
+    models = [s.config.to_dict() for s in official_models() if fits(s, config, heads=False)]
+    heads = {model["transformer"]["num_heads"] for model in models}
     known = heads.pop() if len(heads) == 1 else None
     return config | {"transformer": config["transformer"] | {"num_heads": known}}
 

@@ -36,12 +36,17 @@ def param_shapes(
     return shapes
 
 
-def check_shapes(expected: Mapping[str, Shape], got: Mapping[str, Any]) -> None:
+def check_shapes(expected: Mapping[str, Shape], params: Mapping[str, Any]) -> None:
     """Raises UserError, naming each tensor whose shape is not the expected one."""
+    require_shapes(expected, {name: np.shape(x) for name, x in params.items()})
+
+
+def require_shapes(expected: Mapping[str, Shape], got: Mapping[str, Shape]) -> None:
+    """As `check_shapes`, of shapes alone."""
     wrong = [
-        f"{name!r}: expected shape {tuple(shape)}, got {np.shape(got[name])}"
+        f"{name!r}: expected shape {tuple(shape)}, got {got[name]}"
         for name, shape in expected.items()
-        if name in got and np.shape(got[name]) != tuple(shape)
+        if name in got and tuple(got[name]) != tuple(shape)
     ]
     if wrong:
         more = f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else ""

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,11 @@ class Source:
     notes: list[str] = dataclasses.field(default_factory=list)
     described: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether the file holds position embeddings, or its model needs none."""
+        return not _lacks_positions(self.view)
+
     def params(self) -> Tensors:
         """The parameters under linen names, unstacked, each read when asked for."""
         self.require_heads()
@@ -68,8 +73,7 @@ class Source:
 
     def require_heads(self) -> None:
         """Raises UserError if nothing tells the number of attention heads."""
-        transformer = (self.config or {}).get("transformer")
-        if transformer is not None and transformer["num_heads"] is None:
+        if not _heads_known(self.config or {}):
             raise UserError(
                 f"{str(self.archive.path)!r} is no registered model, and nothing in it tells its "
                 "number of attention heads; name the model"
@@ -85,19 +89,26 @@ class Source:
         self.close()
 
 
+def _heads_known(config: Mapping[str, Any]) -> bool:
+    transformer = config.get("transformer")
+    return transformer is None or transformer["num_heads"] is not None
+
+
 def specs_of(pipeline: Callable[[Tensors], Tensors], specs: Mapping[str, Spec]) -> dict[str, Spec]:
     """What a pipeline makes of tensors of these shapes and dtypes, found on empty ones."""
     made = pipeline({name: spec.dummy() for name, spec in specs.items()})
     return {name: Spec(x.shape, x.dtype) for name, x in made.items()}
 
 
-def open_source(path: str | os.PathLike, model: Any = None, grid: Grid | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike, model: Any = None, image_size: Grid | None = None
+) -> Source:
     """Opens and recognises a checkpoint.
 
     Args:
       path: A file, or a Hugging Face directory.
       model: Name or config of the model in it, where the file does not tell.
-      grid: (rows, columns) of patches, needed only for files without position embeddings.
+      image_size: (height, width) in pixels, needed only for files without position embeddings.
 
     Raises:
       UserError: for a file that is unreadable, damaged or of no known layout, or that does not
@@ -107,9 +118,11 @@ def open_source(path: str | os.PathLike, model: Any = None, grid: Grid | None = 
     described = hf_dir.read(path) if path.is_dir() else {}
     archive = open_archive(hf_dir.weights(path) if path.is_dir() else path)
     try:
-        source = _recognised(archive, grid, describe.config_of(model) if model else None, described)
-        if model is not None:
-            _require_model(source, describe.config_of(model))
+        wanted = describe.config_of(model) if model is not None else None
+        source = _recognised(archive, image_size, wanted, described)
+        if wanted is not None:
+            _require_model(source, wanted)
+        _settle_classifier(source, wanted)
         return source
     except BaseException:
         archive.close()
@@ -118,7 +131,7 @@ def open_source(path: str | os.PathLike, model: Any = None, grid: Grid | None = 
 
 def _recognised(
     archive: Archive,
-    grid: Grid | None,
+    image_size: Grid | None,
     wanted: Mapping[str, Any] | None,
     described: dict[str, Any],
 ) -> Source:
@@ -126,10 +139,10 @@ def _recognised(
         return _torch_source(archive, "timm", wanted, described)
     if any(n.removeprefix("vit.") in _HF_NAMES for n in archive):
         return _torch_source(archive, "hf", wanted, described)
-    return _linen_source(archive, grid)
+    return _linen_source(archive, image_size)
 
 
-def _linen_source(archive: Archive, grid: Grid | None) -> Source:
+def _linen_source(archive: Archive, image_size: Grid | None) -> Source:
     prefix = next((p for p in _PREFIXES if any(n.startswith(p) for n in archive)), "")
     names = {n.removeprefix(prefix): n for n in archive if n.startswith(prefix)}
     skipped = sorted(set(archive) - set(names.values()))
@@ -139,8 +152,8 @@ def _linen_source(archive: Archive, grid: Grid | None) -> Source:
     view = View(archive, {n: (names[stack], i) for n, (stack, i) in unstacked.items()})
     shapes = {n: s.shape for n, s in view.specs.items()}
     steps: list[str] = []
-    if any(n.startswith("Transformer/") for n in shapes) and _lacks_positions(shapes):
-        layout, to_linen = "big_vision", _sincos_reader(shapes, grid, steps)
+    if _lacks_positions(shapes):
+        layout, to_linen = "big_vision", _sincos_reader(shapes, image_size, steps)
     elif big_vision.is_big_vision(shapes):
         layout, to_linen = "big_vision", _big_vision_reader(shapes, steps)
     else:
@@ -155,8 +168,12 @@ def _linen_source(archive: Archive, grid: Grid | None) -> Source:
     return source
 
 
-def _lacks_positions(shapes: Mapping[str, Any]) -> bool:
-    return "embedding/kernel" in shapes and not any("pos_embedding" in n for n in shapes)
+def _lacks_positions(names: Iterable[str]) -> bool:
+    """A big_vision file whose model computes its position embeddings."""
+    names = list(names)
+    if "embedding/kernel" not in names or any("pos_embedding" in n for n in names):
+        return False
+    return any(n.startswith("Transformer/") for n in names)
 
 
 def _big_vision_reader(shapes: Mapping[str, Any], steps: list[str]) -> Callable[[Tensors], Tensors]:
@@ -171,16 +188,17 @@ def _big_vision_reader(shapes: Mapping[str, Any], steps: list[str]) -> Callable[
 
 
 def _sincos_reader(
-    shapes: Mapping[str, Any], grid: Grid | None, steps: list[str]
+    shapes: Mapping[str, Any], image_size: Grid | None, steps: list[str]
 ) -> Callable[[Tensors], Tensors]:
     rows = big_vision.reading(shapes)
-    if grid is None:
+    if image_size is None:
         raise UserError(
             "the file holds no position embeddings: its model computes them (sincos2d), and only "
             "the image size tells how many; give it"
         )
+    rows_px, columns_px, _, width = shapes["embedding/kernel"]
+    grid = image_size[0] // rows_px, image_size[1] // columns_px
     steps.append(f"sincos2d position embeddings computed for a grid of {grid[0]} × {grid[1]}")
-    width = shapes["embedding/kernel"][-1]
 
     def positions() -> np.ndarray:
         table = sincos2d(grid, width)
@@ -204,6 +222,7 @@ def _torch_source(
     skeleton = infer.skeleton(view, layout)
     one_head = specs_of(lambda x: imported(x, skeleton, layout), view.specs)
     config = infer.from_linen({n: s.shape for n, s in one_head.items()})
+    names_only = dict(config)  # shapes are known with one head; values need the true number
     if config.get("transformer") is not None:
         heads = _recorded_heads(archive, described)
         if heads is None and wanted is not None:
@@ -211,13 +230,13 @@ def _torch_source(
         if heads is None:
             config = infer.with_known_heads(config)
         else:
-            config["transformer"]["num_heads"] = heads
+            config["transformer"] = config["transformer"] | {"num_heads": heads}
     source = Source(
         archive,
         "hf" if described else archive.format,
         layout,
         view,
-        lambda x: imported(x, config, layout),
+        lambda x: imported(x, config if _heads_known(config) else names_only, layout),
         config,
         described=described,
     )
@@ -243,6 +262,17 @@ def metadata_json(archive: Archive, key: str) -> Any:
         return json.loads(archive.metadata.get(key, "{}"))
     except ValueError:
         return {}
+
+
+def _settle_classifier(source: Source, wanted: Mapping[str, Any] | None) -> None:
+    """Whether tokens are averaged is not in the tensors, but may be recorded or given."""
+    ours = metadata_json(source.archive, "vit_jax")
+    config = wanted or (ours.get("config") if isinstance(ours, dict) else None)
+    if not isinstance(config, Mapping) or source.config is None or "classifier" not in config:
+        return
+    has_cls = describe.has_class_token(source.config)
+    if source.config["classifier"] != "map" and has_cls == describe.has_class_token(config):
+        source.config["classifier"] = config["classifier"]
 
 
 def _require_model(source: Source, wanted: Mapping[str, Any]) -> None:

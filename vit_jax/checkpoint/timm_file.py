@@ -101,15 +101,8 @@ def square_image_size(
 ) -> tuple[int, int]:
     """(height, width) in pixels of the square image whose patches the parameters count."""
     rows, columns = square(describe.num_patches(config, shapes), "the model's")
-    stride = downsampling(config)
+    stride = describe.downsampling(config)
     return rows * stride, columns * stride
-
-
-def downsampling(config: Mapping[str, Any]) -> int:
-    """Pixels a patch: the ResNet's root halves twice, each stage after the first once more."""
-    resnet = config.get("resnet")
-    stages = len(resnet["num_layers"]) if resnet is not None else 0
-    return config["patches"]["size"][0] * (2 ** (max(stages, 1) + 1) if resnet is not None else 1)
 
 
 def _preprocess_of(model: Any, image_size: tuple[int, int]) -> Preprocess:
@@ -127,7 +120,7 @@ def _vit(config: Mapping[str, Any]) -> dict[str, Any]:
         "mlp_ratio": _ratio(transformer["mlp_dim"], width),
         "act_layer": _ACT,
     }
-    pools = {"token": "token", "gap": "avg", "unpooled": "", "token_unpooled": ""}
+    pools = {"token": "token", "gap": "avg", "unpooled": "", "token_unpooled": "", "map": "map"}
     args["global_pool"] = pools[config["classifier"]]
     if not describe.has_class_token(config):
         # Without `fc_norm=False` timm moves the last norm behind the mean.

@@ -9,7 +9,7 @@ lies at the top. Current files hold no position for the class token, which is fo
 import math
 from collections.abc import Iterable, Mapping
 
-from vit_jax.checkpoint.rules import Rule, Table, rule
+from vit_jax.checkpoint.rules import Table, rule
 from vit_jax.checkpoint.tables import released
 from vit_jax.errors import UserError
 
@@ -44,14 +44,11 @@ def writing(names: Iterable[str]) -> Table:
 
 
 def has_class_position(num_tokens: int) -> bool:
-    """Whether so many positions are a square grid and a class token's, not a grid alone."""
-    return math.isqrt(num_tokens) ** 2 != num_tokens
+    """Whether so many positions are a square grid's and a class token's: big_vision's own test."""
+    return math.isqrt(num_tokens) ** 2 + 1 == num_tokens
 
 
 def _ours(name: str) -> str:
     if name in _POSITIONS:
         return POSEMB
     return f"MAPHead_0/{name}" if name.split("/")[0] in _INLINED_HEAD else name
-
-
-__all__ = ["POSEMB", "Rule", "has_class_position", "is_big_vision", "reading", "writing"]
