@@ -8,8 +8,8 @@ file name (without `.npz`) takes that file.
 """
 
 from ml_collections import ConfigDict
-from vit_jax.configs import common, models
 
+from vit_jax.configs import common, models
 from vit_jax.errors import UserError, suggest
 
 

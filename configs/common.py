@@ -4,6 +4,7 @@ Every field that a run may set stands here. A recipe starts from `get_config()` 
 differs; `with_defaults()` completes a config that was written against the original code.
 """
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -83,7 +84,8 @@ def _preprocessing() -> ConfigDict:
             # Size to resize to before the crop; None: training crops the original image,
             # evaluation squashes it to `crop`.
             "resize": placeholder(int),
-            # 'inception' (crop of 5 to 100 % of the area, flip), 'digits' or 'none'.
+            # 'inception' (window of 5 to 100 % of the area, flip), 'crop' (random crop of the
+            # resized image, flip), 'digits' (shift, rotation) or 'none'.
             "augment": "inception",
         }
     )
@@ -118,7 +120,7 @@ def with_dataset(config: ConfigDict, dataset: str) -> ConfigDict:
             f"presets for {', '.join(DATASET_PRESETS)}; any other dataset is set by "
             "--config.dataset, --config.pp and --config.total_steps."
         )
-    config = ConfigDict(config).unlock()  # keeps placeholders, which the command line needs
+    config = copy.deepcopy(config).unlock()  # keeps placeholders, which the command line needs
     config.dataset = dataset
     config.update(DATASET_PRESETS[dataset])
     return config.lock()
@@ -145,7 +147,7 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
 
 
 def flatten(
-    config: Mapping[str, Any], prefix: tuple[str, ...] = ("config",)
+    config: Mapping[str, Any] | ConfigDict, prefix: tuple[str, ...] = ("config",)
 ) -> Iterable[tuple[str, Any]]:
     """('config.pp.crop', 384), … : one pair for every leaf, as the command line spells it."""
     for name, value in config.items():

@@ -4,6 +4,7 @@
 """
 
 from ml_collections import ConfigDict
+
 from vit_jax.configs import common
 
 

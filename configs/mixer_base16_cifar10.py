@@ -1,6 +1,7 @@
 """Fine-tunes Mixer-B/16 on CIFAR-10 (Tolstikhin et al. 2021, arXiv:2105.01601, appendix)."""
 
 from ml_collections import ConfigDict
+
 from vit_jax.configs import vit
 
 

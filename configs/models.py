@@ -11,7 +11,6 @@ file name (`R_Ti_16-i21k-300ep-…npz`).
 
 from collections.abc import Callable
 
-import ml_collections
 from ml_collections import ConfigDict
 
 MODEL_CONFIGS: dict[str, ConfigDict] = {}
@@ -22,9 +21,9 @@ _NOT_IN_AUGREG = ("testing", "testing-unpooled", "ViT-L_32", "R50+ViT-B_16", "Vi
 
 
 def _register(get_config: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
-    config = ml_collections.FrozenConfigDict(get_config())
+    config = get_config()
     name = config.model_name
-    MODEL_CONFIGS[name] = ConfigDict(config).lock()
+    MODEL_CONFIGS[name] = config.lock()
     if name not in _NOT_IN_AUGREG and not name.startswith("Mixer"):
         # AugReg's file names avoid characters that a URI would escape.
         AUGREG_CONFIGS[name.replace("ViT-", "").replace("+", "_")] = MODEL_CONFIGS[name]

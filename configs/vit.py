@@ -7,8 +7,8 @@ Dosovitskiy et al. 2021 (arXiv:2010.11929), section 4.1 and appendix B.1.1.
 """
 
 from ml_collections import ConfigDict
-from vit_jax.configs import common, models
 
+from vit_jax.configs import common, models
 from vit_jax.errors import UserError, suggest
 
 

@@ -8,14 +8,14 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
 from vit_jax import __version__
 from vit_jax.errors import UserError, suggest
 
-COMMANDS = ("train", "eval", "predict", "convert", "models")
+COMMANDS = ("train", "eval", "predict", "convert", "models", "demo")
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -32,11 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status: 0; 2 for bad input, after one line on stderr; 130 when interrupted;
       141 when the reader of the output went away.
     """
+    return guarded(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def guarded(action: Callable[[], object], prog: str = "vit-jax") -> int:
+    """The exit status of `action`, as `main` describes it, with no traceback for bad input."""
     try:
-        _run(sys.argv[1:] if argv is None else list(argv))
+        action()
         print(end="", flush=True)  # here, where a broken pipe is caught
     except UserError as error:
-        return _fail(str(error))
+        return _fail(str(error), prog)
     except BrokenPipeError:
         # Python flushes stdout once more at exit: give it something that takes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A full disk, a file without permission: the user's to mend, whichever line met it.
         if error.filename is None:
             raise
-        return _fail(f"{error.filename}: {error.strerror}")
+        return _fail(f"{error.filename}: {error.strerror}", prog)
     except KeyboardInterrupt:
-        print("vit-jax: interrupted", file=sys.stderr)
+        print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
@@ -67,8 +72,8 @@ def _run(argv: list[str]) -> None:
     args.run(args)
 
 
-def _fail(message: str) -> int:
-    print(f"vit-jax: error: {message}", file=sys.stderr)
+def _fail(message: str, prog: str) -> int:
+    print(f"{prog}: error: {message}", file=sys.stderr)
     return BAD_INPUT
 
 

@@ -4,6 +4,7 @@ import functools
 import os
 import statistics
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,9 @@ def inference_time(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, 
       UserError: when batch, num_classes, image_size or steps are not positive.
     """
     for field in ("batch", "num_classes", "image_size", "steps"):
-        if config[field] <= 0:
-            raise UserError(f"expected --config.{field} > 0, got {config[field]}")
+        value: Any = config[field]
+        if value <= 0:
+            raise UserError(f"expected --config.{field} > 0, got {value}")
     mesh = make_mesh()
     check_batch("batch", config.batch, mesh)
     make_workdir(workdir)

@@ -86,14 +86,9 @@ def _reason(error: BaseException) -> str:
 
 def main() -> int:
     """Exit status 2 and one line on stderr for bad input, 130 for Ctrl-C."""
-    try:
-        return run(sys.argv[1:])
-    except UserError as e:
-        print(f"vit_jax.main: error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    from vit_jax import cli
+
+    return cli.guarded(lambda: run(sys.argv[1:]), prog="vit_jax.main")
 
 
 if __name__ == "__main__":

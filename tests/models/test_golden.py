@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 from recipes import GOLDEN, flatten, golden_json, random_images, random_params, sha256
-from vit_jax.configs.models import MODEL_CONFIGS
 
+from vit_jax.configs.models import MODEL_CONFIGS
 from vit_jax.models import from_config, get_model
 
 SHAPES = golden_json("shapes.json")

@@ -245,7 +245,8 @@ def test_gradients_against_finite_differences_in_float64():
         (lambda: get_model("ViT-B_16", hiden_size=3), "Did you mean 'hidden_size'"),
         (lambda: from_config({"depth": 3}, num_classes=1), "hidden_size"),
         (lambda: build(TINY_VIT).init(jax.random.key(0), IMAGES[:, :7], train=False), "7×40.*8×8"),
-        (lambda: build(TINY_VIT | {"classifier": "tokens"}).init(jax.random.key(0), IMAGES, train=False),
+        (lambda: build(TINY_VIT | {"classifier": "tokens"})
+         .init(jax.random.key(0), IMAGES, train=False),
          "classifier='tokens'"),
         (lambda: build(TINY_VIT | {"transformer": {"num_layers": 1, "mlp_dim": 8, "num_heads": 5}})
          .init(jax.random.key(0), IMAGES, train=False), "num_heads=5 does not divide the width 32"),

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipes import GOLDEN, flatten, unflatten
-from vit_jax.configs import common
 
 from vit_jax import utils
+from vit_jax.configs import common
 from vit_jax.models import from_config
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.state import TrainState
@@ -102,8 +102,10 @@ def test_five_updates(tag):
         peak = np.max([np.abs(np.asarray(m[name], np.float32)) for m in momentum], axis=0)
         np.testing.assert_array_less(np.abs(got - want), 1.001 * ulp_bfloat16(peak), err_msg=name)
         exact, total = exact + (got == want).sum(), total + want.size
-    # Seen: 8 to 12 of 22,296 over the six runs.
-    assert exact / total > 0.998
+    # The original's momentum was recorded without accumulation only. Seen: 8 to 12 of 22,296
+    # values differ over these three runs.
+    assert bool(total) == tag.startswith("accum1_")
+    assert exact >= 0.998 * total
 
 
 def ulp_bfloat16(x: np.ndarray) -> np.ndarray:

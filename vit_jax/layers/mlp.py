@@ -22,7 +22,7 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        init = {
+        init: dict[str, Any] = {
             "kernel_init": nn.initializers.xavier_uniform(),
             "bias_init": nn.initializers.normal(stddev=1e-6),
         }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flax import linen as nn
+    from ml_collections import ConfigDict
 
     from vit_jax.models.mixer import MlpMixer
     from vit_jax.models.vit import VisionTransformer
@@ -52,7 +53,7 @@ def get_model(name: str, *, num_classes: int | None = None, **overrides: Any) ->
     return from_config(config, num_classes=spec.num_classes if num_classes is None else num_classes)
 
 
-def from_config(config: Mapping[str, Any], *, num_classes: int) -> "nn.Module":
+def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -> "nn.Module":
     """Builds the model whose constructor fields `config` holds.
 
     Raises:

@@ -41,4 +41,7 @@ class Preprocess:
         names = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(fields.keys() - names):
             raise UserError(f"preprocessing has unknown fields {unknown}; known: {sorted(names)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        as_tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        return cls(**as_tuples)

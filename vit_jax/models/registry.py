@@ -119,7 +119,7 @@ def resolve(name: str) -> ModelSpec:
     return specs[name]
 
 
-def family_of(config: Mapping[str, Any]) -> str:
+def family_of(config: Mapping[str, Any] | ConfigDict) -> str:
     """The family whose constructor fields `config` holds."""
     if "tokens_mlp_dim" in config:
         return "mixer"

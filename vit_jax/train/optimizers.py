@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimizers, from a run's config."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,12 +10,14 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, suggest
 
+Schedule = Callable[[Any], jax.Array]
+
 DECAY_TYPES = ("cosine", "linear")
 
 
 def create_learning_rate_schedule(
     total_steps: int, base: float, decay_type: str, warmup_steps: int, linear_end: float = 1e-5
-) -> optax.Schedule:
+) -> Schedule:
     """Linear warm-up from 0, times a decay over the steps that remain.
 
     Args:
@@ -55,11 +58,11 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def _sgd(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+def _sgd(config: ConfigDict, rate: Schedule) -> optax.GradientTransformation:
     return optax.sgd(rate, momentum=0.9, accumulator_dtype=config.optim_dtype)
 
 
-def _adamw(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+def _adamw(config: ConfigDict, rate: Schedule) -> optax.GradientTransformation:
     return optax.adamw(
         rate, mu_dtype=config.optim_dtype, weight_decay=config.weight_decay, mask=decayed
     )
@@ -68,7 +71,7 @@ def _adamw(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransforma
 _OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
 
 
-def make_optimizer(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, rate: Schedule) -> optax.GradientTransformation:
     """Clipping by global norm, then the optimizer that `config.optim` names.
 
     Raises:

@@ -18,7 +18,7 @@ class RunProgress:
         self._total = total_steps
         self._start, self._first = time.monotonic(), first_step
         self._last_line = 0.0
-        self._values = {"loss": "-", "accuracy": "-", "speed": "-"}
+        self._values: dict[str, Any] = {"loss": "-", "accuracy": "-", "speed": "-"}
         self._bar = Progress(
             TextColumn("[bold]training"),
             BarColumn(bar_width=None),

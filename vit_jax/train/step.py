@@ -25,7 +25,9 @@ def make_train_step(
     """
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
-        logits = model.apply({"params": params}, batch["image"], train=True, rngs={"dropout": key})
+        logits: Any = model.apply(
+            {"params": params}, batch["image"], train=True, rngs={"dropout": key}
+        )
         return softmax_cross_entropy(logits, batch["label"]).mean()
 
     def step(state: TrainState, batch: Batch, key: jax.Array):
@@ -85,7 +87,7 @@ def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Arr
     """
 
     def evaluate(params: Any, batch: Batch) -> dict[str, jax.Array]:
-        logits = model.apply({"params": params}, batch["image"], train=False)
+        logits: Any = model.apply({"params": params}, batch["image"], train=False)
         correct = logits.argmax(-1) == batch["label"].argmax(-1)
         loss = softmax_cross_entropy(logits, batch["label"])
         mask = batch["mask"]
