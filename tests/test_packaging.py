@@ -97,7 +97,7 @@ def test_an_installed_wheel_has_its_configs_and_data(wheel_python, tmp_path):
     site = str(pathlib.Path(wheel_python).parents[1] / "lib")
     assert package.startswith(site)
     assert configs.startswith(site)
-    assert facts == "ViT-B_16 tench True 0.03"
+    assert facts == "ViT-B_16 tench, Tinca tinca True 0.03"
 
 
 def test_the_wheel_holds_nothing_that_is_not_the_package(wheel_python):
