@@ -70,15 +70,16 @@ PAIRS = [
 @pytest.mark.parametrize(("name", "first", "second"), PAIRS)
 def test_there_and_back_for_every_pair(tmp_path, name, first, second):
     config = narrow(SHAPES[name]["config"])
-    if "resnet" in config:
-        config["resnet"]["width_factor"] = 1  # timm builds no other
     checkpoint.save(tmp_path / "src.npz", narrow_params(config))
+    suffix, options = SUFFIX, {}
+    if "resnet" in config:  # timm builds no ResNet so narrow, so its weights go without metadata
+        suffix, options = SUFFIX | {"timm": ".pth"}, {"model": config}
     a, b, again = (
-        tmp_path / f"{n}{SUFFIX[t]}" for n, t in (("a", first), ("b", second), ("c", first))
+        tmp_path / f"{n}{suffix[t]}" for n, t in (("a", first), ("b", second), ("c", first))
     )
     checkpoint.convert(tmp_path / "src.npz", a, to=first)
-    checkpoint.convert(a, b, to=second)
-    checkpoint.convert(b, again, to=first)
+    checkpoint.convert(a, b, to=second, **options)
+    checkpoint.convert(b, again, to=first, **options)
     same_file(weights_of(a), weights_of(again))
 
 
@@ -386,8 +387,9 @@ def test_heads_that_nobody_knows_must_be_named(tmp_path):
     with pytest.raises(UserError, match="attention heads"):
         checkpoint.convert(tmp_path / "x", tmp_path / "y.npz", to="official")
     checkpoint.convert(tmp_path / "x", tmp_path / "y.npz", to="official", model=config)
-    with pytest.raises(UserError, match="holds another model"):
-        checkpoint.load(tmp_path / "x", "ViT-B_16")
+    for other in ("ViT-B_16", "Mixer-B_16", dict(config, hidden_size=4)):
+        with pytest.raises(UserError, match="holds another model"):
+            checkpoint.load(tmp_path / "x", other)
 
 
 def test_refusals(saved, tmp_path):

@@ -45,7 +45,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
         raise UserError(
             f"{str(folder)!r} holds a {config.get('model_type')!r} model; only 'vit' is read"
         )
-    if not isinstance(config.get("num_attention_heads"), int):
+    if "num_attention_heads" not in config:
         raise UserError(f"{str(folder / CONFIG)!r} has no num_attention_heads")
     path = folder / PREPROCESSOR
     return {"config": config, "preprocessor": _json(path) if path.exists() else None}
@@ -67,7 +67,7 @@ def notes(described: Mapping[str, Any]) -> list[str]:
     if (act := config.get("hidden_act", "gelu")) not in _GELU_TANH:
         found.append(f"its activation is {act!r}, ours is GELU's tanh form")
     if (eps := config.get("layer_norm_eps", 1e-12)) != EPS:
-        found.append(f"its LayerNorm has eps {eps:g}, ours {EPS:g}")
+        found.append(f"its LayerNorm has eps {eps}, ours {EPS}")
     return found
 
 
@@ -91,7 +91,7 @@ def preprocess(described: Mapping[str, Any]) -> Preprocess | None:
             mean=tuple(fields.get("image_mean", (0.5,) * 3)),
             std=tuple(fields.get("image_std", (0.5,) * 3)),
         )
-    except (KeyError, TypeError, ZeroDivisionError):
+    except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
 
 

@@ -4,6 +4,8 @@ Three places are read: our own metadata (`vit_jax`), the arguments for timm (`ti
 files of a Hugging Face directory. What is malformed counts as absent: it is a hint, no weight.
 """
 
+import contextlib
+import math
 from typing import Any
 
 from vit_jax.checkpoint import hf_dir
@@ -17,13 +19,33 @@ OURS, TIMM, HISTORY = "vit_jax", "timm", "vit_jax_conversion"
 
 def preprocess(source: Source) -> Preprocess | None:
     """The recorded preprocessing, ours before the others'."""
-    ours = _object(source, OURS).get("preprocess")
-    if isinstance(ours, dict):
-        try:
-            return Preprocess.from_dict(ours)
-        except (UserError, TypeError):
-            return None
-    return _from_timm(_timm(source)) or hf_dir.preprocess(source.described)
+    found = _from_timm(_timm(source)) or hf_dir.preprocess(source.described)
+    if isinstance(ours := _object(source, OURS).get("preprocess"), dict):
+        with contextlib.suppress(UserError, TypeError):
+            found = Preprocess.from_dict(ours)
+    return _sensible(found)
+
+
+def _sensible(found: Preprocess | None) -> Preprocess | None:
+    """What was found, unless a damaged or foreign file gave it values that cannot be."""
+    if found is None:
+        return None
+    triples = (found.mean, found.std)
+    good = (
+        type(found.size) is int
+        and 0 < found.size < 100_000
+        and _is_number(found.crop)
+        and 0 < found.crop <= 1
+        and found.resize in ("squash", "shortest")
+        and found.method in ("bilinear", "bicubic")
+        and type(found.antialias) is bool
+        and all(type(t) is tuple and len(t) == 3 and all(map(_is_number, t)) for t in triples)
+    )
+    return found if good else None
+
+
+def _is_number(x: Any) -> bool:
+    return type(x) in (int, float) and math.isfinite(x)
 
 
 def class_names(source: Source) -> list[str] | None:
@@ -45,9 +67,9 @@ def image_size(source: Source) -> Grid | None:
         size = chw[1:]
     if size is None:
         size = source.described.get("config", {}).get("image_size")
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size):
+    if type(size) is int:
+        size = [size, size]
+    if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
         return size[0], size[1]
     return None
 

@@ -224,13 +224,10 @@ def _torch_source(
     config = infer.from_linen({n: s.shape for n, s in one_head.items()})
     names_only = dict(config)  # shapes are known with one head; values need the true number
     if config.get("transformer") is not None:
-        heads = _recorded_heads(archive, described)
-        if heads is None and wanted is not None:
-            heads = wanted["transformer"]["num_heads"]
+        heads = _heads(archive, described, wanted, config["hidden_size"])
+        config["transformer"] = config["transformer"] | {"num_heads": heads}
         if heads is None:
             config = infer.with_known_heads(config)
-        else:
-            config["transformer"] = config["transformer"] | {"num_heads": heads}
     source = Source(
         archive,
         "hf" if described else archive.format,
@@ -244,16 +241,26 @@ def _torch_source(
     return source
 
 
-def _recorded_heads(archive: Archive, described: Mapping[str, Any]) -> int | None:
-    if described:
-        return described["config"]["num_attention_heads"]
+def _heads(
+    archive: Archive, described: Mapping[str, Any], wanted: Mapping[str, Any] | None, width: int
+) -> int | None:
+    """Attention heads as recorded, else as asked for; None if neither tells."""
+    recorded = described["config"]["num_attention_heads"] if described else None
     for key, path in (("vit_jax", ("config", "transformer")), ("timm", ("model_args",))):
         fields = metadata_json(archive, key)
         for part in path:
             fields = fields.get(part) if isinstance(fields, dict) else None
-        if isinstance(fields, dict) and isinstance(fields.get("num_heads"), int):
-            return fields["num_heads"]
-    return None
+        if recorded is None and isinstance(fields, dict):
+            recorded = fields.get("num_heads")
+    if recorded is None:
+        asked = ((wanted or {}).get("transformer") or {}).get("num_heads")
+        return asked if asked and width % asked == 0 else None
+    if type(recorded) is not int or recorded < 1 or width % recorded:
+        raise UserError(
+            f"{str(archive.path)!r} records {recorded!r} attention heads, which do not divide its "
+            f"width {width}"
+        )
+    return recorded
 
 
 def metadata_json(archive: Archive, key: str) -> Any:
