@@ -1,0 +1,50 @@
+"""The implementations that ours is compared with.
+
+A reference is a module with `PACKAGES` (what must be installed), `LAYOUT` (of `to_torch`),
+`build(config, state, *, num_classes, image_size, matched)`, `points(config)` and
+`differences(config)`; see `timm_reference`. Nothing of PyTorch is imported before a model is built.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+from typing import Any, NamedTuple
+
+from vit_jax.errors import UserError, suggest
+
+REFERENCES = {"timm": "timm_reference", "hf": "hf_reference"}
+
+
+class Point(NamedTuple):
+    """A module on our side (path) and the one on theirs (dotted name) that gives the same."""
+
+    ours: str
+    theirs: str
+
+
+class Difference(NamedTuple):
+    """A detail in which the reference as shipped is not ours."""
+
+    what: str
+    ours: str
+    shipped: str
+
+
+def get(name: str) -> Any:
+    """The reference's module.
+
+    Raises:
+      UserError: for an unknown one, or if its packages are not installed.
+    """
+    if name not in REFERENCES:
+        raise UserError(
+            f"unknown reference {name!r}.{suggest(name, REFERENCES)} Known: {sorted(REFERENCES)}"
+        )
+    reference = importlib.import_module(f"vit_jax.parity.{REFERENCES[name]}")
+    missing = [p for p in reference.PACKAGES if importlib.util.find_spec(p) is None]
+    if missing:
+        raise UserError(
+            f"comparing with {name} needs {' and '.join(missing)}, not installed here: "
+            'pip install "vit-jax[torch]"'
+        )
+    return reference

@@ -1,0 +1,101 @@
+"""One forward pass of either side, with what its blocks gave.
+
+Outputs are channels-last, whatever the framework: [N, H, W, C], [N, T, C] or [N, C].
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from flax import linen as nn
+
+
+class Trace(NamedTuple):
+    """`logits`, and the output of each block asked for, in that order; all NumPy."""
+
+    logits: np.ndarray
+    blocks: list[np.ndarray]
+
+
+def trace_ours(
+    model: "nn.Module",
+    params: Mapping[str, Any],
+    images: np.ndarray,
+    blocks: Sequence[str],
+    dtype: Any,
+) -> Trace:
+    """Runs our model, compiled, with weights and images cast to `dtype`.
+
+    Args:
+      model: Called as `model.apply(variables, images, train=False)`.
+      params: Nested dict, linen names.
+      images: [N, H, W, 3].
+      blocks: Paths of modules, such as 'Transformer/encoderblock_0'.
+      dtype: float32 or float64.
+    """
+    import jax
+
+    wanted = {tuple(path.split("/")) for path in blocks}
+
+    def forward(params, images):
+        logits, state = model.apply(
+            {"params": params},
+            images,
+            train=False,
+            capture_intermediates=lambda module, method: module.path in wanted,
+            mutable=["intermediates"],
+        )
+        # What is not returned from here is not kept either: the rest of `state` costs nothing.
+        return logits, [_at(state["intermediates"], path) for path in blocks]
+
+    with jax.enable_x64(dtype == np.float64):
+        params = jax.tree.map(lambda x: np.asarray(x, dtype), dict(params))
+        logits, outputs = jax.device_get(jax.jit(forward)(params, images.astype(dtype)))
+    return Trace(logits, outputs)
+
+
+def _at(intermediates: Mapping[str, Any], path: str) -> Any:
+    for name in path.split("/"):
+        intermediates = intermediates[name]
+    return intermediates["__call__"][0]
+
+
+def trace_torch(
+    module: "torch.nn.Module", images: np.ndarray, blocks: Sequence[str], dtype: Any
+) -> Trace:
+    """Runs a PyTorch model, which becomes one of `dtype`.
+
+    Args:
+      module: Takes [N, 3, H, W]; returns logits, or an object that holds them.
+      images: [N, H, W, 3].
+      blocks: Dotted names of its modules.
+      dtype: float32 or float64.
+    """
+    import torch
+
+    outputs: dict[str, np.ndarray] = {}
+
+    def keep(name: str):
+        def hook(_module, _inputs, output) -> None:
+            outputs[name] = _to_numpy(output)
+
+        return hook
+
+    handles = [module.get_submodule(name).register_forward_hook(keep(name)) for name in blocks]
+    try:
+        with torch.no_grad():
+            pixels = torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2).contiguous()
+            logits = module.to(pixels.dtype).eval()(pixels)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace(_to_numpy(getattr(logits, "logits", logits)), [outputs[name] for name in blocks])
+
+
+def _to_numpy(output: Any) -> np.ndarray:
+    x = output[0] if isinstance(output, tuple) else output
+    # A convolution's map is the one thing with four axes, and has its channels second.
+    return (x.movedim(1, -1) if x.ndim == 4 else x).numpy()
