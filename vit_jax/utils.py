@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from vit_jax.train.optimizers import create_learning_rate_schedule
+from vit_jax.train.schedules import create_learning_rate_schedule
 from vit_jax.train.step import accumulate
 
 __all__ = ["accumulate_gradient", "add_gfile_logger", "create_learning_rate_schedule"]

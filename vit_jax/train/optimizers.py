@@ -1,92 +1,235 @@
-"""Learning-rate schedules and optimizers, from a run's config."""
+"""Optimizers: Optax's, put together from a run's config."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, suggest
+from vit_jax.train.rules import Rules, layer_decay_rules, parse_rules, per_parameter, stack_depths
+from vit_jax.train.schedules import Schedule, create_learning_rate_schedule
 
-Schedule = Callable[[Any], jax.Array]
+__all__ = ["DECAY_KERNELS", "build_optimizer", "create_learning_rate_schedule", "make_optimizer"]
 
-DECAY_TYPES = ("cosine", "linear")
+# Kernels decay. Biases, norms and embeddings stay.
+DECAY_KERNELS = ((r"(?:.*/)?kernel", 1.0), (r".*", 0.0))
 
 
-def create_learning_rate_schedule(
-    total_steps: int, base: float, decay_type: str, warmup_steps: int, linear_end: float = 1e-5
-) -> Schedule:
-    """Linear warm-up from 0, times a decay over the steps that remain.
+def _sgd(dtype: str, b1: float) -> optax.GradientTransformation:
+    return optax.trace(b1, accumulator_dtype=dtype)
 
-    Args:
-      total_steps: Where the decay ends.
-      base: Learning rate after the warm-up.
-      decay_type: 'cosine' to 0, or 'linear' to `linear_end`.
-      warmup_steps: 0 for no warm-up.
 
-    Returns:
-      A function from a step, counted from 0, to a float32 scalar.
+def _adam(dtype: str, b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    return optax.scale_by_adam(b1, b2, eps, mu_dtype=dtype)
 
-    Raises:
-      UserError: for an unknown decay, or a warm-up that leaves no step to decay over.
+
+def _lion(dtype: str, b1: float, b2: float) -> optax.GradientTransformation:
+    return optax.scale_by_lion(b1, b2, mu_dtype=dtype)
+
+
+def _adafactor(
+    dtype: str, b1: float, b2: float, eps: float, clip: float | None
+) -> optax.GradientTransformation:
+    """Adafactor as Zhai et al. 2022 changed it (arXiv:2106.04560, section 3.4).
+
+    Momentum b1 in `dtype`; updates are not scaled by the size of the parameters; the decay of the
+    second moment, 1 - (step + 1)^-0.8, is capped at b2; kernels whose two largest sides are at
+    least 32 keep a row and a column of it. `clip` bounds the RMS of each update.
     """
-    if decay_type not in DECAY_TYPES:
-        raise UserError(f"decay_type={decay_type!r}; expected one of {DECAY_TYPES}")
-    if not 0 <= warmup_steps < total_steps:
-        raise UserError(
-            f"warmup_steps={warmup_steps} must be at least 0 and less than "
-            f"total_steps={total_steps}"
+
+    def decay(step: Any, exponent: Any) -> jax.Array:
+        return jnp.minimum(b2, 1.0 - (jnp.asarray(step, jnp.float32) + 1.0) ** -exponent)
+
+    return per_layer(
+        optax.chain(
+            optax.scale_by_factored_rms(
+                min_dim_size_to_factor=32, epsilon=eps, decay_rate=0.8, decay_rate_fn=decay
+            ),
+            optax.clip_by_block_rms(clip) if clip else optax.identity(),
+            optax.ema(b1, debias=False, accumulator_dtype=dtype),
         )
-
-    def schedule(step: Any) -> jax.Array:
-        progress = jnp.clip((step - warmup_steps) / float(total_steps - warmup_steps), 0.0, 1.0)
-        if decay_type == "linear":
-            rate = linear_end + (base - linear_end) * (1.0 - progress)
-        else:
-            rate = base * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        if warmup_steps:
-            rate = rate * jnp.minimum(1.0, step / warmup_steps)
-        return jnp.asarray(rate, jnp.float32)
-
-    return schedule
-
-
-def decayed(params: Any) -> Any:
-    """True for what weight decay shrinks: kernels. Biases, norms and embeddings stay."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
-
-
-def _sgd(config: ConfigDict, rate: Schedule) -> optax.GradientTransformation:
-    return optax.sgd(rate, momentum=0.9, accumulator_dtype=config.optim_dtype)
-
-
-def _adamw(config: ConfigDict, rate: Schedule) -> optax.GradientTransformation:
-    return optax.adamw(
-        rate, mu_dtype=config.optim_dtype, weight_decay=config.weight_decay, mask=decayed
     )
 
 
-_OPTIMIZERS = {"sgd": _sgd, "adamw": _adamw}
+# What turns gradients into a direction, and the settings that it takes with their defaults.
+_OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], dict[str, Any]]] = {
+    "sgd": (_sgd, {"b1": 0.9}),
+    "adamw": (_adam, {"b1": 0.9, "b2": 0.999, "eps": 1e-8}),
+    "adafactor": (_adafactor, {"b1": 0.9, "b2": 0.999, "eps": 1e-30, "clip": None}),
+    "lamb": (_adam, {"b1": 0.9, "b2": 0.999, "eps": 1e-6}),
+    "lion": (_lion, {"b1": 0.9, "b2": 0.99}),
+}
+_SETTINGS = ("b1", "b2", "eps", "clip")
 
 
 def make_optimizer(config: ConfigDict, rate: Schedule) -> optax.GradientTransformation:
-    """Clipping by global norm, then the optimizer that `config.optim` names.
+    """The optimizer that a run's config describes; see `build_optimizer`."""
+    fields = (
+        "optim_dtype",
+        "weight_decay",
+        "grad_norm_clip",
+        "decay_rules",
+        "lr_rules",
+        "freeze_rules",
+        "layer_decay",
+        *(f"optim_{name}" for name in _SETTINGS),
+    )
+    return build_optimizer(
+        config.optim, rate, **{name: config[name] for name in fields if name in config}
+    )
+
+
+def build_optimizer(
+    optim: str,
+    rate: Schedule,
+    *,
+    optim_dtype: str = "float32",
+    weight_decay: float = 0.0,
+    grad_norm_clip: float | None = None,
+    decay_rules: Rules[float] = DECAY_KERNELS,
+    lr_rules: Rules[float] = ((".*", 1.0),),
+    freeze_rules: Rules[bool] = ((".*", False),),
+    layer_decay: float = 1.0,
+    **settings: float | None,
+) -> optax.GradientTransformation:
+    """Clipping by global norm, the optimizer's direction, decoupled decay, and the learning rate.
+
+    A step is θ ← θ - rate · m(θ) · (direction + weight_decay · d(θ) · θ), with the multipliers m
+    and d of the rules; LAMB scales the sum in parentheses to the norm of θ (You et al. 2020,
+    arXiv:1904.00962, algorithm 2). A weight decay that is not multiplied by the base learning
+    rate, as big_vision has it, is here that decay divided by the base learning rate.
+
+    Args:
+      optim: 'sgd' (with momentum), 'adamw', 'adafactor', 'lamb' or 'lion'.
+      rate: Learning rate of each step, counted from 0.
+      optim_dtype: Type of the first moment, 'float32' or 'bfloat16'.
+      weight_decay: Strength where a decay rule says 1.
+      grad_norm_clip: Gradients are scaled down to this norm; 0 or None leaves them.
+      decay_rules, lr_rules, freeze_rules: See `vit_jax.train.rules`; multipliers of the weight
+        decay and the rate, and whether a parameter is frozen. A frozen one stays the same to the
+        last bit, counts nothing in the clipping, and has no state unless it is stacked with
+        layers that train.
+      layer_decay: Multiplies the rates by those of `layer_decay_rules`; 1 for none.
+      **settings: `optim_b1`, `optim_b2`, `optim_eps`, `optim_clip`; None takes the optimizer's
+        own. b1 is SGD's momentum, b2 Adafactor's cap, clip its bound on an update's RMS.
 
     Raises:
-      UserError: for an unknown optimizer or type, or a weight decay that would be ignored.
+      UserError: for an unknown optimizer, type or setting; from `init`, for rules that do not fit
+        the parameters.
     """
-    if config.optim not in _OPTIMIZERS:
+    direction = _direction(optim, optim_dtype, settings)
+    steps = [direction]
+    if weight_decay:
+        steps.append(_with_rules(_decay_by(weight_decay), decay_rules, "decay_rules"))
+    if optim == "lamb":
+        steps.append(per_layer(optax.scale_by_trust_ratio()))
+    steps.append(_with_rules(lambda u, _, m: _like(m, u) * u, lr_rules, "lr_rules"))
+    if layer_decay != 1.0:
+        steps.append(_scale_by_layer(layer_decay))
+    steps.append(optax.scale_by_learning_rate(rate))
+
+    clip = [optax.clip_by_global_norm(grad_norm_clip)] if grad_norm_clip else []
+    if not any(frozen for _, frozen in parse_rules(freeze_rules, "freeze_rules")):
+        return optax.chain(*clip, optax.chain(*steps))
+    steps[0] = optax.masked(direction, lambda tree: _with_state(freeze_rules, tree))
+    return optax.chain(
+        _where_frozen(freeze_rules, 0.0),
+        *clip,
+        optax.chain(*steps),
+        # The one number that added to any float, 0 included, leaves every bit as it is.
+        _where_frozen(freeze_rules, -0.0),
+    )
+
+
+def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` on each layer of stacked blocks as if it were a tensor of its own.
+
+    For what looks at a tensor as a whole (its norm, its two largest sides), so that a scanned
+    model trains as its unscanned twin.
+    """
+    mapped = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
+
+    def split(tree: Any) -> optax.GradientTransformation:
+        depths = stack_depths(tree)
+        if not any(jax.tree.leaves(depths)):
+            return tx
+        labels = jax.tree.map(lambda depth: f"stacked_{depth}" if depth else "single", depths)
+        return optax.partition(
+            {label: tx if label == "single" else mapped for label in jax.tree.leaves(labels)},
+            labels,
+        )
+
+    return optax.GradientTransformation(
+        lambda params: split(params).init(params),
+        lambda updates, state, params=None: split(updates).update(updates, state, params),
+    )
+
+
+def _direction(
+    optim: str, dtype: str, settings: dict[str, float | None]
+) -> optax.GradientTransformation:
+    if optim not in _OPTIMIZERS:
         raise UserError(
-            f"unknown optimizer {config.optim!r}.{suggest(config.optim, _OPTIMIZERS)} "
+            f"unknown optimizer {optim!r}.{suggest(optim, _OPTIMIZERS)} "
             f"Known: {', '.join(_OPTIMIZERS)}"
         )
-    if config.optim_dtype not in ("float32", "bfloat16"):
-        raise UserError(f"optim_dtype={config.optim_dtype!r}; expected 'float32' or 'bfloat16'")
-    if config.weight_decay and config.optim != "adamw":
-        raise UserError(f"weight_decay={config.weight_decay} needs optim='adamw'")
-    optimizer = _OPTIMIZERS[config.optim](config, rate)
-    if not config.grad_norm_clip:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.grad_norm_clip), optimizer)
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"optim_dtype={dtype!r}; expected 'float32' or 'bfloat16'")
+    make, defaults = _OPTIMIZERS[optim]
+    given = {k.removeprefix("optim_"): v for k, v in settings.items() if v is not None}
+    if unknown := given.keys() - defaults.keys():
+        raise UserError(
+            f"optim={optim!r} has no {', '.join(f'optim_{k}' for k in sorted(unknown))}; it has "
+            f"{', '.join(f'optim_{k}' for k in defaults)}"
+        )
+    return make(dtype, **{**defaults, **given})
+
+
+def _decay_by(strength: float) -> Callable[[jax.Array, jax.Array, Any], jax.Array]:
+    return lambda u, p, d: u + _like(strength * d, u) * p.astype(u.dtype)
+
+
+def _like(value: Any, x: jax.Array) -> jax.Array:
+    return jnp.asarray(value, x.dtype)
+
+
+def _with_rules(
+    apply: Callable[[jax.Array, jax.Array, Any], jax.Array], rules: Any, field: str
+) -> optax.GradientTransformation:
+    """update → apply(update, parameter, value); `rules` may be a function of the parameters."""
+
+    def values(tree: Any) -> Any:
+        return per_parameter(rules(tree) if callable(rules) else rules, tree, field)
+
+    def init(params: Any) -> optax.EmptyState:
+        values(params)  # Raises for rules that do not fit, before any step.
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(apply, updates, params, values(updates)), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scale_by_layer(decay: float) -> optax.GradientTransformation:
+    return _with_rules(
+        lambda u, _, m: _like(m, u) * u,
+        lambda tree: layer_decay_rules(decay, tree),
+        "layer_decay",
+    )
+
+
+def _where_frozen(rules: Rules[bool], value: float) -> optax.GradientTransformation:
+    return _with_rules(
+        lambda u, _, frozen: jnp.where(frozen, _like(value, u), u), rules, "freeze_rules"
+    )
+
+
+def _with_state(rules: Rules[bool], tree: Any) -> Any:
+    """False for the leaves that are frozen in all layers."""
+    frozen = per_parameter(rules, tree, "freeze_rules")
+    return jax.tree.map(lambda f: bool(np.ndim(f)) or not f, frozen)

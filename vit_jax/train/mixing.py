@@ -1,0 +1,107 @@
+"""Mixup and CutMix on the device, inside the step.
+
+Every image is mixed with the one before it in the global batch (a roll by one). Any fixed partner
+is as good as a permutation where the order of examples is random already; of these, the roll
+moves one image between neighbouring devices, where a reversal would move the whole batch.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """x → w · x + (1 - w) · partner, and the labels likewise with the mean of w.
+
+    Mixup (Zhang et al. 2018, arXiv:1710.09412): w is one number, λ ~ Beta(α, α). CutMix (Yun et
+    al. 2019, arXiv:1905.04899): w is 0 in a box and 1 outside. The box has about 1 - λ of the
+    area, a centre anywhere, and is clipped at the border.
+
+    Attributes:
+      mixup_alpha: α of Mixup; 0 for none.
+      cutmix_alpha: α of CutMix; 0 for none.
+      probability: Of mixing at all.
+      switch: Probability of CutMix where both are on.
+      per_example: Draw anew for each example instead of once for a batch.
+
+    Raises:
+      UserError: for a negative α, or a probability outside [0, 1].
+    """
+
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+    probability: float = 1.0
+    switch: float = 0.5
+    per_example: bool = False
+
+    def __post_init__(self):
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise UserError(f"mixing: {name}={getattr(self, name)}; expected at least 0")
+        for name in ("probability", "switch"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"mixing: {name}={getattr(self, name)}; expected 0 to 1")
+
+    @property
+    def on(self) -> bool:
+        return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+    def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Mixes 'image' [N, H, W, C] and 'label' [N, K], both floating; the rest stays."""
+        if not self.on:
+            return dict(batch)
+        image, label = batch["image"], batch["label"]
+        pixels, share = self.weights(key, image.shape[:3])
+        return {
+            **batch,
+            "image": _mix(image, pixels[..., None]),
+            "label": _mix(label, share[:, None]),
+        }
+
+    def weights(self, key: jax.Array, shape: tuple[int, int, int]) -> tuple[jax.Array, jax.Array]:
+        """w of each pixel, broadcastable to [N, H, W], and its mean for each example, to [N]."""
+        n, height, width = shape
+        draws = n if self.per_example else 1
+        mixup_key, cutmix_key, switch_key, on_key = jax.random.split(key, 4)
+        pixels, share = jnp.ones((draws, 1, 1)), jnp.ones(draws)
+        if self.mixup_alpha:
+            share = jax.random.beta(mixup_key, self.mixup_alpha, self.mixup_alpha, (draws,))
+            pixels = share[:, None, None]
+        if self.cutmix_alpha:
+            switch = self.switch if self.mixup_alpha else 1.0
+            chosen = jax.random.bernoulli(switch_key, switch, (draws,))
+            outside, area = _box(cutmix_key, self.cutmix_alpha, draws, height, width)
+            pixels = jnp.where(chosen[:, None, None], outside, pixels)
+            share = jnp.where(chosen, area, share)
+        mixed = jax.random.bernoulli(on_key, self.probability, (draws,))
+        return jnp.where(mixed[:, None, None], pixels, 1.0), jnp.where(mixed, share, 1.0)
+
+
+def _box(
+    key: jax.Array, alpha: float, n: int, height: int, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """1.0 outside a random box and 0.0 in it [n, height, width], and the share outside [n]."""
+    share_key, y_key, x_key = jax.random.split(key, 3)
+    side = jnp.sqrt(1.0 - jax.random.beta(share_key, alpha, alpha, (n,)))
+
+    def interval(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        half = (side * size).astype(jnp.int32) // 2
+        centre = jax.random.randint(key, (n,), 0, size)
+        low, high = jnp.clip(centre - half, 0, size), jnp.clip(centre + half, 0, size)
+        at = jnp.arange(size)[None, :]
+        return (low[:, None] <= at) & (at < high[:, None]), high - low
+
+    (rows, tall), (columns, wide) = interval(y_key, height), interval(x_key, width)
+    outside = ~(rows[:, :, None] & columns[:, None, :])
+    # What clipping left of the box, not what was drawn: λ of the paper's code.
+    return outside.astype(jnp.float32), 1.0 - tall * wide / (height * width)
+
+
+def _mix(x: jax.Array, weight: jax.Array) -> jax.Array:
+    weight = weight.astype(x.dtype)
+    return weight * x + (1 - weight) * jnp.roll(x, 1, axis=0)

@@ -1,0 +1,80 @@
+"""Learning rates as functions of the step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.errors import UserError, suggest
+
+Schedule = Callable[[Any], jax.Array]
+
+DECAY_TYPES = ("cosine", "linear", "rsqrt", "constant")
+
+
+def create_learning_rate_schedule(
+    total_steps: int,
+    base: float,
+    decay_type: str,
+    warmup_steps: int,
+    linear_end: float = 1e-5,
+    *,
+    timescale: int = 10_000,
+    cooldown_steps: int = 0,
+) -> Schedule:
+    """Linear warm-up from 0, times a decay, times a linear cooldown to 0.
+
+    Args:
+      total_steps: Where the decay and the cooldown end.
+      base: Learning rate after the warm-up.
+      decay_type: 'cosine' to 0; 'linear' to `linear_end`; 'rsqrt', one over the square root of
+        `1 + (step - warmup_steps) / timescale` (Zhai et al. 2022, arXiv:2106.04560, section 3.5),
+        which is `step / timescale` where `timescale` is `warmup_steps`; or 'constant'.
+      warmup_steps: 0 for no warm-up.
+      linear_end: The other decays do not see it.
+      timescale: Of 'rsqrt', in steps.
+      cooldown_steps: The last steps, over which the rate goes to 0; 0 for none.
+
+    Returns:
+      A function from a step, counted from 0, to a float32 scalar.
+
+    Raises:
+      UserError: for an unknown decay, a warm-up that leaves no step to decay over, a cooldown
+        that begins within it, or a timescale that is not positive.
+    """
+    if decay_type not in DECAY_TYPES:
+        raise UserError(
+            f"decay_type={decay_type!r}; expected one of {DECAY_TYPES}."
+            f"{suggest(decay_type, DECAY_TYPES)}"
+        )
+    if not 0 <= warmup_steps < total_steps:
+        raise UserError(
+            f"warmup_steps={warmup_steps} must be at least 0 and less than "
+            f"total_steps={total_steps}"
+        )
+    if not 0 <= cooldown_steps <= total_steps - warmup_steps:
+        raise UserError(
+            f"cooldown_steps={cooldown_steps} must be from 0 to the {total_steps - warmup_steps} "
+            "steps after the warm-up"
+        )
+    if timescale <= 0:
+        raise UserError(f"timescale={timescale} must be a positive number of steps")
+
+    def schedule(step: Any) -> jax.Array:
+        progress = jnp.clip((step - warmup_steps) / float(total_steps - warmup_steps), 0.0, 1.0)
+        if decay_type == "linear":
+            rate = linear_end + (base - linear_end) * (1.0 - progress)
+        elif decay_type == "cosine":
+            rate = base * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        elif decay_type == "rsqrt":
+            rate = base / jnp.sqrt(1.0 + jnp.maximum(step - warmup_steps, 0) / timescale)
+        else:
+            rate = base
+        if warmup_steps:
+            rate = rate * jnp.minimum(1.0, step / warmup_steps)
+        if cooldown_steps:
+            rate = rate * jnp.clip((total_steps - step) / cooldown_steps, 0.0, 1.0)
+        return jnp.asarray(rate, jnp.float32)
+
+    return schedule
