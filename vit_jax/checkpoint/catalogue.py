@@ -6,21 +6,20 @@ mean and how each was established.
 
 import csv
 import dataclasses
-import fnmatch
 import functools
 import re
 import urllib.parse
 from importlib import resources
+from typing import Any
 
-from vit_jax.errors import UserError, suggest
 from vit_jax.models.registry import registered
 
-_GCS = "https://storage.googleapis.com/"
+GCS = "https://storage.googleapis.com/"
 _HUB = "https://huggingface.co/"
 
 # A name of the 50,000 files of "How to train your ViT?" (arXiv:2106.10270), without `.npz`.
 _AUGREG_NAME = re.compile(
-    r"(?P<model>[A-Z][A-Za-z0-9]*(_[A-Z][a-z]?)?_\d+)"
+    r"(?P<model>\w+_\d+)"
     r"-(?P<upstream>i1k|i21k)-(?P<epochs>\d+)ep-lr_(?P<lr>[\d.]+)-aug_(?P<augment>[a-z]+\d?)"
     r"-wd_(?P<weight_decay>[\d.]+)-do_(?P<dropout>[\d.]+)-sd_(?P<stochastic_depth>[\d.]+)"
     r"(--(?P<dataset>\w+)-steps_(?P<steps>\d+k?)-lr_(?P<adapt_lr>[\d.]+)-res_(?P<resolution>\d+))?"
@@ -32,7 +31,8 @@ class Published:
     """One published checkpoint. An empty string or None: not known, or there is none.
 
     Attributes:
-      collection: 'imagenet21k', 'imagenet21k+imagenet2012', 'augreg', 'sam', 'gsam', 'mixer', 'lit'.
+      collection: 'imagenet21k', 'imagenet21k+imagenet2012', 'augreg', 'sam', 'gsam', 'mixer' or
+        'lit'.
       model: Official name of the architecture.
       file: Where it was published, `gs://bucket/name.npz`.
       resolution: Image size of its last training, in pixels.
@@ -42,6 +42,7 @@ class Published:
       top1_from: Who measured it.
       timm: timm's `architecture.tag` of the same weights.
       hf: Repository of the same weights in transformers' layout.
+      recommended: Whether the authors recommend it among AugReg's.
       note: What the columns do not say.
     """
 
@@ -55,12 +56,18 @@ class Published:
     top1_from: str
     timm: str
     hf: str
+    recommended: bool
     note: str
 
     @property
     def url(self) -> str:
         """Its https address."""
         return gcs_url(self.file)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What one may look it up by."""
+        return tuple(filter(None, (self.model, self.collection, self.file, self.timm, self.hf)))
 
     @property
     def supported(self) -> bool:
@@ -71,7 +78,7 @@ class Published:
     def copy(self) -> str:
         """A file that holds the same weights elsewhere, as https address; '' if none is known.
 
-        Hugging Face's own comes first: it has the `pre_logits` that timm's lacks.
+        transformers' comes first: it has the `pre_logits` that timm's lacks.
         """
         repository = self.hf or (f"timm/{self.timm}" if self.timm else "")
         return f"{_HUB}{repository}/resolve/main/model.safetensors" if repository else ""
@@ -96,33 +103,6 @@ def find(location: str) -> Published | None:
     """The row of a `gs://` or https address, or None."""
     file = gcs_file(location)
     return next((row for row in published() if row.file == file), None)
-
-
-def matching(pattern: str) -> list[Published]:
-    """The rows of which some name (model, collection, file, timm's, Hugging Face's) matches.
-
-    Args:
-      pattern: Part of a name, or a pattern such as `ViT-*_16`; in any case.
-
-    Raises:
-      UserError: if there is none.
-    """
-    rows = [row for row in published() if any(name_matches(pattern, n) for n in _names(row))]
-    if not rows:
-        names = {name for row in published() for name in _names(row)}
-        raise UserError(
-            f"no published checkpoint matches {pattern!r}.{suggest(pattern, names)} "
-            "`vit-jax models --checkpoints` lists them all."
-        )
-    return rows
-
-
-def name_matches(pattern: str, name: str) -> bool:
-    """Whether `name` holds `pattern`, or matches it as a whole where it has wildcards."""
-    pattern, name = pattern.lower(), name.lower()
-    if any(wildcard in pattern for wildcard in "*?["):
-        return fnmatch.fnmatchcase(name, pattern)
-    return pattern in name
 
 
 def relatives(location: str) -> list[Published]:
@@ -159,29 +139,38 @@ def parse_augreg(name: str) -> dict[str, str | None] | None:
     return match.groupdict() if match else None
 
 
+def recommended(model: str) -> str:
+    """The AugReg file that its authors recommend for `model` (`R_Ti_16`), or ''.
+
+    It has the best upstream accuracy of its kind, so that it is what their `index.csv` leads to.
+    """
+    names = (row.file.rsplit("/", 1)[-1] for row in published() if row.recommended)
+    fields = {name: parse_augreg(name) for name in names}
+    found = (n for n, f in fields.items() if f and f["model"] == model and f["dataset"] is None)
+    return next(found, "").removesuffix(".npz")
+
+
 def gcs_url(file: str) -> str:
     """`gs://bucket/name` as the https address at which public buckets answer."""
-    return _GCS + urllib.parse.quote(file.removeprefix("gs://"))
+    return GCS + urllib.parse.quote(file.removeprefix("gs://"))
 
 
 def gcs_file(location: str) -> str:
     """The reverse of `gcs_url`; any other location as it is."""
-    if not location.startswith(_GCS):
+    if not location.startswith(GCS):
         return location
-    return "gs://" + urllib.parse.unquote(location.removeprefix(_GCS))
+    return "gs://" + urllib.parse.unquote(location.removeprefix(GCS))
 
 
 def _row(fields: dict[str, str]) -> Published:
-    number = {
+    values: dict[str, Any] = {
+        **fields,
         "resolution": int(fields["resolution"]),
         "num_classes": int(fields["num_classes"]) if fields["num_classes"] else None,
         "top1": float(fields["top1"]) if fields["top1"] else None,
+        "recommended": fields["recommended"] == "yes",
     }
-    return Published(**(fields | number))
-
-
-def _names(row: Published) -> tuple[str, ...]:
-    return row.model, row.collection, row.file, row.timm, row.hf
+    return Published(**values)
 
 
 def _augreg_model(row: Published) -> str | None:

@@ -295,6 +295,13 @@ def _cast(plan: _Plan, dtype: str) -> None:
     plan.edit(f"cast to {dtype}", lambda x: Edited(x, changed=dict.fromkeys(x, cast)))
 
 
+def _count_not_finite(x: np.ndarray) -> int:
+    with np.errstate(all="ignore"):
+        if np.isfinite(x.sum()):  # several times faster, and almost always enough
+            return 0
+    return x.size - int(np.count_nonzero(np.isfinite(x)))
+
+
 class _Watched(Mapping[str, np.ndarray]):
     """The new file's tensors, counting as they pass what is written and what is not finite."""
 
@@ -311,7 +318,7 @@ class _Watched(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         x = self._tensors[name]
-        if bad := x.size - int(np.count_nonzero(np.isfinite(x))):
+        if bad := _count_not_finite(x):
             self.not_finite[name] = bad
         self._done += x.nbytes
         if self._progress:
