@@ -39,6 +39,11 @@ def get_config() -> ConfigDict:
     # Batches that lie ready on the devices.
     config.prefetch = 2
 
+    # Devices along each axis; -1 is the rest. See vit_jax/train/sharding.py.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "model": 1})
+    # Pairs (regex on parameter names, axes of the dimensions), tried before the default ones.
+    config.sharding_rules = ()
+
     # Images per optimizer update, over all devices, and per evaluation step.
     config.batch = 512
     config.batch_eval = 512

@@ -13,12 +13,13 @@ from types import ModuleType
 from typing import NoReturn
 
 from vit_jax import __version__
-from vit_jax.errors import UserError, suggest
+from vit_jax.errors import Preempted, UserError, suggest
 
 COMMANDS = ("train", "eval", "predict", "convert", "models", "demo")
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PREEMPTED = 143  # 128 + SIGTERM: a saved run, to be started again
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
@@ -51,6 +52,9 @@ def guarded(action: Callable[[], object], prog: str = "vit-jax") -> int:
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}", prog)
+    except Preempted as stop:
+        print(f"{prog}: {stop}", file=sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED

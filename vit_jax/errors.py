@@ -11,6 +11,15 @@ class UserError(ValueError):
     """
 
 
+class Preempted(Exception):
+    """A run was told to stop (SIGTERM) and has saved its state: exit status 143."""
+
+    def __init__(self, step: int):
+        super().__init__(
+            f"stopped by SIGTERM after step {step}, which is saved; the same command goes on"
+        )
+
+
 def suggest(name: str, choices: Iterable[str], most: int = 3) -> str:
     """` Did you mean 'a' or 'b'?` for the choices closest to `name`, or an empty string."""
     by_lower = {c.lower(): c for c in choices}

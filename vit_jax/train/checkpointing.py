@@ -37,8 +37,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exc_info):
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+    def wait(self) -> None:
+        """Until everything asked for is on disk."""
+        self._manager.wait_until_finished()
 
     @property
     def latest_step(self) -> int | None:

@@ -1,12 +1,10 @@
 """Accuracy over a whole split."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
-import jax
-from jax.sharding import NamedSharding
-
+from vit_jax.train.engine import Engine
 from vit_jax.train.sharding import to_devices
 
 
@@ -24,16 +22,10 @@ class Evaluation:
         return self.correct / self.examples
 
 
-def evaluate(
-    eval_step: Callable[[Any, Any], dict[str, jax.Array]],
-    params: Any,
-    batches: Iterable[Any],
-    sharding: NamedSharding,
-    ahead: int,
-) -> Evaluation:
-    """Sums `eval_step` over `batches`, whose padding the mask leaves out."""
+def evaluate(engine: Engine, params: Any, batches: Iterable[Any], ahead: int) -> Evaluation:
+    """Counts over `batches`, whose padding the mask leaves out; the same in every process."""
     # The sums stay on the devices until the pass is over: nothing waits within it.
-    sums = [eval_step(params, batch) for batch in to_devices(batches, sharding, ahead)]
+    sums = [engine.eval_step(params, batch) for batch in to_devices(batches, engine.batch, ahead)]
     totals = {name: sum(float(s[name]) for s in sums) for name in ("examples", "correct", "loss")}
     examples = round(totals["examples"])
     return Evaluation(examples, round(totals["correct"]), totals["loss"] / max(examples, 1))

@@ -1,5 +1,8 @@
 """The training loop."""
 
+import contextlib
+import dataclasses
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -7,23 +10,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from vit_jax import checkpoint, input_pipeline, models
+from vit_jax import checkpoint, input_pipeline
+from vit_jax.checkpoint.tree import arrays
 from vit_jax.configs import common
-from vit_jax.errors import UserError
+from vit_jax.errors import Preempted, UserError
+from vit_jax.train import engine as engine_lib
 from vit_jax.train import run_info
 from vit_jax.train.checkpointing import Checkpoints
 from vit_jax.train.evaluation import evaluate
-from vit_jax.train.metrics import MetricWriter
-from vit_jax.train.optimizers import create_learning_rate_schedule, make_optimizer
+from vit_jax.train.log import RunLog
+from vit_jax.train.preemption import Preemption
 from vit_jax.train.pretrained import find_pretrained
-from vit_jax.train.progress import RunProgress
-from vit_jax.train.sharding import check_batch, make_mesh, replicated, split_batch, to_devices
-from vit_jax.train.state import TrainState, init_state
-from vit_jax.train.step import make_eval_step, make_train_step
+from vit_jax.train.sharding import make_mesh, to_devices
+from vit_jax.train.state import TrainState
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Mapping[str, Any]:
@@ -37,83 +40,55 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Mappin
       The parameters at the end, on the devices.
 
     Raises:
-      UserError: for bad input, before any long work.
+      UserError: for bad input, before any long work; for a loss that is not finite.
+      Preempted: after SIGTERM, once the state is saved.
     """
     config = common.with_defaults(config)
-    mesh = make_mesh()
-    _check(config, mesh)
+    _require_set(config)
+    mesh = make_mesh(config.mesh)
+    engine_lib.check(config, mesh)
     pretrained = find_pretrained(config)
     make_workdir(workdir)
-
-    ds_train, ds_test = input_pipeline.get_datasets(config)
-    num_classes = ds_train.num_classes
-    model = models.from_config(
-        {**config.model, "dtype": jnp.dtype(config.dtype)}, num_classes=num_classes
+    ds_train, ds_test = input_pipeline.get_datasets(
+        config, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    rate = create_learning_rate_schedule(
-        config.total_steps, config.base_lr, config.decay_type, config.warmup_steps
-    )
-    tx = make_optimizer(config, rate)
-
-    # Pinned both ways: left to the compiler, the state could come back laid out otherwise.
-    full, split = replicated(mesh), split_batch(mesh)
+    engine = engine_lib.build(config, mesh, ds_train.num_classes)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
-    train_step = jax.jit(
-        make_train_step(model, tx, accum_steps=config.accum_steps),
-        in_shardings=(full, split, full),
-        out_shardings=(full, full),
-        donate_argnums=0,
-    )
-    eval_step = jax.jit(make_eval_step(model), in_shardings=(full, split), out_shardings=full)
 
-    with Checkpoints(workdir, config.keep_checkpoints) as checkpoints:
-        state = jax.jit(lambda key: init_state(model, tx, key, config.pp.crop), out_shardings=full)(
-            init_key
-        )
+    with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, Preemption() as preemption:
+        state = engine.init(init_key)
         if pretrained and checkpoints.latest_step is None:
-            state = state.replace(params=_pretrained_params(pretrained, state, config, full))
+            params = _pretrained_params(pretrained, state, config, engine)
+            state = dataclasses.replace(state, params=params)
         state = checkpoints.restore(like=state)
         first_step = int(state.step)
-        logging.info("starting at step %d of %d", first_step, config.total_steps)
-        run_info.save(run_info.RunInfo.of(config, ds_train.class_names), workdir)
-        writer = MetricWriter(workdir, first_step)
-
-        with RunProgress(config.total_steps, first_step) as progress:
-            clock = Clock(first_step)
-            batches = to_devices(ds_train.iterate(first_step), split, config.prefetch)
+        log = RunLog(workdir, first_step, config.total_steps)
+        if jax.process_index() == 0:
+            run_info.save(run_info.RunInfo.of(config, ds_train.class_names), workdir)
+        clock = Clock(first_step)
+        with log, contextlib.closing(ds_train.iterate(first_step)) as stream:
+            batches = to_devices(stream, engine.batch, config.prefetch)
             for step in range(first_step + 1, config.total_steps + 1):
-                state, scalars = train_step(state, next(batches), train_key)
+                state, scalars = engine.train_step(state, next(batches), train_key)
+                stopping = preemption.after(step)
 
                 if _due(step, config.progress_every, config.total_steps):
                     loss = float(scalars["loss"])
+                    _require_finite(loss, step, state, checkpoints)
                     speed = config.batch * clock.steps_per_second(step)
-                    writer.write(
-                        step,
-                        {
-                            "train_loss": loss,
-                            "lr": float(rate(step - 1)),
-                            "img_sec_core_train": speed / mesh.size,
-                        },
-                    )
-                    progress.update(step, loss=loss, speed=speed)
+                    log.train(step, loss, float(engine.rate(step - 1)), speed, mesh.size)
 
                 if _due(step, config.eval_every, config.total_steps):
                     with clock.paused():
-                        result = evaluate(eval_step, state.params, ds_test, split, config.prefetch)
-                    writer.write(
-                        step,
-                        {
-                            "accuracy_test": result.accuracy,
-                            "loss_test": result.loss,
-                            "examples_test": result.examples,
-                        },
-                    )
-                    progress.update(step, accuracy=result.accuracy)
+                        result = evaluate(engine, state.params, ds_test, config.prefetch)
+                    log.evaluation(step, result)
 
-                if _due(step, config.checkpoint_every, config.total_steps):
+                if stopping or _due(step, config.checkpoint_every, config.total_steps):
+                    _require_finite(float(scalars["loss"]), step, state, checkpoints)
                     with clock.paused():
                         checkpoints.save(state)
-        writer.close()
+                if stopping:
+                    raise Preempted(step)
     return state.params
 
 
@@ -156,24 +131,42 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or bool(every and step % every == 0)
 
 
-def _check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+def _require_set(config: ConfigDict) -> None:
     for field in ("dataset", "model", "total_steps"):
         if config[field] in (None, ""):
             raise UserError(f"--config.{field} is not set")
-    if config.total_steps < 1:
-        raise UserError(f"total_steps={config.total_steps}; expected at least 1")
-    if config.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"dtype={config.dtype!r}; expected 'float32' or 'bfloat16'")
-    check_batch("batch", config.batch, mesh, config.accum_steps)
-    check_batch("batch_eval", config.batch_eval, mesh)
+
+
+def _require_finite(loss: float, step: int, state: TrainState, checkpoints: Checkpoints) -> None:
+    """Stops a run whose loss is NaN or infinite, before it overwrites a good checkpoint."""
+    if math.isfinite(loss):
+        return
+    checkpoints.wait()
+    flat = arrays(jax.tree.map(lambda x: bool(jnp.isfinite(x).all()), state.params))
+    bad = [name for name, finite in flat.items() if not finite]
+    good = checkpoints.latest_step
+    raise UserError(
+        f"the loss is {loss} at step {step}. "
+        + (
+            f"{len(bad)} of {len(flat)} parameters are not finite after it, the first {bad[0]}. "
+            if bad
+            else "All parameters are still finite: the forward pass or the batch is at fault. "
+        )
+        + (f"The last good checkpoint is that of step {good}. " if good else "No checkpoint yet. ")
+        + "A lower base_lr, a longer warm-up or a smaller grad_norm_clip may help."
+    )
 
 
 def _pretrained_params(
-    path: epath.Path, state: TrainState, config: ConfigDict, sharding: jax.sharding.NamedSharding
+    path: epath.Path, state: TrainState, config: ConfigDict, engine: engine_lib.Engine
 ) -> Any:
+    # The fresh parameters give names and shapes, and the head where the classes differ.
+    fresh = multihost_utils.process_allgather(state.params, tiled=True)
     params = checkpoint.load_pretrained(
-        pretrained_path=path,
-        init_params=jax.device_get(state.params),
-        model_config=config.model,
+        pretrained_path=path, init_params=fresh, model_config=config.model
     )
-    return jax.device_put(params, sharding)
+    return jax.tree.map(
+        lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]),
+        params,
+        engine.shardings.params,
+    )

@@ -19,7 +19,7 @@ class TrainState:
       opt_state: Of the optimizer.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
 

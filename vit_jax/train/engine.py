@@ -1,0 +1,113 @@
+"""Everything compiled of a run: model, optimizer, state layout, steps. No data, no files.
+
+`vit_jax.train.loop` drives it; what plans or times a run builds the same.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from vit_jax import models
+from vit_jax.errors import UserError
+from vit_jax.train.optimizers import create_learning_rate_schedule, make_optimizer
+from vit_jax.train.sharding import (
+    check_batch,
+    like_params,
+    param_shardings,
+    replicated,
+    split_batch,
+)
+from vit_jax.train.state import TrainState, init_state
+from vit_jax.train.step import make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """A run's computation on one mesh.
+
+    Attributes:
+      model: Its parameters are float32, `config.dtype` is what it computes in.
+      rate: Learning rate of an update, counted from 0.
+      shardings: A `TrainState` of shardings: how the state lies, before and after each step.
+      batch: Sharding of a batch.
+      init: `key -> state`, fresh, in `shardings`.
+      train_step: `(state, batch, key) -> (state, scalars)`; consumes the state it is given.
+      eval_step: `(params, batch) -> sums`.
+    """
+
+    mesh: Mesh
+    model: nn.Module
+    tx: optax.GradientTransformation
+    rate: Callable[[Any], jax.Array]
+    shardings: TrainState
+    batch: NamedSharding
+    init: Callable[[jax.Array], TrainState]
+    train_step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
+
+
+def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
+    """Builds the computation that `config`, complete, describes; compiles nothing yet.
+
+    Raises:
+      UserError: for a setting that does not fit the model or the mesh.
+    """
+    check(config, mesh)
+    model = models.from_config(
+        {**config.model, "dtype": jnp.dtype(config.dtype)}, num_classes=num_classes
+    )
+    rate = create_learning_rate_schedule(
+        config.total_steps, config.base_lr, config.decay_type, config.warmup_steps
+    )
+    tx = make_optimizer(config, rate)
+    init = functools.partial(init_state, model, tx, image_size=config.pp.crop)
+    abstract = jax.eval_shape(init, jax.random.key(0))
+    shardings = state_shardings(abstract, mesh, config)
+    # Pinned both ways: left to the compiler, the state could come back laid out otherwise.
+    full, split = replicated(mesh), split_batch(mesh)
+    return Engine(
+        mesh=mesh,
+        model=model,
+        tx=tx,
+        rate=rate,
+        shardings=shardings,
+        batch=split,
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=jax.jit(
+            make_train_step(model, tx, accum_steps=config.accum_steps),
+            in_shardings=(shardings, split, full),
+            out_shardings=(shardings, full),
+            donate_argnums=0,
+        ),
+        eval_step=jax.jit(
+            make_eval_step(model), in_shardings=(shardings.params, split), out_shardings=full
+        ),
+    )
+
+
+def check(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for settings that no run can have."""
+    if config.total_steps < 1:
+        raise UserError(f"total_steps={config.total_steps}; expected at least 1")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype={config.dtype!r}; expected 'float32' or 'bfloat16'")
+    check_batch("batch", config.batch, mesh, config.accum_steps)
+    check_batch("batch_eval", config.batch_eval, mesh)
+
+
+def state_shardings(abstract: TrainState, mesh: Mesh, config: ConfigDict) -> TrainState:
+    """How a state of these shapes lies on `mesh`."""
+    params = param_shardings(abstract.params, mesh, tuple(map(tuple, config.sharding_rules)))
+    return TrainState(
+        step=replicated(mesh),
+        params=params,
+        opt_state=like_params(abstract.opt_state, abstract.params, params, mesh),
+    )
