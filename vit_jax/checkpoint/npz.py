@@ -9,8 +9,9 @@ import json
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,17 +34,26 @@ _CHUNK = 1 << 20
 _MAX_RATIO, _MAX_UNPACKED = 100, 4 << 30
 
 
+class _Header(NamedTuple):
+    """What stands before an array's data: its spec, its order, and how many bytes that takes."""
+
+    spec: Spec
+    fortran: bool
+    nbytes: int
+
+
 class Npz(Archive):
     format = "npz"
 
     def __init__(self, path: str | os.PathLike):
         super().__init__(path)
         with reading(self.path, self.format):
-            self._zip = zipfile.ZipFile(self.path)
+            self._file = open(self.path, "rb")  # noqa: SIM115 (closed by `close`)
             try:
+                self._zip = zipfile.ZipFile(self._file)
                 self._open()
             except BaseException:
-                self._zip.close()
+                self._file.close()
                 raise
 
     def _open(self) -> None:
@@ -53,6 +63,7 @@ class Npz(Archive):
             raise UserError(
                 f"{str(self.path)!r} is refused: its {packed} bytes claim to unpack to {unpacked}"
             )
+        self._headers: dict[str, _Header] = {}
         for member in members:
             name = member.filename.removesuffix(".npy")
             if name == member.filename:
@@ -60,19 +71,59 @@ class Npz(Archive):
             if name in self.specs:
                 raise UserError(f"{str(self.path)!r}: {name!r} is stored twice")
             with self._zip.open(member) as f:
-                self.specs[name], _, offset = _header(f, name)
-            if self.specs[name].nbytes != member.file_size - offset:
+                header = self._headers[name] = _header(f, name)
+            self.specs[name] = header.spec
+            if header.spec.nbytes != member.file_size - header.nbytes:
                 raise UserError(
-                    f"{str(self.path)!r}: {name!r} should hold {self.specs[name].nbytes} bytes, "
-                    f"holds {member.file_size - offset}"
+                    f"{str(self.path)!r}: {name!r} should hold {header.spec.nbytes} bytes, "
+                    f"holds {member.file_size - header.nbytes}"
                 )
         self.metadata = _metadata(self._zip.comment)
 
     def read(self, name: str) -> np.ndarray:
+        spec, fortran, skip = self._headers[name]
+        x = np.empty(spec.shape[::-1] if fortran else spec.shape, spec.dtype)
+        buffer = as_bytes(x)
+        if self._is_stored(name):
+            start = self._start(name)
+            self._file.seek(start)
+            checksum = zlib.crc32(self._file.read(skip))
+            self._fill(name, buffer)
+            if zlib.crc32(buffer, checksum) != self._zip.getinfo(f"{name}.npy").CRC:
+                raise UserError(f"{str(self.path)!r}: {name!r} is damaged (its checksum differs)")
+        else:
+            self._unpack(name, buffer)
+        return x.T if fortran else x
+
+    def read_slice(self, name: str, index: int) -> np.ndarray:
+        spec, fortran, skip = self._headers[name]
+        if fortran or not self._is_stored(name):
+            return self.read(name)[index]
+        x = np.empty(spec.shape[1:], spec.dtype)
+        self._file.seek(self._start(name) + skip + index * x.nbytes)
+        self._fill(name, as_bytes(x))
+        return x
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _is_stored(self, name: str) -> bool:
+        return self._zip.getinfo(f"{name}.npy").compress_type == zipfile.ZIP_STORED
+
+    def _start(self, name: str) -> int:
+        """Where a member begins in the file."""
+        at = self._zip.getinfo(f"{name}.npy").header_offset
+        self._file.seek(at)
+        # The local header's own name and extra field may differ from the directory's.
+        return at + _LOCAL_HEADER + sum(struct.unpack("<26xHH", self._file.read(_LOCAL_HEADER)))
+
+    def _fill(self, name: str, buffer: memoryview) -> None:
+        if self._file.readinto(buffer) != len(buffer):
+            raise UserError(f"{str(self.path)!r}: {name!r} ends early")
+
+    def _unpack(self, name: str, buffer: memoryview) -> None:
         with self._zip.open(f"{name}.npy") as f:
-            spec, fortran, _ = _header(f, name)
-            x = np.empty(spec.shape[::-1] if fortran else spec.shape, spec.dtype)
-            buffer = as_bytes(x)
+            f.read(self._headers[name].nbytes)
             at = 0
             while at < len(buffer):
                 if not (part := f.read(min(_CHUNK, len(buffer) - at))):
@@ -80,30 +131,9 @@ class Npz(Archive):
                 buffer[at : at + len(part)] = part
                 at += len(part)
             f.read(1)  # at the end, the zip reader compares the checksum
-        return x.T if fortran else x
-
-    def read_slice(self, name: str, index: int) -> np.ndarray:
-        member = self._zip.getinfo(f"{name}.npy")
-        with self._zip.open(member) as f:
-            spec, fortran, skip = _header(f, name)
-        if member.compress_type != zipfile.ZIP_STORED or fortran:
-            return self.read(name)[index]
-        x = np.empty(spec.shape[1:], spec.dtype)
-        with open(self.path, "rb") as f:
-            f.seek(member.header_offset)
-            # The local header's own name and extra field may differ from the directory's.
-            lengths = struct.unpack("<26xHH", f.read(_LOCAL_HEADER))
-            f.seek(member.header_offset + _LOCAL_HEADER + sum(lengths) + skip + index * x.nbytes)
-            if f.readinto(as_bytes(x)) != x.nbytes:
-                raise UserError(f"{str(self.path)!r}: {name!r} ends early")
-        return x
-
-    def close(self) -> None:
-        self._zip.close()
 
 
-def _header(f, name: str) -> tuple[Spec, bool, int]:
-    """Spec, whether it is in Fortran order, and where its data starts."""
+def _header(f, name: str) -> _Header:
     version = np.lib.format.read_magic(f)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -118,7 +148,7 @@ def _header(f, name: str) -> tuple[Spec, bool, int]:
         raise UserError(f"{name!r} holds Python objects; such files can run code and are not read")
     if dtype != BFLOAT16 and dtype.kind not in "fiub":
         raise UserError(f"{name!r} has dtype {dtype}; expected numbers")
-    return Spec(shape, dtype), fortran, f.tell()
+    return _Header(Spec(shape, dtype), fortran, f.tell())
 
 
 def _metadata(comment: bytes) -> dict[str, str]:

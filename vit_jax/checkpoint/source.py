@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from vit_jax.checkpoint import describe, hf_dir, infer
 from vit_jax.checkpoint.archive import Archive, Edited, Spec, View
+from vit_jax.checkpoint.fetch import fetch
 from vit_jax.checkpoint.formats import open_archive
 from vit_jax.checkpoint.resize import Grid, sincos2d
 from vit_jax.checkpoint.rules import Imported, listed
@@ -106,7 +106,7 @@ def open_source(
     """Opens and recognises a checkpoint.
 
     Args:
-      path: A file, or a Hugging Face directory.
+      path: A file or its address, or a Hugging Face directory.
       model: Name or config of the model in it, where the file does not tell.
       image_size: (height, width) in pixels, needed only for files without position embeddings.
 
@@ -114,7 +114,7 @@ def open_source(
       UserError: for a file that is unreadable, damaged or of no known layout, or that does not
         hold `model`.
     """
-    path = pathlib.Path(path)
+    path = fetch(path)
     described = hf_dir.read(path) if path.is_dir() else {}
     archive = open_archive(hf_dir.weights(path) if path.is_dir() else path)
     try:
