@@ -32,8 +32,17 @@ def get_config() -> ConfigDict:
     config.tfds_data_dir = placeholder(str)
     config.tfds_manual_dir = placeholder(str)
     config.pp = _preprocessing()
-    # Processes that decode and augment images; 0 does it in threads of this process.
-    config.data = ConfigDict({"num_workers": 0})
+    config.data = ConfigDict(
+        {
+            # Processes that decode and augment images; 0 does it in threads of this process.
+            "num_workers": 0,
+            # What a damaged image does: 'raise' ends the run; 'skip' takes the next one in
+            # training, leaves it out of evaluation, and names it at the end.
+            "on_error": "raise",
+            # Repeated augmentation: copies of an image in a row, each augmented differently.
+            "repeats": 1,
+        }
+    )
     # Kept for the original's configs. Shuffling here is global and needs no buffer.
     config.shuffle_buffer = 50_000
     # Batches that lie ready on the devices.
@@ -89,9 +98,35 @@ def _preprocessing() -> ConfigDict:
             # Size to resize to before the crop; None: training crops the original image,
             # evaluation squashes it to `crop`.
             "resize": placeholder(int),
-            # 'inception' (window of 5 to 100 % of the area, flip), 'crop' (random crop of the
-            # resized image, flip), 'digits' (shift, rotation) or 'none'.
+            # 'bilinear' without antialiasing, the original's, or 'bicubic' with it.
+            "resize_method": "bilinear",
+            # 'squash' ignores the aspect ratio; 'shortest' keeps it, and sets the shorter side.
+            "resize_shape": "squash",
+            # (x / 255 - mean) / std, per channel.
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            # 'inception' (window of `area_min` to 100 % of the area, flip), 'crop' (random crop
+            # of the resized image, flip), 'digits' (shift, rotation), 'none', or one of the other
+            # ways in ../vit_jax/input_pipeline/recipes.py.
             "augment": "inception",
+            # Least share of the image's area that a random window has.
+            "area_min": 0.05,
+            # Of 'randaug' and 'deit': RandAugment's operations, their magnitude (its standard
+            # deviation), and whose scale that is on: 'torchvision' (30 is the strongest), 'timm'
+            # or 'big_vision' (10 is).
+            "randaug": {
+                "num_ops": 2,
+                "magnitude": 9.0,
+                "magnitude_std": 0.0,
+                "space": "torchvision",
+            },
+            # Of 'autoaug': lines of (operation, probability, level of 0 to 9), two or so each;
+            # None is the published list for ImageNet.
+            "autoaug_policy": placeholder(tuple),
+            # Brightness, contrast and saturation change by up to this; 0 leaves them.
+            "color_jitter": 0.0,
+            # Probability of random erasing.
+            "erasing": 0.0,
         }
     )
 

@@ -3,13 +3,12 @@
 import itertools
 import shutil
 
-import grain
 import numpy as np
 import pytest
 
 from vit_jax import input_pipeline
 from vit_jax.errors import UserError
-from vit_jax.input_pipeline import loader
+from vit_jax.input_pipeline import loader, recipes
 from vit_jax.input_pipeline.loader import Reading, TestDataset, TrainDataset
 
 
@@ -147,7 +146,7 @@ def test_every_example_is_counted_once(count, batch_size, hosts):
 # --- from a config -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", loader.AUGMENTATIONS)
+@pytest.mark.parametrize("augment", recipes.AUGMENTATIONS)
 @pytest.mark.parametrize("resize", [None, 20])
 def test_batches(config, augment, resize):
     config.pp.augment, config.pp.resize = augment, resize
@@ -239,9 +238,3 @@ def test_corrupt_image_is_named(config, tmp_path, num_workers):
     train_set, _ = input_pipeline.get_datasets(config)
     with pytest.raises(UserError, match=f"cannot decode {bad}"):
         list(itertools.islice(train_set.iterate(), 3))
-
-
-def test_streams_are_grains(config):
-    """Grain's own iterator: it prefetches, and `orbax` can save its place."""
-    train_set, _ = input_pipeline.get_datasets(config)
-    assert isinstance(train_set.iterate(), grain.DatasetIterator)

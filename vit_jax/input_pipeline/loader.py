@@ -4,67 +4,31 @@ Shuffling is global, and an example's augmentation is seeded by (seed, place in 
 that batch `step` is the same for any number of threads, workers or restarts.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Self
 
 import grain
 import numpy as np
 
 from vit_jax.configs import common
-from vit_jax.errors import UserError, suggest
+from vit_jax.errors import UserError
+from vit_jax.input_pipeline import recipes
 from vit_jax.input_pipeline import transforms as tr
-from vit_jax.input_pipeline.sources import FolderSource, Source, TfdsSource
+from vit_jax.input_pipeline.decode import DamagedImage
+from vit_jax.input_pipeline.sources import FolderSource, Source, TfdsSource, open_source
 
 Batch = dict[str, np.ndarray]
 Mode = Literal["train", "test"]
+OnError = Literal["raise", "skip"]
 
-AUGMENTATIONS = ("inception", "crop", "digits", "none")
-
-
-# --- what to do with an example ------------------------------------------------------------------
-
-
-def train_transform(
-    *, augment: str, crop: int, resize: int | None, num_classes: int
-) -> tr.Transform:
-    """From encoded bytes to a training example.
-
-    Args:
-      augment: 'inception' is the original's: a window of 5 to 100 % of the area, resized to
-        `crop`, and a flip (`resize` plays no part: the window sets the scale). 'crop' is the
-        original's `inception_crop=False`: resize to `resize`, random crop, flip. 'digits' shifts
-        by up to an eighth of the side and turns by up to 12°. 'none' does as in
-        evaluation.
-      crop: Side in pixels of what the model gets.
-      resize: Side in pixels before cropping, or None.
-      num_classes: Length of the one-hot label.
-    """
-    steps: dict[str, tuple[tr.Transform, ...]] = {
-        "inception": (tr.InceptionCrop(crop), tr.Flip()),
-        "crop": (tr.Resize(resize or crop), tr.RandomCrop(crop), tr.Flip()),
-        # Scaled up first: turned at 8 × 8, training images would be blurred as no test image is.
-        "digits": (
-            *_scaled(crop, resize),
-            tr.RandomShift(max(1, crop // 8)),
-            tr.RandomRotation(12),
-        ),
-        "none": _scaled(crop, resize),
-    }
-    return tr.Chain((tr.Decode(), *steps[augment], tr.ValueRange(), tr.OneHot(num_classes)))
-
-
-def eval_transform(*, crop: int, resize: int | None, num_classes: int) -> tr.Transform:
-    """From encoded bytes to a test example: `train_transform` with augment 'none'."""
-    return train_transform(augment="none", crop=crop, resize=resize, num_classes=num_classes)
-
-
-def _scaled(crop: int, resize: int | None) -> tuple[tr.Transform, ...]:
-    """Resize and central crop; without `resize`, squash to the crop's size."""
-    return (tr.Resize(crop),) if resize is None else (tr.Resize(resize), tr.CentralCrop(crop))
-
+# So many damaged images in a row are no accident.
+_MOST_DAMAGED = 100
+# Fields of an example that are not for the model: the record it is of, and how many were skipped.
+_RECORD, _SKIPPED = "_record", "_skipped"
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -119,9 +83,68 @@ class _LocalRows(grain.MapDataset):
         return self._parent[batch * self._batch_size + self._first + row]
 
 
-def _batches(
+class _Repeated(grain.MapDataset):
+    """Every example `times` times in a row, for repeated augmentation (arXiv:1901.09335)."""
+
+    _MUTATES_ELEMENT_SPEC = False
+
+    def __init__(self, parent: grain.MapDataset, times: int):
+        super().__init__(parent)
+        self._times = times
+
+    def __len__(self) -> int:
+        return len(self._parent) * self._times
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.slice(index) if isinstance(index, slice) else self._parent[index // self._times]
+
+
+class Batches(Iterator[Batch]):
+    """A stream of batches that can be closed, which ends its threads or worker processes.
+
+    Also a context manager that closes itself. It has no state to save beyond the number of the
+    next batch: `TrainDataset.iterate(step)` goes on from any step, on any number of hosts.
+    """
+
+    def __init__(self, batches: grain.DatasetIterator, note: Callable[[Batch], None], shared: bool):
+        self._batches, self._note, self._shared = batches, note, shared
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self._note(batch)
+        # Workers hand over shared memory, which lives as long as what refers to it: an array on
+        # the device may do so, and outlive this process's chance to free it.
+        return {name: np.array(part) for name, part in batch.items()} if self._shared else batch
+
+    def close(self) -> None:
+        """Ends whatever makes batches; the stream is of no use afterwards."""
+        self._batches.close()
+        if self._shared:
+            _free_shared_memory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _free_shared_memory() -> None:
+    """Waits until the memory of the last batches is free.
+
+    Grain frees it in one thread, in order, and forgets what is left when the process ends; Python
+    then warns of leaked memory. Without these insides of Grain there would be just the warning.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+
+        if pool := SharedMemoryArray._del_thread_pool:
+            pool.apply(int)  # Its turn comes after all that was asked for before.
+
+
+def _read(
     examples: grain.MapDataset, batch_size: int, reading: Reading, start: int = 0
-) -> Iterator[Batch]:
+) -> grain.DatasetIterator:
     """Batches from number `start` on, in order, made ahead in threads or processes."""
     rows = reading.local(batch_size)
     examples = _LocalRows(examples, batch_size, reading)[start * rows :]
@@ -160,6 +183,84 @@ def _parse_absl_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
+# --- examples ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExamples:
+    """Makes the example at a place in the stream from a record's number.
+
+    In place of a damaged image stands the next good one in the source, with the same draws:
+    whichever process makes the example, it is the same.
+    """
+
+    source: Source
+    transform: tr.Transform
+    on_error: OnError
+
+    def __call__(self, index: int, rng: np.random.Generator) -> Batch:
+        if self.on_error == "raise":
+            return self.transform(dict(self.source[index]), rng)
+        count = len(self.source)
+        for skipped in range(min(count, _MOST_DAMAGED)):
+            with contextlib.suppress(DamagedImage):
+                record = dict(self.source[(index + skipped) % count])
+                return {**self.transform(record, rng), **_origin(index, skipped)}
+        raise _all_damaged(self.source, index)
+
+
+class _TestExamples:
+    """A source's examples with a mask; after the last, and for a damaged one, zeros with mask 0."""
+
+    def __init__(self, source: Source, transform: tr.Transform, length: int, on_error: OnError):
+        self._source, self._transform, self._length = source, transform, length
+        self._on_error = on_error
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Batch:
+        if index >= len(self._source):
+            return {**self._blank, **self._origin(index, 0)}
+        try:
+            example = self._transform(dict(self._source[index]))
+        except DamagedImage:
+            if self._on_error == "raise":
+                raise
+            return {**self._blank, **self._origin(index, 1)}
+        return {**example, "mask": np.ones((), np.float32), **self._origin(index, 0)}
+
+    def _origin(self, index: int, skipped: int) -> Batch:
+        return _origin(index, skipped) if self._on_error == "skip" else {}
+
+    @functools.cached_property
+    def _blank(self) -> Batch:
+        for index in range(min(len(self._source), _MOST_DAMAGED)):
+            try:
+                example = self._transform(dict(self._source[index]))
+            except DamagedImage:
+                if self._on_error == "raise":
+                    raise
+                continue
+            zeros = {name: np.zeros_like(value) for name, value in example.items()}
+            return {**zeros, "mask": np.zeros((), np.float32)}
+        raise _all_damaged(self._source, 0)
+
+
+def _origin(index: int, skipped: int) -> Batch:
+    return {_RECORD: np.array(index), _SKIPPED: np.array(skipped)}
+
+
+def _all_damaged(source: Source, index: int) -> UserError:
+    return UserError(
+        f"{min(len(source), _MOST_DAMAGED)} images in a row cannot be decoded, the first of them "
+        f"{source[index]['name']}; is this a dataset of images?"
+    )
+
+
+# --- datasets ------------------------------------------------------------------------------------
+
+
 class _Dataset:
     """What the training and the test set have in common."""
 
@@ -170,6 +271,8 @@ class _Dataset:
         self.class_names = [source.int2str(label) for label in range(source.num_classes)]
         self.batch_size = batch_size
         self._reading = reading
+        self._source = source
+        self._damaged: set[int] = set()
 
     def as_numpy_iterator(self) -> Iterator[Batch]:
         """The name that `tf.data` gives to iterating."""
@@ -177,6 +280,28 @@ class _Dataset:
 
     def __iter__(self) -> Iterator[Batch]:
         raise NotImplementedError
+
+    @property
+    def errors(self) -> list[str]:
+        """Names of the damaged images that were skipped so far, each once, in the source's order.
+
+        They are those of this host's rows, whichever thread or worker process met them, and of
+        batches made ahead.
+        """
+        return [self._source[index]["name"] for index in sorted(self._damaged)]
+
+    def _batches(self, examples: grain.MapDataset, start: int = 0) -> Batches:
+        batches = _read(examples, self.batch_size, self._reading, start)
+        return Batches(batches, self._note_damaged, shared=self._reading.num_workers > 0)
+
+    def _note_damaged(self, batch: Batch) -> None:
+        """Takes the fields that are not for the model out of a batch, and remembers them."""
+        records, skipped = batch.pop(_RECORD, None), batch.pop(_SKIPPED, None)
+        if records is None or skipped is None:
+            return
+        for row in np.flatnonzero(skipped):
+            first, count = int(records[row]), int(skipped[row])
+            self._damaged.update((first + i) % self.num_examples for i in range(count))
 
 
 class TrainDataset(_Dataset):
@@ -191,6 +316,10 @@ class TrainDataset(_Dataset):
       batch_size: Rows of a batch, over all hosts.
       seed: Chooses order and augmentation.
       reading: Threads, workers, hosts.
+      on_error: What a damaged image does: 'raise' names it and ends the stream; 'skip' puts the
+        next good record of the source in its place, and adds it to `errors`.
+      repeats: How often an example comes in a row, augmented differently each time; an epoch is
+        so many times longer.
     """
 
     def __init__(
@@ -201,24 +330,30 @@ class TrainDataset(_Dataset):
         batch_size: int,
         seed: int,
         reading: Reading = Reading(),
+        on_error: OnError = "raise",
+        repeats: int = 1,
     ):
         super().__init__(source, batch_size, reading)
-        records = grain.MapDataset.source(source).seed(seed % 2**32).shuffle()
-        self._examples = records.repeat().random_map(transform)
+        records = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle()
+        if repeats > 1:
+            records = _Repeated(records, repeats)
+        make = _TrainExamples(source, transform, on_error)
+        self._examples = records.repeat().random_map(make)
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0) -> Batches:
         """Batches from number `start_step` on, without making the ones before.
 
         Yields:
-          'image': float32 [rows, crop, crop, 3] in [-1, 1]; 'label': float32 one-hot
-          [rows, num_classes]; rows are this host's.
+          'image': float32 [rows, crop, crop, 3] in [-1, 1] (or as `config.pp.mean` and `std`
+          have it); 'label': float32 [rows, num_classes] of zeros and ones; rows are this host's.
 
         Raises:
-          UserError: naming the file, if an image cannot be decoded.
+          UserError: naming the file, if an image cannot be read; DamagedImage, if it cannot be
+            decoded and `on_error` is 'raise'.
         """
-        return _batches(self._examples, self.batch_size, self._reading, start_step)
+        return self._batches(self._examples, start_step)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Batches:
         return self.iterate()
 
 
@@ -233,6 +368,8 @@ class TestDataset(_Dataset):
       transform: Makes an example of a record.
       batch_size: Rows of a batch, over all hosts.
       reading: Threads, workers, hosts.
+      on_error: What a damaged image does: 'raise' names it and ends the stream; 'skip' makes it
+        filling, and adds it to `errors`.
     """
 
     __test__ = False  # No test class, whatever pytest makes of its name.
@@ -244,36 +381,17 @@ class TestDataset(_Dataset):
         *,
         batch_size: int,
         reading: Reading = Reading(),
+        on_error: OnError = "raise",
     ):
         super().__init__(source, batch_size, reading)
-        examples = _Padded(source, transform, len(self) * batch_size)
+        examples = _TestExamples(source, transform, len(self) * batch_size, on_error)
         self._examples = grain.MapDataset.source(examples)
 
     def __len__(self) -> int:
         return -(-self.num_examples // self.batch_size)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._examples, self.batch_size, self._reading)
-
-
-class _Padded:
-    """A source's examples with a mask, and zeros with mask 0 after the last one."""
-
-    def __init__(self, source: Source, transform: tr.Transform, length: int):
-        self._source, self._transform, self._length = source, transform, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Batch:
-        if index >= len(self._source):
-            return self._blank
-        example = self._transform(dict(self._source[index]))
-        return {**example, "mask": np.ones((), np.float32)}
-
-    @functools.cached_property
-    def _blank(self) -> Batch:
-        return {name: np.zeros_like(value) for name, value in self[0].items()}
+    def __iter__(self) -> Batches:
+        return self._batches(self._examples)
 
 
 # --- from a config -------------------------------------------------------------------------------
@@ -286,8 +404,8 @@ def get_datasets(
 
     Args:
       config: A training config; fields that it lacks have the defaults of `configs/common.py`.
-        `config.dataset` is a directory of `{train,test}/<class>/<image>`, or else a TFDS name
-        whose splits are `config.pp.train` and `config.pp.test`.
+        `config.dataset` is whatever `open_source` reads: a folder of images or of ImageNet's tar
+        files, a CSV file, or a TFDS name; its splits are `config.pp.train` and `config.pp.test`.
       process_index: This host's number among `process_count` that train together.
       process_count: How many hosts train together.
 
@@ -295,14 +413,12 @@ def get_datasets(
       UserError: for a bad setting or bad data.
     """
 
-    def get(mode: Mode) -> Any:
-        hosts = {"process_index": process_index, "process_count": process_count}
-        if os.path.isdir(config.dataset):
-            directory = os.path.join(config.dataset, mode)
-            return get_data_from_directory(config=config, directory=directory, mode=mode, **hosts)
-        return get_data_from_tfds(config=config, mode=mode, **hosts)
-
-    return get("train"), get("test")
+    config = common.with_defaults(config)
+    hosts = {"process_index": process_index, "process_count": process_count}
+    train, test = (
+        _dataset(_open(config, mode), config, mode, **hosts) for mode in ("train", "test")
+    )
+    return train, test  # pyright: ignore (each of its own mode)
 
 
 def get_data_from_tfds(
@@ -329,49 +445,65 @@ def get_data_from_directory(
     return _dataset(source, common.with_defaults(config), mode, process_index, process_count)
 
 
+def _open(config: Any, mode: Mode) -> Source:
+    return open_source(
+        config.dataset,
+        config.pp[mode],
+        data_dir=config.tfds_data_dir,
+        manual_dir=config.tfds_manual_dir,
+    )
+
+
 def _dataset(
     source: Source, config: Any, mode: Mode, process_index: int, process_count: int
 ) -> TrainDataset | TestDataset:
-    pp = config.pp
     _check(config)
-    reading = Reading(config.data.num_workers, config.prefetch, process_index, process_count)
-    sizes = {"crop": pp.crop, "resize": pp.resize, "num_classes": source.num_classes}
+    data = config.data
+    reading = Reading(data.num_workers, config.prefetch, process_index, process_count)
     if mode == "train":
         return TrainDataset(
             source,
-            train_transform(augment=pp.augment, **sizes),
+            recipes.train_transform(config.pp, source.num_classes),
             batch_size=config.batch,
             seed=config.seed,
             reading=reading,
+            on_error=data.on_error,
+            repeats=data.repeats,
         )
     if mode == "test":
         return TestDataset(
-            source, eval_transform(**sizes), batch_size=config.batch_eval, reading=reading
+            source,
+            recipes.eval_transform(config.pp, source.num_classes),
+            batch_size=config.batch_eval,
+            reading=reading,
+            on_error=data.on_error,
         )
     raise UserError(f"mode must be 'train' or 'test', got {mode!r}")
 
 
 def _check(config: Any) -> None:
     """Raises UserError for settings that make no batch."""
-    pp = config.pp
-    positive = {"batch": config.batch, "batch_eval": config.batch_eval, "pp.crop": pp.crop}
+    pp, data = config.pp, config.data
+    positive = {
+        "batch": config.batch,
+        "batch_eval": config.batch_eval,
+        "pp.crop": pp.crop,
+        "data.repeats": data.repeats,
+        "pp.randaug.num_ops": pp.randaug.num_ops,
+    }
     if pp.resize is not None:
         positive["pp.resize"] = pp.resize
     for name, value in positive.items():
         _check_integer(name, value, least=1)
     for name, value in {
-        "data.num_workers": config.data.num_workers,
+        "data.num_workers": data.num_workers,
         "prefetch": config.prefetch,
         "seed": config.seed,
     }.items():
         _check_integer(name, value, least=0)
-    if pp.resize is not None and pp.resize < pp.crop:
-        raise UserError(f"config.pp.resize ({pp.resize}) is smaller than pp.crop ({pp.crop})")
-    if pp.augment not in AUGMENTATIONS:
-        raise UserError(
-            f"unknown config.pp.augment {pp.augment!r}.{suggest(str(pp.augment), AUGMENTATIONS)} "
-            f"Choose from {', '.join(AUGMENTATIONS)}"
-        )
+    if data.on_error not in ("raise", "skip"):
+        raise UserError(f"config.data.on_error must be 'raise' or 'skip', got {data.on_error!r}")
+    recipes.check(pp)
 
 
 def _check_integer(name: str, value: Any, least: int) -> None:

@@ -1,7 +1,8 @@
 """Where examples come from: TensorFlow Datasets by name, or a folder of images.
 
-Both are random-access sequences of `{'image': encoded bytes, 'label': int, 'name': str}`, small to
-pickle, so that worker processes can open them again. No TensorFlow: TFDS data is read as
+All sources, those of `csv_source.py` and `imagenet_tar.py` too, are random-access sequences of
+`{'image': encoded bytes, 'label': int, 'name': str}` that pickle, so that worker processes can
+open them again; `open_source` finds the right one. No TensorFlow: TFDS data is read as
 ArrayRecord.
 """
 
@@ -29,7 +30,7 @@ class Record(TypedDict):
     """One example as stored; `image` is an array only under `tfds.testing.mock_data`."""
 
     image: bytes | np.ndarray
-    label: int
+    label: int | list[int]  # A list where images may have several.
     name: str  # For error messages: a path, or 'dataset[split] example 3'.
 
 
@@ -41,6 +42,80 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Record: ...
+
+
+def read_image(path: str) -> bytes:
+    """A file's bytes; UserError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"cannot read the image {path}: {error.strerror}") from error
+
+
+# --- finding the right one -----------------------------------------------------------------------
+
+# Where the test split lies, for want of one of the given name.
+_TEST_SPLITS = ("test", "val", "validation")
+
+
+def open_source(
+    dataset: str,
+    split: str,
+    *,
+    data_dir: PathLike | None = None,
+    manual_dir: PathLike | None = None,
+) -> Source:
+    """One split of whatever `dataset` names.
+
+    Args:
+      dataset: A folder `{train,test}/<class>/<image>` (`val` or `validation` will do for `test`);
+        a folder of ImageNet's tar files, see `imagenet_tar.py`; a CSV file to train on, with
+        `test.csv` (or `val.csv`, `validation.csv`) beside it, see `csv_source.py`; or else a TFDS
+        name.
+      split: For TFDS any split, e.g. 'train[:98%]'. For the others 'train', 'test' or the name
+        of a folder or file; slices are of TFDS only, and are left away with a warning.
+      data_dir, manual_dir: As in `TfdsSource`.
+
+    Raises:
+      UserError: as the sources do.
+    """
+    is_csv = dataset.lower().endswith(".csv")
+    if not is_csv and not os.path.isdir(dataset):
+        return TfdsSource(dataset, split, data_dir, manual_dir)
+    split = _without_slice(split, dataset)
+    if is_csv:
+        return _open_csv(dataset, split)
+
+    from vit_jax.input_pipeline import imagenet_tar
+
+    if imagenet_tar.is_imagenet(dataset):
+        return imagenet_tar.ImagenetTarSource(dataset, split)
+    return FolderSource(split_path(dataset, split))
+
+
+def split_path(directory: PathLike, split: str, suffix: str = "") -> str:
+    """`<directory>/<split><suffix>`, or the first that exists of the test split's other names."""
+    names = (split, *_TEST_SPLITS) if split in _TEST_SPLITS else (split,)
+    paths = [os.path.join(directory, name + suffix) for name in names]
+    return next((path for path in paths if os.path.exists(path)), paths[0])
+
+
+def _open_csv(file: str, split: str) -> Source:
+    from vit_jax.input_pipeline.csv_source import CsvSource
+
+    if split == "train":
+        return CsvSource(file)
+    return CsvSource(split_path(os.path.dirname(file), split, ".csv"), train=file)
+
+
+def _without_slice(split: str, dataset: str) -> str:
+    name, bracket, _ = split.partition("[")
+    if bracket:
+        from absl import logging
+
+        logging.warning("%s: all of %r is read, slices are of TFDS only (%r)", dataset, name, split)
+    return name
 
 
 # --- TensorFlow Datasets -------------------------------------------------------------------------
@@ -84,6 +159,22 @@ class TfdsSource:
             "label": int(record["label"]),
             "name": f"{self._name} example {index}",
         }
+
+
+def prepare(
+    dataset: str, data_dir: PathLike | None = None, manual_dir: PathLike | None = None
+) -> tuple[str, dict[str, int]]:
+    """Downloads a TFDS dataset and writes it as ArrayRecord, unless that was done before.
+
+    Returns:
+      Where it lies, and the number of examples of every split.
+
+    Raises:
+      UserError: for an unknown dataset, or one that cannot be prepared here.
+    """
+    builder = _prepared_builder(dataset, data_dir, manual_dir)
+    splits = {name: info.num_examples for name, info in builder.info.splits.items()}
+    return str(builder.data_path), splits
 
 
 def _prepared_builder(dataset: str, data_dir: PathLike | None, manual_dir: PathLike | None) -> Any:
@@ -265,12 +356,7 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Record:
         path = self._paths[index]
-        try:
-            with open(path, "rb") as file:
-                image = file.read()
-        except OSError as error:
-            raise UserError(f"cannot read the image {path}: {error.strerror}") from error
-        return {"image": image, "label": self._labels[index], "name": path}
+        return {"image": read_image(path), "label": self._labels[index], "name": path}
 
 
 @functools.lru_cache(maxsize=8)
@@ -325,26 +411,24 @@ def get_dataset_info(
     """Facts about one split.
 
     Args:
-      dataset: A directory of `{train,test}/<class>/<image>`, or else a TFDS name.
-      split: 'train' or 'test' for a directory; for TFDS any split, e.g. 'train[:98%]'.
-      data_dir: Where TFDS datasets lie; None is TFDS's default.
+      dataset, split, data_dir: As in `open_source`.
 
     Returns:
       `num_classes`, `num_examples`, `int2str` (label to class name) and `examples_glob` (a pattern
-      that matches the split's files; None for TFDS).
+      that matches the split's files; None where they are not files of a folder).
 
     Raises:
-      UserError: as `TfdsSource` and `FolderSource`.
+      UserError: as `open_source`.
     """
-    if os.path.isdir(dataset):
-        return get_directory_info(os.path.join(dataset, split))
-    return get_tfds_info(dataset, split, data_dir=data_dir)
+    source = open_source(dataset, split, data_dir=data_dir)
+    if isinstance(source, FolderSource):
+        return get_directory_info(split_path(dataset, split.partition("[")[0]))
+    return _info(source, examples_glob=None)
 
 
 def get_tfds_info(dataset: str, split: str, *, data_dir: PathLike | None = None) -> dict[str, Any]:
     """`get_dataset_info` of a TFDS dataset, which is prepared first if it was not."""
-    source = TfdsSource(dataset, split, data_dir)
-    return _info(source, examples_glob=None)
+    return _info(TfdsSource(dataset, split, data_dir), examples_glob=None)
 
 
 def get_directory_info(directory: PathLike) -> dict[str, Any]:

@@ -6,18 +6,16 @@ its place in the stream and on nothing else.
 """
 
 import dataclasses
-import io
 import math
 from typing import Any, Protocol
 
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.input_pipeline.decode import decode_image
 from vit_jax.models.preprocess import Preprocess
 
 Record = dict[str, Any]
-
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright.
 
 
 class Transform(Protocol):
@@ -26,7 +24,8 @@ class Transform(Protocol):
     def __call__(self, record: Any, rng: Any = None) -> Any: ...
 
 
-def _rng(rng: np.random.Generator | None, transform: Any) -> np.random.Generator:
+def generator(rng: np.random.Generator | None, transform: Any) -> np.random.Generator:
+    """What a random transform draws from; a TypeError if it was given nothing."""
     if rng is None:
         raise TypeError(f"{type(transform).__name__} is random: pass it a np.random.Generator")
     return rng
@@ -60,44 +59,6 @@ class Decode:
         return {**record, "image": image}
 
 
-def decode_image(encoded: bytes, name: str = "image") -> np.ndarray:
-    """Decodes any still image that Pillow reads.
-
-    Upright (EXIF orientation applied); grey, palette and CMYK become RGB; an alpha channel is
-    dropped; 16-bit channels keep their high byte, as in the original's decoder.
-
-    Args:
-      encoded: The file's bytes.
-      name: What error messages call it, best its path.
-
-    Returns:
-      uint8 [height, width, 3].
-
-    Raises:
-      UserError: if the bytes are no image, or not all of one.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        image = Image.open(io.BytesIO(encoded))
-        if image.mode.startswith("I") or image.mode == "F":
-            image = _eight_bits(image)
-        if image.getexif().get(_ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        # Converting what is RGB already would copy it.
-        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except Exception as error:  # Pillow's decoders raise a dozen types, SyntaxError among them.
-        raise UserError(f"cannot decode {name}: {error or type(error).__name__}") from error
-
-
-def _eight_bits(image: Any) -> Any:
-    """16-bit grey to 8-bit; Pillow's own conversion would clip at 255."""
-    from PIL import Image
-
-    high = np.asarray(image).astype(np.float64) // 256
-    return Image.fromarray(np.clip(high, 0, 255).astype(np.uint8))
-
-
 # --- geometry ------------------------------------------------------------------------------------
 
 
@@ -121,14 +82,55 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return resized.reshape(height, width, image.shape[2])
 
 
+def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bicubic with antialiasing, Pillow's kernel (a = -0.5) on whole values.
+
+    Args:
+      image: uint8 [h, w, 3]; float32 is rounded first.
+      height: New height in pixels.
+      width: New width in pixels.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    from PIL import Image
+
+    image = as_uint8(image)
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def as_uint8(image: np.ndarray) -> np.ndarray:
+    """Pixels rounded to whole values, contiguous, as Pillow wants them."""
+    if image.dtype != np.uint8:
+        image = np.rint(image).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image)
+
+
+# 'bilinear' is the original's, without antialiasing; 'bicubic' is antialiased.
+RESIZE = {"bilinear": resize_bilinear, "bicubic": resize_bicubic}
+
+
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Squashes the image to `size` × `size`, as `resize_bilinear`."""
+    """Scales the image.
+
+    Attributes:
+      size: New side in pixels.
+      method: A key of `RESIZE`.
+      shape: 'squash' makes it `size` × `size`; 'shortest' keeps the aspect ratio and makes the
+        shorter side `size` (the longer is rounded down, as torchvision does).
+    """
 
     size: int
+    method: str = "bilinear"
+    shape: str = "squash"
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
-        return {**record, "image": resize_bilinear(record["image"], self.size, self.size)}
+        image = record["image"]
+        height, width = _target_shape(image.shape[0], image.shape[1], self.size, self.shape)
+        return {**record, "image": RESIZE[self.method](image, height, width)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +157,8 @@ class RandomCrop:
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         height, width = record["image"].shape[:2]
-        top = int(_rng(rng, self).integers(height - self.size + 1))
-        left = int(_rng(rng, self).integers(width - self.size + 1))
+        top = int(generator(rng, self).integers(height - self.size + 1))
+        left = int(generator(rng, self).integers(width - self.size + 1))
         window = record["image"][top : top + self.size, left : left + self.size]
         return {**record, "image": window}
 
@@ -168,12 +170,16 @@ class InceptionCrop:
     Draws as `tf.image.sample_distorted_bounding_box` does, with the arguments of the original
     ViT code: the aspect ratio is uniform (not log-uniform), then the height is uniform between
     the smallest and the largest that the area bounds and the image allow; up to 100 tries, else
-    the whole image.
+    the whole image. TensorFlow draws a place below, not up to, the last one that fits (its kernel
+    `sample_distorted_bounding_box_op.cc`), so the last row and column are seen by windows of full
+    height and width only; so it is here.
 
     Attributes:
       size: Side of the result in pixels.
       area_min, area_max: Bounds of the window's share of the image's area.
-      ratio_min, ratio_max: Bounds of width / height before rounding to pixels.
+      ratio_min, ratio_max: Bounds of width / height before rounding to pixels; TensorFlow's
+        defaults.
+      method: A key of `RESIZE`.
     """
 
     size: int
@@ -181,14 +187,15 @@ class InceptionCrop:
     area_max: float = 1.0
     ratio_min: float = 0.75
     ratio_max: float = 1.33
+    method: str = "bilinear"
 
     _ATTEMPTS = 100
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         image = record["image"]
-        top, left, height, width = self.window(image.shape[0], image.shape[1], _rng(rng, self))
+        top, left, height, width = self.window(image.shape[0], image.shape[1], generator(rng, self))
         window = image[top : top + height, left : left + width]
-        return {**record, "image": resize_bilinear(window, self.size, self.size)}
+        return {**record, "image": RESIZE[self.method](window, self.size, self.size)}
 
     def window(
         self, image_height: int, image_width: int, rng: np.random.Generator
@@ -198,8 +205,8 @@ class InceptionCrop:
             ratio = rng.uniform(self.ratio_min, self.ratio_max)
             if (shape := self._shape(image_height, image_width, ratio, rng)) is not None:
                 height, width = shape
-                top = int(rng.integers(image_height - height + 1))
-                left = int(rng.integers(image_width - width + 1))
+                top = int(rng.integers(max(image_height - height, 1)))
+                left = int(rng.integers(max(image_width - width, 1)))
                 return top, left, height, width
         return 0, 0, image_height, image_width
 
@@ -227,13 +234,60 @@ class InceptionCrop:
 
 
 @dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random window of random shape, resized to `size` × `size`, as torchvision and timm do it.
+
+    The area is uniform, the aspect ratio log-uniform, every place as likely; after 10 tries the
+    largest central window of an allowed ratio.
+
+    Attributes:
+      size: Side of the result in pixels.
+      area_min, area_max: Bounds of the window's share of the image's area.
+      ratio_min, ratio_max: Bounds of width / height.
+      method: A key of `RESIZE`.
+    """
+
+    size: int
+    area_min: float = 0.08
+    area_max: float = 1.0
+    ratio_min: float = 3 / 4
+    ratio_max: float = 4 / 3
+    method: str = "bicubic"
+
+    _ATTEMPTS = 10
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        image = record["image"]
+        top, left, height, width = self.window(image.shape[0], image.shape[1], generator(rng, self))
+        window = image[top : top + height, left : left + width]
+        return {**record, "image": RESIZE[self.method](window, self.size, self.size)}
+
+    def window(
+        self, image_height: int, image_width: int, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """Draws (top, left, height, width) in pixels."""
+        low, high = math.log(self.ratio_min), math.log(self.ratio_max)
+        for _ in range(self._ATTEMPTS):
+            area = rng.uniform(self.area_min, self.area_max) * image_height * image_width
+            ratio = math.exp(rng.uniform(low, high))
+            height, width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+            if 0 < height <= image_height and 0 < width <= image_width:
+                top = int(rng.integers(image_height - height + 1))
+                left = int(rng.integers(image_width - width + 1))
+                return top, left, height, width
+        height = min(image_height, round(image_width / self.ratio_min))
+        width = min(image_width, round(image_height * self.ratio_max))
+        return (image_height - height) // 2, (image_width - width) // 2, height, width
+
+
+@dataclasses.dataclass(frozen=True)
 class Flip:
     """Mirrors left and right with the given probability."""
 
     probability: float = 0.5
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
-        if _rng(rng, self).random() >= self.probability:
+        if generator(rng, self).random() >= self.probability:
             return record
         return {**record, "image": record["image"][:, ::-1]}
 
@@ -247,7 +301,7 @@ class RandomShift:
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         most, image = self.pixels, record["image"]
         height, width, channels = image.shape
-        top, left = _rng(rng, self).integers(0, 2 * most, 2, endpoint=True)
+        top, left = generator(rng, self).integers(0, 2 * most, 2, endpoint=True)
         # np.pad does the same ten times slower, which counts for small images.
         padded = np.zeros((height + 2 * most, width + 2 * most, channels), image.dtype)
         padded[most : most + height, most : most + width] = image
@@ -267,7 +321,7 @@ class RandomRotation:
         height, width = image.shape[:2]
         centre = ((width - 1) / 2, (height - 1) / 2)
         matrix = cv2.getRotationMatrix2D(
-            centre, _rng(rng, self).uniform(-self.degrees, self.degrees), 1.0
+            centre, generator(rng, self).uniform(-self.degrees, self.degrees), 1.0
         )
         turned = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
         return {**record, "image": turned.reshape(image.shape)}
@@ -287,8 +341,27 @@ class ValueRange:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeanStd:
+    """Normalises per channel in float32: `(x / 255 - mean) / std`."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        mean, std = (
+            (np.array(v, np.float64) * 255).astype(np.float32) for v in (self.mean, self.std)
+        )
+        image = np.subtract(record["image"], mean, dtype=np.float32, order="C")
+        image /= std
+        return {**record, "image": image}
+
+
+@dataclasses.dataclass(frozen=True)
 class OneHot:
-    """Turns the integer label into float32 [num_classes], and drops what is not for the model."""
+    """Turns the label, or the list of labels, into float32 [num_classes] of zeros and ones.
+
+    Drops what is not for the model.
+    """
 
     num_classes: int
 
@@ -320,18 +393,17 @@ def preprocess_image(image: np.ndarray, spec: Preprocess) -> np.ndarray:
         raise UserError(
             f"expected an image of uint8 [height, width, 3], got {image.dtype} {list(image.shape)}"
         )
-    height, width = _target_shape(image.shape[0], image.shape[1], spec)
-    resized = _central_crop(_resize(image, height, width, spec), spec.size)
-    mean, std = (np.array(values, np.float64) * 255 for values in (spec.mean, spec.std))
-    return (resized.astype(np.float32) - mean.astype(np.float32)) / std.astype(np.float32)
-
-
-def _target_shape(height: int, width: int, spec: Preprocess) -> tuple[int, int]:
     if not 0 < spec.crop <= 1:
         raise UserError(f"the preprocessing's crop must be in (0, 1], got {spec.crop}")
     # A crop of 9/14 must give 14 back, which 9 / (9 / 14) falls short of by a rounding.
     short = math.floor(spec.size / spec.crop + 1e-6)
-    if spec.resize == "squash":
+    height, width = _target_shape(image.shape[0], image.shape[1], short, spec.resize)
+    resized = _central_crop(_resize(image, height, width, spec), spec.size)
+    return MeanStd(spec.mean, spec.std)({"image": resized})["image"]
+
+
+def _target_shape(height: int, width: int, short: int, shape: str) -> tuple[int, int]:
+    if shape == "squash":
         return short, short
     if height <= width:
         return short, int(short * width / height)
@@ -340,10 +412,11 @@ def _target_shape(height: int, width: int, spec: Preprocess) -> tuple[int, int]:
 
 def _resize(image: np.ndarray, height: int, width: int, spec: Preprocess) -> np.ndarray:
     if spec.antialias:
+        if spec.method == "bicubic":
+            return resize_bicubic(image, height, width)
         from PIL import Image
 
-        method = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-        return np.asarray(Image.fromarray(image).resize((width, height), method[spec.method]))
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     if spec.method != "bilinear":
         raise UserError(f"{spec.method} resizing without antialiasing is not supported")
     return resize_bilinear(image, height, width)

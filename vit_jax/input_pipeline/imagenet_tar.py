@@ -1,0 +1,228 @@
+"""ImageNet (ILSVRC 2012) from its own tar files, without unpacking them.
+
+The folder holds the files as image-net.org gives them out:
+
+    ILSVRC2012_img_train.tar          a tar of one tar a class, `<WordNet id>.tar`
+    ILSVRC2012_img_val.tar            50,000 images
+    ILSVRC2012_devkit_t12.tar.gz      the classes of those; or, instead of it,
+    ILSVRC2012_val_labels.txt         a line for each image in name order: its WordNet id
+
+Where every image lies in a tar is found once (a minute or so for the training file) and kept
+beside it, or where that cannot be written in `~/.cache/vit_jax`. Classes are the sorted WordNet
+ids, which is the order of the published models' outputs.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.input_pipeline.sources import IMAGE_SUFFIXES, PathLike, Record
+
+TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT, VAL_LABELS = "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_val_labels.txt"
+_TRUTH, _META = "data/ILSVRC2012_validation_ground_truth.txt", "data/meta.mat"
+
+Index = dict[str, np.ndarray]
+
+
+def is_imagenet(directory: PathLike) -> bool:
+    """Whether a folder holds ImageNet's tar files."""
+    return any(os.path.isfile(os.path.join(directory, name)) for name in (TRAIN, VAL))
+
+
+class ImagenetTarSource:
+    """One split of ImageNet in its tar files; see the module.
+
+    Args:
+      directory: The folder.
+      split: 'train'; or 'test', 'val' or 'validation', which are the same.
+
+    Raises:
+      UserError: for a missing or damaged file, or labels that do not fit the images.
+    """
+
+    def __init__(self, directory: PathLike, split: str):
+        if split not in ("train", "test", "val", "validation"):
+            raise UserError(f"ImageNet in {directory} has no split {split!r}: 'train' or 'val'")
+        directory, train = Path(directory), split == "train"
+        self._tar = directory / (TRAIN if train else VAL)
+        self._index = tar_index(self._tar)
+        classes = self._index["folder"] if train else _val_classes(directory, self._index)
+        known = classes
+        if not train and (directory / TRAIN).is_file():
+            known = tar_index(directory / TRAIN)["folder"]
+        ids = np.unique(known)
+        if strangers := sorted(set(classes.tolist()) - set(ids.tolist())):
+            raise UserError(f"{self._tar} has classes that {TRAIN} lacks: {strangers[:10]}")
+        self._class_names = [name.decode() for name in ids.tolist()]
+        self._labels = np.searchsorted(ids, classes).astype(np.int32)
+        self.num_classes = len(self._class_names)
+        self._file: Any = None
+
+    def int2str(self, label: int) -> str:
+        """The class's WordNet id."""
+        return self._class_names[label]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Record:
+        offset, size = int(self._index["offset"][index]), int(self._index["size"][index])
+        if self._file is None:
+            self._file = open(self._tar, "rb", buffering=0)  # noqa: SIM115 (stays open)
+        # Reads at a place of its own, so that threads can share the file.
+        image = os.pread(self._file.fileno(), size, offset)
+        name = f"{self._tar}:{self._index['name'][index].decode()}"
+        return {"image": image, "label": int(self._labels[index]), "name": name}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_file": None}  # A worker process opens its own.
+
+
+# --- the index -----------------------------------------------------------------------------------
+
+
+def tar_index(tar: Path) -> Index:
+    """Where the images of a tar, or of the tars in it, lie; read from its cache or made.
+
+    Returns:
+      Arrays of one row an image in name order: 'offset' and 'size' in bytes, 'name', and 'folder',
+      the name of the tar within the tar without its suffix (empty if there is none).
+
+    Raises:
+      UserError: for a missing or damaged tar, or one without images.
+    """
+    try:
+        stat = tar.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {tar}: {error.strerror}") from error
+    stamp = np.array([stat.st_size, stat.st_mtime_ns])
+    for place in _cache_files(tar):
+        index = _load(place)
+        if index is not None and np.array_equal(index.pop("stamp"), stamp):
+            return index
+    index = _make_index(tar, stat.st_size)
+    for place in _cache_files(tar):
+        try:
+            _save(place, {**index, "stamp": stamp})
+            break
+        except OSError:  # A read-only data folder, or a full disk: the next place, or none.
+            continue
+    return index
+
+
+def _cache_files(tar: Path) -> tuple[Path, Path]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit_jax"
+    digest = hashlib.sha256(os.fsencode(tar.absolute())).hexdigest()[:16]
+    return tar.with_name(f"{tar.name}.index.npz"), cache / f"{tar.name}.{digest}.index.npz"
+
+
+def _load(place: Path) -> Index | None:
+    try:
+        with np.load(place, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("offset", "size", "name", "folder", "stamp")}
+    except Exception:  # Missing, or not what we write: it is made again.
+        return None
+
+
+def _save(place: Path, index: Index) -> None:
+    """Written under another name first: another process sees all of it or nothing."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            np.savez(file, **index)  # pyright: ignore
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, place)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _make_index(tar: Path, tar_size: int) -> Index:
+    try:
+        with open(tar, "rb") as file:
+            rows = sorted(_members(file), key=lambda row: row[:2])
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{tar} is damaged, or no tar file: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {tar}: {error.strerror}") from error
+    if not rows:
+        raise UserError(f"no images in {tar}")
+    folders, names, offsets, sizes = zip(*rows, strict=True)
+    index = {
+        "folder": np.array([os.fsencode(name) for name in folders]),
+        "name": np.array([os.fsencode(name) for name in names]),
+        "offset": np.array(offsets, np.int64),
+        "size": np.array(sizes, np.int64),
+    }
+    if (end := int((index["offset"] + index["size"]).max())) > tar_size:
+        raise UserError(f"{tar} was cut off: its images end at byte {end}, the file at {tar_size}")
+    return index
+
+
+def _members(file: Any, folder: str = "", start: int = 0) -> Iterator[tuple[str, str, int, int]]:
+    """(folder, name, offset, size) of every image, `offset` counted from the outer tar's start."""
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for member in archive:
+            stem, suffix = os.path.splitext(os.path.basename(member.name))
+            if not member.isfile():
+                continue
+            if suffix == ".tar" and not folder:
+                inner = archive.extractfile(member)
+                yield from _members(inner, folder=stem, start=member.offset_data)
+            elif suffix.lower() in IMAGE_SUFFIXES:
+                yield folder, member.name, start + member.offset_data, member.size
+            # What was read is remembered otherwise: a million headers.
+            archive.members = []  # pyright: ignore
+
+
+# --- the labels of the validation images ---------------------------------------------------------
+
+
+def _val_classes(directory: Path, index: Index) -> np.ndarray:
+    """The WordNet id of every validation image, as bytes."""
+    labels, devkit = directory / VAL_LABELS, directory / DEVKIT
+    try:
+        if labels.is_file():
+            ids = labels.read_text().split()
+        elif devkit.is_file():
+            ids = _devkit_classes(devkit)
+        else:
+            raise UserError(
+                f"the classes of {VAL} are not known: put {DEVKIT} beside it, or a text file "
+                f"{VAL_LABELS} with a WordNet id for each image in name order"
+            )
+    except (OSError, tarfile.TarError, KeyError, ValueError, IndexError, EOFError) as error:
+        raise UserError(f"cannot read the classes of {VAL} in {directory}: {error}") from error
+    if len(ids) != len(index["name"]):
+        raise UserError(
+            f"{labels if labels.is_file() else devkit} has {len(ids)} classes for the "
+            f"{len(index['name'])} images of {VAL}"
+        )
+    return np.array([name.encode() for name in ids])
+
+
+def _devkit_classes(devkit: Path) -> list[str]:
+    """The ground truth's numbers, which are the devkit's own, as WordNet ids."""
+    from scipy import io as scipy_io
+
+    contents = {}
+    with tarfile.open(devkit) as archive:
+        for member in archive:
+            for wanted in (_TRUTH, _META):
+                if member.name.endswith(wanted):
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    contents[wanted] = file.read()
+    meta = scipy_io.loadmat(io.BytesIO(contents[_META]), squeeze_me=True)["synsets"]
+    ids = dict(zip(meta["ILSVRC2012_ID"].tolist(), meta["WNID"].tolist(), strict=True))
+    return [str(ids[int(number)]) for number in contents[_TRUTH].split()]

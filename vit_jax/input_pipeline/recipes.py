@@ -1,0 +1,163 @@
+"""What `config.pp` asks for, as transforms.
+
+`AUGMENTATIONS` names the ways to prepare a training image; their parameters stand in `config.pp`
+and are declared, with their defaults, in `configs/common.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from vit_jax.errors import UserError, suggest
+from vit_jax.input_pipeline import augment as aug
+from vit_jax.input_pipeline import transforms as tr
+from vit_jax.models.preprocess import Preprocess
+
+Steps = tuple[tr.Transform, ...]
+
+_OFFICIAL_VALUES = (0.5, 0.5, 0.5)
+
+
+def _scaled(pp: Any) -> Steps:
+    """Resize and central crop; without `resize`, straight to the crop's size."""
+    resize = tr.Resize(pp.resize or pp.crop, pp.resize_method, pp.resize_shape)
+    # A squashed image of the crop's size has nothing to cut off.
+    whole = pp.resize_shape == "squash" and pp.resize in (None, pp.crop)
+    return (resize,) if whole else (resize, tr.CentralCrop(pp.crop))
+
+
+def _inception(pp: Any) -> Steps:
+    window = tr.InceptionCrop(pp.crop, area_min=pp.area_min, method=pp.resize_method)
+    return (window, tr.Flip())
+
+
+def _random_resized_crop(pp: Any) -> Steps:
+    window = tr.RandomResizedCrop(pp.crop, area_min=pp.area_min, method=pp.resize_method)
+    return (window, tr.Flip())
+
+
+def _crop(pp: Any) -> Steps:
+    resize = tr.Resize(pp.resize or pp.crop, pp.resize_method, pp.resize_shape)
+    return (resize, tr.RandomCrop(pp.crop), tr.Flip())
+
+
+def _digits(pp: Any) -> Steps:
+    # Scaled up first: turned at 8 × 8, training images would be blurred as no test image is.
+    return (*_scaled(pp), tr.RandomShift(max(1, pp.crop // 8)), tr.RandomRotation(12))
+
+
+def _rand_augment(pp: Any) -> tr.Transform:
+    return aug.RandAugment(**pp.randaug)
+
+
+def _auto_augment(pp: Any) -> tr.Transform:
+    if pp.autoaug_policy is None:
+        return aug.AutoAugment()
+    return aug.AutoAugment(tuple(tuple(tuple(op) for op in line) for line in pp.autoaug_policy))
+
+
+# Up to, and without, colour jitter, values and erasing, which go with any of them.
+AUGMENTATIONS: dict[str, Callable[[Any], Steps]] = {
+    # The original's: a window of `area_min` to 100 % of the area, resized to `crop`, and a flip.
+    # `resize` plays no part: the window sets the scale.
+    "inception": _inception,
+    # The original's `inception_crop=False`: resize to `resize`, random crop, flip.
+    "crop": _crop,
+    # As 'inception', with the policies of the published from-scratch recipes.
+    "randaug": lambda pp: (*_inception(pp), _rand_augment(pp)),
+    "autoaug": lambda pp: (*_inception(pp), _auto_augment(pp)),
+    # torchvision's and timm's window and flip; alone, and as DeiT and DeiT III have it.
+    "random_resized_crop": _random_resized_crop,
+    "deit": lambda pp: (*_random_resized_crop(pp), _rand_augment(pp)),
+    "three_augment": lambda pp: (*_random_resized_crop(pp), aug.ThreeAugment()),
+    # A digit that is flipped or cut is another digit: shift by up to 1/8 of the side and turn by
+    # up to 12° instead.
+    "digits": _digits,
+    # As in evaluation.
+    "none": _scaled,
+}
+
+
+def train_transform(pp: Any, num_classes: int) -> tr.Transform:
+    """From encoded bytes to a training example.
+
+    Args:
+      pp: A complete `config.pp`.
+      num_classes: Length of the label vector.
+    """
+    steps = AUGMENTATIONS[pp.augment](pp)
+    if pp.color_jitter:
+        steps += (aug.ColorJitter(*(pp.color_jitter,) * 3),)
+    steps += _values(pp)
+    if pp.erasing:
+        steps += (aug.RandomErasing(pp.erasing),)
+    return tr.Chain((tr.Decode(), *steps, tr.OneHot(num_classes)))
+
+
+def eval_transform(pp: Any, num_classes: int) -> tr.Transform:
+    """From encoded bytes to a test example: no augmentation."""
+    return tr.Chain((tr.Decode(), *_scaled(pp), *_values(pp), tr.OneHot(num_classes)))
+
+
+def _values(pp: Any) -> Steps:
+    mean, std = tuple(pp.mean), tuple(pp.std)
+    official = mean == std == _OFFICIAL_VALUES
+    return (tr.ValueRange() if official else tr.MeanStd(mean, std),)
+
+
+def preprocess(pp: Any) -> Preprocess:
+    """`eval_transform` as data, for whoever uses the trained model."""
+    return Preprocess(
+        size=pp.crop,
+        crop=pp.crop / (pp.resize or pp.crop),
+        resize=pp.resize_shape,
+        method=pp.resize_method,
+        antialias=pp.resize_method == "bicubic",
+        mean=tuple(pp.mean),
+        std=tuple(pp.std),
+    )
+
+
+def check(pp: Any) -> None:
+    """Raises UserError for a `config.pp` that makes no image."""
+    choices = {
+        "augment": AUGMENTATIONS,
+        "resize_method": tr.RESIZE,
+        "resize_shape": ("squash", "shortest"),
+        "randaug.space": aug.SPACES,
+    }
+    values = {**pp, "randaug.space": pp.randaug.space}
+    for name, known in choices.items():
+        if values[name] not in known:
+            raise UserError(
+                f"unknown config.pp.{name} {values[name]!r}.{suggest(str(values[name]), known)} "
+                f"Choose from {', '.join(known)}"
+            )
+    if pp.resize is not None and pp.resize < pp.crop:
+        raise UserError(f"config.pp.resize ({pp.resize}) is smaller than pp.crop ({pp.crop})")
+    if not 0 < pp.area_min <= 1:
+        raise UserError(f"config.pp.area_min must be in (0, 1], got {pp.area_min}")
+    for name in ("erasing", "color_jitter"):
+        if not 0 <= pp[name] <= 1:
+            raise UserError(f"config.pp.{name} must be in [0, 1], got {pp[name]}")
+    for name in ("mean", "std"):
+        if len(pp[name]) != 3 or (name == "std" and min(pp[name]) <= 0):
+            raise UserError(f"config.pp.{name} must be three numbers, got {pp[name]}")
+    _check_policy(pp.autoaug_policy)
+
+
+def _check_policy(policy: Any) -> None:
+    if policy is None:
+        return
+    try:
+        wrong = [op for line in policy for op, _probability, _level in line]
+        wrong = [op for op in wrong if op not in aug.POLICY_SPACE.levels]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            "config.pp.autoaug_policy must be None or lines of (operation, probability, "
+            f"level), got {policy!r}"
+        ) from error
+    if wrong or not policy:
+        raise UserError(
+            f"config.pp.autoaug_policy has unknown operations {wrong}: choose from "
+            f"{', '.join(aug.POLICY_SPACE.levels)}"
+        )
