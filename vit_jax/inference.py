@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax.checkpoint import describe, official, timm_file, torch_names
+from vit_jax.checkpoint.fetch import fetch
 from vit_jax.checkpoint.formats import open_archive
 from vit_jax.checkpoint.rules import require_names
 from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
@@ -149,7 +150,7 @@ def load_weights(path: Path, model: str | None = None) -> Weights:
 
     Args:
       path: The workdir of a training run, an official-style .npz, or a state dict in timm's
-        names (.safetensors, .pth).
+        names (.safetensors, .pth); a file also by its address (`https://`, `gs://`).
       model: Registered name of the model in a file. It may be left out for a file that
         `save_weights` wrote, and for the parameters of any registered model, which are recognised
         by their names and shapes.
@@ -158,7 +159,7 @@ def load_weights(path: Path, model: str | None = None) -> Weights:
       UserError: for a path that is missing or unreadable, a model that is unknown or not
         recognised, or tensors that are not the model's.
     """
-    path = pathlib.Path(path)
+    path = fetch(path)
     if path.is_dir():
         if model is not None:
             raise UserError(f"{str(path)!r} is a run, which knows its model: leave --model out")

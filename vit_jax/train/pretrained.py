@@ -1,15 +1,17 @@
 """Finding the file that a fine-tuning run starts from."""
 
 import csv
+import pathlib
 
-from etils import epath
 from ml_collections import ConfigDict
 
+from vit_jax.checkpoint.catalogue import recommended
+from vit_jax.checkpoint.fetch import fetch
 from vit_jax.errors import UserError
 
 
-def find_pretrained(config: ConfigDict) -> epath.Path | None:
-    """The `.npz` that the config names, or None for training from scratch.
+def find_pretrained(config: ConfigDict) -> pathlib.Path | None:
+    """The `.npz` that the config names, downloaded if need be; None for training from scratch.
 
     `pretrained_dir/<model_name>.npz`; for an AugReg recipe `pretrained_dir/<file name>.npz`.
 
@@ -18,13 +20,13 @@ def find_pretrained(config: ConfigDict) -> epath.Path | None:
     """
     if not config.pretrained_dir:
         return None
-    directory = epath.Path(config.pretrained_dir)
+    directory = str(config.pretrained_dir).rstrip("/") or "/"
     name = config.model_or_filename
     if name is None:
         name = config.model.model_name
     elif "-" not in name:
         name = _best_augreg(directory, name)
-    path = directory / f"{name}.npz"
+    path = fetch(f"{directory}/{name}.npz")
     if not path.exists():
         raise UserError(
             f"no checkpoint {path}. Set --config.pretrained_dir to a folder that holds "
@@ -33,20 +35,30 @@ def find_pretrained(config: ConfigDict) -> epath.Path | None:
     return path
 
 
-def _best_augreg(directory: epath.Path, model: str) -> str:
+def _best_augreg(directory: str, model: str) -> str:
     """The ImageNet-21k file of `model` with the best upstream validation accuracy."""
-    index = directory / "index.csv"
-    if not index.exists():
-        raise UserError(
-            f"no {index}, which lists the AugReg checkpoints; name a file in full in place of "
-            f"{model!r}, or put the published index.csv there"
-        )
-    with index.open() as f:
+    with _augreg_index(directory, model).open() as f:
         rows = [
             row
             for row in csv.DictReader(f)
             if row["ds"] == "i21k" and row["filename"].split("-")[0] == model
         ]
     if not rows:
-        raise UserError(f"{index} lists no ImageNet-21k checkpoint of {model!r}")
+        raise UserError(f"{directory}/index.csv lists no ImageNet-21k checkpoint of {model!r}")
     return max(rows, key=lambda row: float(row["final_val"]))["filename"]
+
+
+def _augreg_index(directory: str, model: str) -> pathlib.Path:
+    advice = f"name a file in full in place of {model!r}"
+    if best := recommended(model):
+        advice += f" (its authors recommend {best!r})"
+    try:
+        index = fetch(f"{directory}/index.csv")
+    except UserError as e:
+        raise UserError(f"{e} It lists the AugReg checkpoints; without it, {advice}") from e
+    if not index.exists():
+        raise UserError(
+            f"no {index}, which lists the AugReg checkpoints; {advice}, or put the published "
+            "index.csv there"
+        )
+    return index
