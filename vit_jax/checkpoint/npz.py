@@ -20,6 +20,7 @@ from vit_jax.checkpoint.archive import (
     Archive,
     Spec,
     as_bytes,
+    contiguous,
     reading,
     replacing,
     to_numpy,
@@ -173,7 +174,7 @@ def write_npz(
         raise UserError(f"{len(comment)} bytes of metadata; an npz file holds {_MAX_COMMENT}")
     with replacing(path) as f, zipfile.ZipFile(f, "w", allowZip64=True) as z:
         for name in tensors:
-            x = np.asarray(to_numpy(tensors[name]), order="C")
+            x = contiguous(to_numpy(tensors[name]))
             _require_numbers(name, x)
             if x.dtype == BFLOAT16:
                 x = x.view(_RAW16)

@@ -13,7 +13,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from vit_jax.checkpoint.archive import Archive, Spec, as_bytes, reading, replacing, to_numpy
+from vit_jax.checkpoint.archive import (
+    Archive,
+    Spec,
+    as_bytes,
+    contiguous,
+    reading,
+    replacing,
+    to_numpy,
+)
 from vit_jax.errors import UserError
 
 _DTYPES = {
@@ -138,7 +146,7 @@ def write_safetensors(
     with replacing(path) as f:
         f.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in names:
-            x = np.asarray(to_numpy(tensors[name]), order="C")
+            x = contiguous(to_numpy(tensors[name]))
             if (x.shape, x.dtype) != tuple(specs[name]):
                 raise ValueError(f"{name!r} was announced as {specs[name]}, is {x.shape} {x.dtype}")
             f.write(as_bytes(x))
