@@ -81,6 +81,9 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 1_000
     # Checkpoints to keep, the newest; 0 keeps all.
     config.keep_checkpoints = 3
+    # A figure of the evaluation, 'accuracy_test' or 'loss_test': the checkpoint where it is best
+    # stays too, of those at steps that are evaluated.
+    config.keep_best = placeholder(str)
 
     # 'train' or 'inference_time'.
     config.trainer = "train"

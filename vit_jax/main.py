@@ -2,6 +2,13 @@ r"""The original's entry point.
 
     python -m vit_jax.main --workdir=/tmp/vit --config=configs/vit.py:b16,cifar10 \
         --config.pretrained_dir=/checkpoints --config.base_lr=0.02
+
+On several hosts, the same command on each. A TPU slice, Slurm, Open MPI and Kubernetes say who the
+others are; elsewhere add
+
+    --coordinator=HOST:PORT --num_processes=N --process_id=I
+
+--allow_other_config goes on with a run whose config was another one.
 """
 
 import sys
@@ -16,18 +23,22 @@ def run(argv: Sequence[str]) -> int:
     """Runs the config that the flags in `argv` name, and returns the exit status.
 
     Args:
-      argv: Flags only, without the program's name: `--config`, `--workdir`, `--config.x.y=z`.
+      argv: Flags only, without the program's name: `--config`, `--workdir`, `--config.x.y=z`,
+        and those of the module's docstring.
 
     Raises:
       UserError: for a missing or unknown flag, an unreadable config, or a bad field.
     """
-    config, workdir = parse(argv)
+    config, options = parse(argv)
+    workdir = options.workdir
     logging.set_verbosity(logging.WARNING)
     trainer = config.get("trainer", "train")
     if trainer == "train":
         from vit_jax import train
+        from vit_jax.train import distributed
 
-        train.train_and_evaluate(config, workdir)
+        distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+        train.train_and_evaluate(config, workdir, allow_other_config=options.allow_other_config)
     elif trainer == "inference_time":
         from vit_jax import inference_time
 
@@ -38,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]):
-    """`(config, workdir)` of a command line; see `run`."""
+    """`(config, options)` of a command line; see `run`. The options are attributes."""
     from ml_collections import config_flags
 
     values = flags.FlagValues()
@@ -51,6 +62,12 @@ def parse(argv: Sequence[str]):
         sys_argv=["vit_jax.main", *argv],
     )
     flags.DEFINE_string("workdir", None, "Where the run is written.", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Of this run.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "From 0.", flag_values=values)
+    flags.DEFINE_bool(
+        "allow_other_config", False, "Go on with a run of another config.", flag_values=values
+    )
     try:
         rest = values(["vit_jax.main", *argv])[1:]
         config = holder.value
@@ -66,7 +83,7 @@ def parse(argv: Sequence[str]):
         raise UserError(f"unexpected argument {rest[0]!r}; every setting is a --flag")
     if config is None or not values.workdir:
         raise UserError("--config=FILE.py and --workdir=DIR must both be given")
-    return config, values.workdir
+    return config, values
 
 
 def _reason(error: BaseException) -> str:

@@ -4,7 +4,10 @@ A checkpoint has two items: 'params', which other commands read alone, and 'rest
 needs besides.
 """
 
+import contextlib
+import logging as std_logging
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,39 +30,90 @@ class Checkpoints:
     name and is not seen.
     """
 
-    def __init__(self, workdir: str | os.PathLike, keep: int = 0):
-        """`keep` is the number of checkpoints that stay, the newest ones; 0 keeps all."""
+    def __init__(self, workdir: str | os.PathLike, keep: int = 0, keep_best: str | None = None):
+        """`keep` is the number of checkpoints that stay, the newest ones; 0 keeps all.
+
+        `keep_best` names a figure, of which the best checkpoint stays too: the greatest, or the
+        least of a loss. Checkpoints saved without figures do not take part.
+        """
         path = epath.Path(workdir).absolute()
         _refuse_files(path)
-        self._manager = _open(path, max_to_keep=keep or None, cleanup_tmp_directories=True)
+        self._keep_best = keep_best or None
+        std_logging.getLogger("absl").addFilter(_is_news)
+        self._manager = _open(
+            path, cleanup_tmp_directories=True, **_preservation(keep, self._keep_best)
+        )
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc_info):
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def wait(self) -> None:
-        """Until everything asked for is on disk."""
-        self._manager.wait_until_finished()
+        """Until everything asked for is on disk.
+
+        Raises:
+          UserError: when the last checkpoint could not be written.
+        """
+        with self._write_errors():
+            self._manager.wait_until_finished()
 
     @property
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState) -> None:
-        """Starts writing `state`; the caller may donate it at once."""
+    @property
+    def best_step(self) -> int | None:
+        """Of `keep_best`; None without it, or before the first checkpoint with figures."""
+        return self._manager.best_step() if self._keep_best else None
+
+    def save(self, state: TrainState, figures: Mapping[str, float] | None = None) -> None:
+        """Starts writing `state`; the caller may donate it at once.
+
+        Args:
+          state: What is written.
+          figures: Of an evaluation of this very state, for `keep_best`.
+
+        Raises:
+          UserError: when this checkpoint or the one before could not be written: a full disk, say.
+            Earlier ones are intact.
+        """
         step = int(state.step)
         if step == self.latest_step:
             return
+        if figures and self._keep_best and self._keep_best not in figures:
+            raise UserError(
+                f"keep_best={self._keep_best!r} is no figure of the evaluation: it gives "
+                f"{', '.join(sorted(figures))}"
+            )
         params, rest = _split(state)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(params), rest=ocp.args.PyTreeSave(rest)
-            ),
-        )
+        with self._write_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.PyTreeSave(params), rest=ocp.args.PyTreeSave(rest)
+                ),
+                metrics=dict(figures) if figures and self._keep_best else None,
+            )
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore has a ValueError for a full disk
+            with contextlib.suppress(OSError, ValueError):
+                self._manager.wait_until_finished()  # what else fails is of the same cause
+            self._manager.reload()
+            good = self.latest_step
+            raise UserError(
+                f"cannot write a checkpoint to {self._manager.directory}: {_reason(error)}. "
+                + (f"That of step {good} is intact: the" if good is not None else "None is; the")
+                + " same command goes on from there once this is mended."
+            ) from error
 
     def restore(self, like: TrainState) -> TrainState:
         """The newest state, in the shardings of `like`; `like` itself where there is none.
@@ -107,6 +161,38 @@ def load_params(workdir: str | os.PathLike) -> dict[str, Any]:
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
         args = ocp.args.Composite(params=ocp.args.PyTreeRestore(restore_args=as_numpy))
         return manager.restore(step, args=args)["params"]
+
+
+def _preservation(keep: int, keep_best: str | None) -> dict[str, Any]:
+    policies = ocp.checkpoint_managers
+    newest = policies.LatestN(keep or None)
+    if not keep_best:
+        return {"preservation_policy": newest}
+
+    def figure(figures: Mapping[str, float]) -> float:
+        return figures[keep_best]
+
+    least = "loss" in keep_best
+    best = policies.BestN(
+        get_metric_fn=figure, reverse=least, n=1, keep_checkpoints_without_metrics=False
+    )
+    return {
+        "preservation_policy": policies.AnyPreservationPolicy([newest, best]),
+        "best_fn": figure,
+        "best_mode": "min" if least else "max",
+    }
+
+
+def _reason(error: BaseException) -> str:
+    """The end of TensorStore's chain of causes, without its codes."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).splitlines()[0].partition(" [os_error_code")[0].rpartition(": ")[2]
+
+
+def _is_news(record: std_logging.LogRecord) -> bool:
+    """Orbax logs what it raises too, traceback and all, once for each of its threads."""
+    return "orbax" not in record.pathname or record.levelno < std_logging.ERROR
 
 
 def _open(path: epath.Path, **options: Any) -> ocp.CheckpointManager:

@@ -21,6 +21,15 @@ class Evaluation:
         """Top-1, 0 to 1."""
         return self.correct / self.examples
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """As `metrics.jsonl` names them."""
+        return {
+            "accuracy_test": self.accuracy,
+            "loss_test": self.loss,
+            "examples_test": self.examples,
+        }
+
 
 def evaluate(engine: Engine, params: Any, batches: Iterable[Any], ahead: int) -> Evaluation:
     """Counts over `batches`, whose padding the mask leaves out; the same in every process."""

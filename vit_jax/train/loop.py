@@ -25,16 +25,20 @@ from vit_jax.train.evaluation import evaluate
 from vit_jax.train.log import RunLog
 from vit_jax.train.preemption import Preemption
 from vit_jax.train.pretrained import find_pretrained
+from vit_jax.train.resume import require_same_config
 from vit_jax.train.sharding import make_mesh, to_devices
 from vit_jax.train.state import TrainState
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Mapping[str, Any]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | os.PathLike, *, allow_other_config: bool = False
+) -> Mapping[str, Any]:
     """Trains and evaluates, going on from the newest checkpoint of `workdir`.
 
     Args:
       config: See `vit_jax.configs.common`; missing fields take their defaults.
       workdir: Gets `checkpoint_N`, `metrics.jsonl`, TensorBoard events and `run.json`.
+      allow_other_config: Go on even where `config` differs from that of the run in `workdir`.
 
     Returns:
       The parameters at the end, on the devices.
@@ -55,7 +59,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Mappin
     engine = engine_lib.build(config, mesh, ds_train.num_classes)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
 
-    with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, Preemption() as preemption:
+    keep = config.keep_checkpoints, config.keep_best
+    with Checkpoints(workdir, *keep) as checkpoints, Preemption() as preemption:
+        if checkpoints.latest_step is not None and not allow_other_config:
+            require_same_config(config, workdir)
         state = engine.init(init_key)
         if pretrained and checkpoints.latest_step is None:
             params = _pretrained_params(pretrained, state, config, engine)
@@ -71,6 +78,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Mappin
             for step in range(first_step + 1, config.total_steps + 1):
                 state, scalars = engine.train_step(state, next(batches), train_key)
                 stopping = preemption.after(step)
+                figures = None
 
                 if _due(step, config.progress_every, config.total_steps):
                     loss = float(scalars["loss"])
@@ -82,11 +90,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | os.PathLike) -> Mappin
                     with clock.paused():
                         result = evaluate(engine, state.params, ds_test, config.prefetch)
                     log.evaluation(step, result)
+                    figures = result.figures
 
                 if stopping or _due(step, config.checkpoint_every, config.total_steps):
                     _require_finite(float(scalars["loss"]), step, state, checkpoints)
                     with clock.paused():
-                        checkpoints.save(state)
+                        checkpoints.save(state, figures)
                 if stopping:
                     raise Preempted(step)
     return state.params
@@ -118,7 +127,7 @@ class Clock:
 def make_workdir(workdir: str | os.PathLike) -> None:
     """Raises UserError when nothing can be written there."""
     path = epath.Path(workdir)
-    probe = path / ".writable"
+    probe = path / f".writable_{jax.process_index()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()

@@ -1,0 +1,162 @@
+"""Joining the processes of a run: several hosts, or several processes on one.
+
+`jax.distributed` does it, and knows most clusters. Here stands when to ask it, so that a run on
+one host waits for nobody, and what goes wrong in words.
+"""
+
+import glob
+import importlib.util
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from vit_jax.errors import UserError
+
+# JAX's own limit ends the process without a word that can be read: ours comes first.
+_JAX_TIMEOUT = 24 * 3600
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: float = 300.0,
+) -> None:
+    """Joins the other processes of this run, if there are any; must come before any use of JAX.
+
+    Args:
+      coordinator: 'host:port' of process 0, any free port.
+      num_processes: How many there are.
+      process_id: This one's number, from 0. What is None is what the cluster says: a TPU slice,
+        Slurm, Open MPI, or an indexed Job of Kubernetes. Without a cluster, all three or none.
+      timeout: Seconds to wait for the others.
+
+    Raises:
+      UserError: for settings that do not fit together; when the others do not come in time.
+    """
+    given = _given(coordinator, num_processes, process_id, os.environ)
+    if given.get("num_processes") == 1 or not (given or _in_cluster(os.environ)):
+        return
+    alone_without_cluster = not given
+    if len(given) == 3:
+        given["cluster_detection_method"] = "deactivate"
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        _within(
+            timeout,
+            lambda: jax.distributed.initialize(**given, initialization_timeout=_JAX_TIMEOUT),
+            _describe(given, timeout),
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        if alone_without_cluster and "should be defined" in str(error):
+            return  # accelerators of a cluster's kind, on a host of its own
+        raise UserError(f"the processes of this run cannot join: {error}. {_ADVICE}") from error
+
+
+_ADVICE = (
+    "Give every process --coordinator=HOST:PORT (of process 0), --num_processes and --process_id"
+)
+
+
+def _given(
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    env: Mapping[str, str],
+) -> dict[str, Any]:
+    """The arguments of `jax.distributed.initialize`, checked; empty to leave all to the cluster."""
+    coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator and not coordinator.rpartition(":")[2].isdigit():
+        raise UserError(f"--coordinator={coordinator}; expected HOST:PORT of process 0")
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num_processes={num_processes}; expected at least 1")
+    if coordinator and (size := env.get("OMPI_COMM_WORLD_SIZE")):
+        # Open MPI 5 numbers its processes and does not name a host to meet at: JAX wants both.
+        num_processes = int(size) if num_processes is None else num_processes
+        process_id = int(env["OMPI_COMM_WORLD_RANK"]) if process_id is None else process_id
+    if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
+        raise UserError(
+            f"--process_id={process_id}; expected 0 to {(num_processes or 1) - 1}, one less than "
+            f"--num_processes"
+        )
+    given = {
+        "coordinator_address": coordinator,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and len(given) < 3 and num_processes != 1 and not _in_cluster(env):
+        raise UserError(f"no cluster says what the flags leave out. {_ADVICE}")
+    return given
+
+
+def _in_cluster(env: Mapping[str, str]) -> bool:
+    """Whether this is one of several processes, as far as the environment tells.
+
+    On a Cloud TPU host only its metadata server knows: there the answer is yes, and JAX asks.
+    """
+    # An interactive shell in an allocation of many tasks is a step of one.
+    if "SLURM_PROCID" in env and "SLURM_STEP_NODELIST" in env:
+        return min(int(env.get(f"SLURM_{k}", 1)) for k in ("NTASKS", "STEP_NUM_TASKS")) > 1
+    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        if "OMPI_MCA_orte_hnp_uri" not in env and "JAX_COORDINATOR_ADDRESS" not in env:
+            raise UserError(
+                "this Open MPI does not say where its processes can meet: give --coordinator="
+                "HOST:PORT of the first one's host"
+            )
+        return True
+    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")  # GKE
+    if hosts:
+        return "," in hosts or int(env.get("MEGASCALE_NUM_SLICES", 1)) > 1
+    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+        if importlib.util.find_spec("kubernetes") is None:
+            raise UserError(
+                "this is a pod of an indexed Kubernetes Job; to find the others, JAX needs `pip "
+                "install kubernetes`, or give --coordinator, --num_processes and --process_id="
+                "$JOB_COMPLETION_INDEX (--num_processes=1 if there are no others)"
+            )
+        return True
+    return _has_tpu() and "cpu" not in env.get("JAX_PLATFORMS", "")
+
+
+def _has_tpu() -> bool:
+    devices = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(devices) and importlib.util.find_spec("libtpu") is not None
+
+
+def _describe(given: Mapping[str, object], timeout: float) -> str:
+    where = given.get("coordinator_address", "the address that the cluster gives")
+    count = given.get("num_processes")
+    return (
+        f"after {timeout:g} s the {f'{count} ' if count else ''}processes of this run have not met "
+        f"at {where}: is that the host of process 0, can every host reach it, and does every "
+        "process run with its own --process_id and the same --num_processes?"
+    )
+
+
+def _within(timeout: float, call: Callable[[], object], message: str) -> None:
+    """Calls it; raises UserError when it takes longer.
+
+    It goes on in a thread that nothing waits for: there is no way to call it off.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="jax.distributed", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise UserError(message)
+    if errors:
+        raise errors[0]

@@ -1,0 +1,64 @@
+"""What a run that goes on must have in common with the run that began."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vit_jax.configs import common
+from vit_jax.errors import UserError
+from vit_jax.train import run_info
+
+# Fields that may change: they say where data lies, how fast it is read, how arrays lie over the
+# devices, what is reported and what is kept; none of them enters an update. `total_steps` is not
+# among them, for the learning rate depends on it, nor `accum_steps`, for dropout does.
+HARMLESS = (
+    "batch_eval",
+    "checkpoint_every",
+    "data.num_workers",
+    "eval_every",
+    "keep_best",
+    "keep_checkpoints",
+    "mesh",
+    "model_or_filename",
+    "prefetch",
+    "pretrained_dir",
+    "progress_every",
+    "sharding_rules",
+    "shuffle_buffer",
+    "tfds_data_dir",
+    "tfds_manual_dir",
+    "trainer",
+)
+_MISSING = "unset"
+
+
+def require_same_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
+    """Raises UserError that lists how `config`, complete, differs from that of the run.
+
+    Fields that a config of an earlier version lacks had their default then.
+    """
+    began = _flat(common.get_config()) | _flat(run_info.load(workdir).config)
+    now = _flat(config)
+    differing = [
+        f"{name} was {began.get(name, _MISSING)!r}, is {now.get(name, _MISSING)!r}"
+        for name in sorted(began.keys() | now.keys())
+        if not _harmless(name) and began.get(name, _MISSING) != now.get(name, _MISSING)
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with another config: {'; '.join(differing)}. Use that config "
+            "or another --workdir; --allow_other_config goes on with this one"
+        )
+
+
+def _harmless(name: str) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in HARMLESS)
+
+
+def _flat(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
+    """One entry a leaf, as JSON has it: it knows no tuples."""
+    as_dict = config.to_dict() if isinstance(config, ConfigDict) else config
+    return dict(common.flatten(json.loads(json.dumps(as_dict)), prefix=()))
