@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from recipes import flatten, random_images, random_params
-from timm.layers import StdConv2dSame
+from timm.layers.std_conv import StdConv2dSame
 
 from vit_jax.checkpoint import describe, from_torch, resize_posembed, to_torch
 from vit_jax.checkpoint.shapes import param_shapes

@@ -1,6 +1,12 @@
 """What is measured when two implementations run on the same weights and images. NumPy only."""
 
+import dataclasses
+import math
+from typing import Any
+
 import numpy as np
+
+from vit_jax.parity.references import Difference
 
 # Bars on `relative_error`. Two float64 runs of one formula differ by some 1e-14, and the smallest
 # slip in a formula that we know of (an epsilon) by 1e-7: the bar lies between.
@@ -37,3 +43,110 @@ def float32_bar(noise: float) -> float:
 def top1_agreement(ours: np.ndarray, reference: np.ndarray) -> float:
     """Share of rows whose largest logit is the same class."""
     return float(np.mean(ours.argmax(-1) == reference.argmax(-1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Drift:
+    """How far one output lies from the reference's, as `relative_error` but for `max_abs`.
+
+    Attributes:
+      ours, theirs: The module that gave it, on either side.
+      error: Both sides in float64: what the formulas differ by.
+      max_abs: The same, not divided by the reference's standard deviation.
+      error_float32: Ours in float32 against the reference in float64.
+      noise_float32: The reference in float32 against itself in float64.
+    """
+
+    ours: str
+    theirs: str
+    error: float
+    max_abs: float
+    error_float32: float
+    noise_float32: float
+
+    @property
+    def same(self) -> bool:
+        """Whether the formulas are the same. NaN is not."""
+        return self.error <= FLOAT64_BAR
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The comparison with one build of the reference.
+
+    Attributes:
+      differences: What this build computes otherwise than ours, as far as it is known.
+      logits: Of the model's output.
+      blocks: Along the way, first to last.
+      top1_agreement: Share of images with the same first class, in float64.
+    """
+
+    differences: tuple[Difference, ...]
+    logits: Drift
+    blocks: tuple[Drift, ...]
+    top1_agreement: float
+
+    @property
+    def first_drift(self) -> Drift | None:
+        """The first output that is not the same, the logits last; None if all are."""
+        return next((drift for drift in (*self.blocks, self.logits) if not drift.same), None)
+
+    @property
+    def verdict(self) -> str:
+        """'same' if every output is, in float64, and float32 logits lie within its noise."""
+        within = self.logits.error_float32 <= float32_bar(self.logits.noise_float32)
+        return "same" if self.first_drift is None and within else "differs"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+      model: Name of ours.
+      against: 'timm' or 'hf'.
+      weights: Where the weights came from, in words.
+      image_size: (height, width) in pixels.
+      num_images: How many were compared.
+      matched: With the reference's numerics made ours: the proof.
+      as_shipped: With the reference as its users get it.
+      notes: What is to be known of the weights.
+      versions: Of everything that took part.
+    """
+
+    model: str
+    against: str
+    weights: str
+    image_size: tuple[int, int]
+    num_images: int
+    matched: Setting
+    as_shipped: Setting
+    notes: tuple[str, ...]
+    versions: dict[str, str]
+
+    @property
+    def verdict(self) -> str:
+        """That of the matched numerics: 'same' or 'differs'."""
+        return self.matched.verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, the verdicts included; what is not finite is None."""
+        fields: dict[str, Any] = dataclasses.asdict(self)
+        fields["verdict"] = self.verdict
+        for name, setting in (("matched", self.matched), ("as_shipped", self.as_shipped)):
+            drift = setting.first_drift
+            fields[name]["differences"] = [d._asdict() for d in setting.differences]
+            fields[name]["first_drift"] = drift and drift.ours
+            fields[name]["verdict"] = setting.verdict
+        return _finite(fields)
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _finite(x) for key, x in value.items()}
+        case list() | tuple():
+            return [_finite(x) for x in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value

@@ -88,7 +88,7 @@ def match_group_norm(module: "torch.nn.Module", eps: float = 1e-6) -> None:
 
 def match_std_conv(module: "torch.nn.Module") -> None:
     """Gives every weight-standardised convolution our formula."""
-    from timm.layers import StdConv2dSame
+    from timm.layers.std_conv import StdConv2dSame
 
     for part in module.modules():
         if isinstance(part, StdConv2dSame):
@@ -97,7 +97,7 @@ def match_std_conv(module: "torch.nn.Module") -> None:
 
 def _std_conv(conv: Any, x: "torch.Tensor") -> "torch.Tensor":
     import torch
-    from timm.layers import pad_same
+    from timm.layers.padding import pad_same
 
     w = conv.weight
     std = w.std(dim=(1, 2, 3), keepdim=True, correction=0)
@@ -158,8 +158,9 @@ FAMILIES = {
 }
 
 
-def points(config: Mapping[str, Any]) -> list[Point]:
+def points(config: Mapping[str, Any], module: "torch.nn.Module") -> list[Point]:
     """Where the two sides can be compared on the way, first to last."""
+    del module  # timm's names do not depend on its version
     return FAMILIES[family_of(config)].points(config)
 
 

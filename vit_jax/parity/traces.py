@@ -1,6 +1,6 @@
 """One forward pass of either side, with what its blocks gave.
 
-Outputs are channels-last, whatever the framework: [N, H, W, C], [N, T, C] or [N, C].
+Outputs are [N, positions, C] or [N, C] whatever the framework; rows of a map come one by one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,11 @@ class Trace(NamedTuple):
 
     logits: np.ndarray
     blocks: list[np.ndarray]
+
+    @property
+    def outputs(self) -> list[np.ndarray]:
+        """Everything, the logits last."""
+        return [*self.blocks, self.logits]
 
 
 def trace_ours(
@@ -54,7 +59,7 @@ def trace_ours(
     with jax.enable_x64(dtype == np.float64):
         params = jax.tree.map(lambda x: np.asarray(x, dtype), dict(params))
         logits, outputs = jax.device_get(jax.jit(forward)(params, images.astype(dtype)))
-    return Trace(logits, outputs)
+    return Trace(logits, [_flat(x) for x in outputs])
 
 
 def _at(intermediates: Mapping[str, Any], path: str) -> Any:
@@ -98,4 +103,9 @@ def trace_torch(
 def _to_numpy(output: Any) -> np.ndarray:
     x = output[0] if isinstance(output, tuple) else output
     # A convolution's map is the one thing with four axes, and has its channels second.
-    return (x.movedim(1, -1) if x.ndim == 4 else x).numpy()
+    return _flat((x.movedim(1, -1) if x.ndim == 4 else x).numpy())
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] -> [N, H * W, C]; others stay."""
+    return x.reshape(x.shape[0], -1, x.shape[-1]) if x.ndim == 4 else x

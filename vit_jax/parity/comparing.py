@@ -1,0 +1,133 @@
+"""`compare`: our model and a reference on the same weights and images."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax import __version__
+from vit_jax.parity import figures, references, subject
+from vit_jax.parity.figures import Comparison, Drift, Setting
+from vit_jax.parity.traces import Trace, trace_ours, trace_torch
+
+_DTYPES = (np.float32, np.float64)  # in this order: a module widened to float64 is the same one
+_LOGITS = references.Point("logits", "logits")
+
+
+def compare(
+    model: Any,
+    *,
+    weights: str | os.PathLike | Mapping[str, Any] | None = None,
+    against: str = "timm",
+    image_size: tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    num_images: int = 4,
+    seed: int = 0,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Comparison:
+    """Runs our model and the reference on the same weights and images, in float64 and float32.
+
+    Args:
+      model: A registered name, a ModelSpec, a config mapping, or a linen module.
+      weights: A checkpoint of any readable format, a run's workdir, or the nested parameters;
+        None draws every one at random.
+      against: 'timm' or 'hf'.
+      image_size: (height, width) in pixels; by default the weights', else the model's. Weights
+        of another size get their position embeddings resized, on both sides.
+      num_classes: Of random weights; by default the model's. 0 compares features.
+      num_images: Random images, uniform in [-1, 1].
+      seed: Of random weights and images.
+      on_step: Told what is done next.
+
+    Raises:
+      UserError: for an unknown model or reference, a reference that is not installed or has no
+        such model, weights that are unreadable or not the model's, an image size that does not
+        divide into patches.
+    """
+    reference = references.get(against)
+    on_step("reading weights")
+    this = subject.prepare(model, weights, image_size, num_classes, seed)
+    pixels = np.random.default_rng(seed).uniform(-1, 1, (num_images, *this.image_size, 3))
+    matched, as_shipped = _settings(reference, this, pixels.astype(np.float32), on_step)
+    return Comparison(
+        model=this.name,
+        against=against,
+        weights=this.weights,
+        image_size=this.image_size,
+        num_images=num_images,
+        matched=matched,
+        as_shipped=as_shipped,
+        notes=this.notes,
+        versions=_versions(reference),
+    )
+
+
+def _settings(
+    reference: Any, this: subject.Subject, images: np.ndarray, on_step: Callable[[str], None]
+) -> list[Setting]:
+    """The reference with matched numerics, and as shipped."""
+    from vit_jax.checkpoint import to_torch
+    from vit_jax.models import from_config
+
+    state = to_torch({"params": this.params}, this.config, reference.LAYOUT)
+    sizes = {"num_classes": this.num_classes, "image_size": this.image_size}
+    model = from_config(this.config, num_classes=this.num_classes)
+    ours, settings = [], []
+    for matched in (True, False):
+        module = reference.build(this.config, state, matched=matched, **sizes)
+        points = reference.points(this.config, module)
+        theirs = []
+        for dtype in _DTYPES:
+            if matched:  # once is enough: ours is the same in both settings
+                on_step(f"ours in {dtype.__name__}")
+                paths = [point.ours for point in points]
+                ours.append(trace_ours(model, this.tree, images, paths, dtype))
+            name = f"{reference.LAYOUT} {'matched' if matched else 'as shipped'}"
+            on_step(f"{name} in {dtype.__name__}")
+            names = [point.theirs for point in points]
+            theirs.append(trace_torch(module, images, names, dtype))
+        differences = () if matched else tuple(reference.differences(this.config))
+        settings.append(_setting(differences, points, ours, theirs))
+    return settings
+
+
+def _setting(
+    differences: tuple[references.Difference, ...],
+    points: Sequence[references.Point],
+    ours: Sequence[Trace],
+    theirs: Sequence[Trace],
+) -> Setting:
+    """From traces in each of `_DTYPES`."""
+    outputs = zip(*(trace.outputs for trace in (*ours, *theirs)), strict=True)
+    *blocks, logits = (
+        _drift(point, *output) for point, output in zip([*points, _LOGITS], outputs, strict=True)
+    )
+    agreement = figures.top1_agreement(ours[1].logits, theirs[1].logits)
+    return Setting(differences, logits, tuple(blocks), agreement)
+
+
+def _drift(
+    point: references.Point,
+    ours32: np.ndarray,
+    ours64: np.ndarray,
+    theirs32: np.ndarray,
+    theirs64: np.ndarray,
+) -> Drift:
+    return Drift(
+        ours=point.ours,
+        theirs=point.theirs,
+        error=figures.relative_error(ours64, theirs64),
+        max_abs=figures.max_abs(ours64, theirs64),
+        error_float32=figures.relative_error(ours32, theirs64),
+        noise_float32=figures.relative_error(theirs32, theirs64),
+    )
+
+
+def _versions(reference: Any) -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "numpy", *reference.PACKAGES)
+    return {"vit-jax": __version__, "python": platform.python_version()} | {
+        package: importlib.metadata.version(package) for package in packages
+    }

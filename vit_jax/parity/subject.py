@@ -1,0 +1,183 @@
+"""What is compared: a model's config, its weights, and the image size that these are for."""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint import describe, resize_posembed
+from vit_jax.checkpoint.resize import Grid, square
+from vit_jax.checkpoint.scan import unstack_blocks
+from vit_jax.checkpoint.shapes import param_shapes
+from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.errors import UserError
+from vit_jax.models.registry import ModelSpec, family_of, resolve
+
+_POSITIONS = "Transformer/posembed_input/pos_embedding"
+_MODULE_FIELDS = ("parent", "name", "num_classes")  # of a linen module, and no part of a config
+_SPEED = ("scan", "remat", "dtype")  # fields that change no float32 or float64 result
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """Attributes:
+    name: Of the model.
+    config: Constructor fields of the model, its blocks not scanned.
+    params: Flat, linen names, float32.
+    image_size: (height, width) in pixels.
+    weights: Where the weights came from, in words.
+    notes: What was done to them, or is to be known of them.
+    """
+
+    name: str
+    config: dict[str, Any]
+    params: dict[str, np.ndarray]
+    image_size: tuple[int, int]
+    weights: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The parameters nested, as models take them."""
+        return unflatten(self.params)
+
+    @property
+    def num_classes(self) -> int:
+        return describe.num_classes(describe.shapes_of(self.params))
+
+
+def prepare(
+    model: Any,
+    weights: str | os.PathLike | Mapping[str, Any] | None,
+    image_size: tuple[int, int] | None,
+    num_classes: int | None,
+    seed: int,
+) -> Subject:
+    """Arguments as those of `compare`; raises UserError as it does."""
+    spec = resolve(model) if isinstance(model, str) else model
+    name = spec.name if isinstance(spec, ModelSpec) else None
+    config = _plain(describe.config_of(model))
+    name = str(name or config.get("model_name") or "model of its own")
+    if weights is None:
+        side = spec.preprocess.size if isinstance(spec, ModelSpec) else 224
+        size = image_size or (side, side)
+        if num_classes is None:
+            default = spec.num_classes if isinstance(spec, ModelSpec) else 1000
+            num_classes = int(getattr(model, "num_classes", default))
+        grid = _grid(config, size)
+        shapes = param_shapes(config, num_classes=num_classes, num_patches=math.prod(grid))
+        return Subject(name, config, random_params(shapes, seed), size, f"random, seed {seed}")
+    if num_classes is not None:
+        raise UserError("the weights tell the number of classes: leave num_classes out")
+    if isinstance(weights, Mapping):
+        params, grid, source = arrays(unstack_blocks(weights)), None, "given"
+    else:
+        params, config, grid = _read(pathlib.Path(weights), model)
+        source = str(weights)
+    params = {k: np.asarray(x, np.float32) for k, x in params.items()}
+    return _at_size(Subject(name, config, params, (0, 0), source), grid, image_size)
+
+
+def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Every parameter random, head and biases too: a zero would hide what it multiplies.
+
+    Kernels keep the variance of what they are applied to, as trained ones do, roughly: small ones
+    would leave the activations where every GELU is linear.
+    """
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name in sorted(shapes):
+        shape = shapes[name]
+        scale = _fan_in(name, shape) ** -0.5 if name.endswith("kernel") else 0.1
+        params[name] = (rng.standard_normal(shape) * scale).astype(np.float32)
+        if name.endswith("scale"):
+            params[name] += 1
+    return params
+
+
+def _fan_in(name: str, shape: tuple[int, ...]) -> int:
+    into_heads = name.endswith(("query/kernel", "key/kernel", "value/kernel"))  # [D, heads, d]
+    return shape[0] if into_heads else math.prod(shape[:-1])
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor fields that decide what the model computes."""
+    fields = {k: v for k, v in config.items() if k not in (*_MODULE_FIELDS, *_SPEED)}
+    if fields.get("transformer") is not None:
+        fields["transformer"] = {k: v for k, v in fields["transformer"].items() if k not in _SPEED}
+    return fields
+
+
+def _read(path: pathlib.Path, model: Any) -> tuple[dict[str, Any], dict[str, Any], Grid | None]:
+    """Flat parameters, config and grid (None: to be told from the parameters) of a checkpoint."""
+    if path.is_dir() and not (path / "config.json").exists():
+        from vit_jax import inference
+
+        weights = inference.load_weights(path)
+        return arrays(weights.params), _plain(weights.config), None
+    if not path.exists():
+        raise UserError(f"no such file or directory {str(path)!r}; expected a checkpoint")
+
+    from vit_jax.checkpoint.identify import grid_of
+    from vit_jax.checkpoint.source import open_source
+
+    with open_source(path, model) as source:
+        # Copied: what a file's mapping gives may not outlive the file.
+        params = {name: np.array(x, np.float32) for name, x in source.params().items()}
+        assert source.config is not None  # `open_source` compared it with the model's
+        return params, _plain(source.config), grid_of(source, describe.shapes_of(params))
+
+
+def _at_size(subject: Subject, grid: Grid | None, wanted: tuple[int, int] | None) -> Subject:
+    """The weights, resized if an image size is asked for that is not theirs."""
+    config, params = subject.config, subject.params
+    try:
+        patches = describe.num_patches(config, describe.shapes_of(params))
+    except KeyError as error:
+        raise UserError(f"these are no parameters of {subject.name}: {error} is missing") from None
+    stride = describe.downsampling(config)
+    target = None if wanted is None else _grid(config, wanted)
+    if target is not None and math.prod(target) == patches and grid is None:
+        grid = target  # that many patches, and nothing says that they lie otherwise
+    grid = grid or square(patches, "the weights'")
+    notes = list(_notes(params))
+    if target is not None and target != grid:
+        if family_of(config) == "mixer":
+            raise UserError(
+                f"the weights are for {patches} patches, images of {wanted} have "
+                f"{math.prod(target)}: a Mixer has one image size only"
+            )
+        params = params | {
+            _POSITIONS: resize_posembed(
+                params[_POSITIONS], grid, target, int(describe.has_class_token(config))
+            )
+        }
+        notes.append(f"position embeddings resized from {grid} to {target}, the official way")
+        grid = target
+    size = wanted or (grid[0] * stride, grid[1] * stride)
+    return dataclasses.replace(subject, params=params, image_size=size, notes=tuple(notes))
+
+
+def _notes(params: Mapping[str, np.ndarray]) -> list[str]:
+    notes = []
+    if "head/bias" in params and not any(params[k].any() for k in ("head/kernel", "head/bias")):
+        notes.append("the head is all zero: its logits prove nothing, the blocks before it do")
+    broken = sorted(name for name, x in params.items() if not np.isfinite(x).all())
+    if broken:
+        notes.append(f"not finite: {', '.join(broken[:5])}{' …' if len(broken) > 5 else ''}")
+    return notes
+
+
+def _grid(config: Mapping[str, Any], image_size: tuple[int, int]) -> Grid:
+    stride = describe.downsampling(config)
+    height, width = image_size
+    if height < stride or width < stride or height % stride or width % stride:
+        raise UserError(
+            f"an image of {height}×{width} (height × width) does not divide into patches of "
+            f"{stride}×{stride} pixels; take multiples of {stride}"
+        )
+    return height // stride, width // stride
