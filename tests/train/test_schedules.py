@@ -1,0 +1,71 @@
+"""Learning rates; cosine and linear stand against the original's figures in test_golden.py."""
+
+import numpy as np
+import pytest
+
+from vit_jax.errors import UserError
+from vit_jax.train.schedules import create_learning_rate_schedule
+
+
+def rates(steps, **settings) -> np.ndarray:
+    schedule = create_learning_rate_schedule(**settings)
+    return np.array([schedule(step) for step in steps])
+
+
+def test_rsqrt_with_warmup_and_cooldown():
+    settings = {
+        "total_steps": 1000,
+        "base": 0.5,
+        "decay_type": "rsqrt",
+        "warmup_steps": 100,
+        "timescale": 200,
+        "cooldown_steps": 300,
+    }
+    got = rates([0, 50, 100, 300, 700, 850, 1000, 1200], **settings)
+    want = [
+        0,
+        0.25,
+        0.5,
+        0.5 / np.sqrt(2),
+        0.5 / np.sqrt(4),
+        0.5 * 0.5 / np.sqrt(1 + 750 / 200),
+        0,
+        0,
+    ]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_rsqrt_is_one_over_the_root_of_the_step_where_timescale_is_the_warmup():
+    got = rates(
+        [10, 40, 90],
+        total_steps=100,
+        base=1.0,
+        decay_type="rsqrt",
+        warmup_steps=10,
+        timescale=10,
+    )
+    np.testing.assert_allclose(got, [1, 1 / 2, 1 / 3], rtol=1e-6)
+
+
+def test_constant_and_the_cooldown_of_any_decay():
+    constant = {"total_steps": 10, "base": 2.0, "decay_type": "constant", "warmup_steps": 2}
+    np.testing.assert_allclose(rates(range(4), **constant), [0, 1, 2, 2])
+    np.testing.assert_allclose(
+        rates([6, 8, 9, 10], **constant, cooldown_steps=4), [2, 1, 0.5, 0], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decay_type": "rsqr"}, "Did you mean 'rsqrt'"),
+        ({"warmup_steps": 10}, "warmup_steps=10"),
+        ({"cooldown_steps": 9}, "cooldown_steps=9 must be from 0 to the 8 steps"),
+        ({"timescale": 0}, "timescale=0"),
+    ],
+    ids=str,
+)
+def test_bad_settings(changes, message):
+    settings = {"total_steps": 10, "base": 1.0, "decay_type": "rsqrt", "warmup_steps": 2} | changes
+    with pytest.raises(UserError, match=message):
+        create_learning_rate_schedule(**settings)
