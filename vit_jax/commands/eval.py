@@ -1,14 +1,14 @@
 """Measure the accuracy on a dataset. Every example counts exactly once.
 
 MODEL is the workdir of a training run, an official-style .npz, or a .safetensors that vit-jax
-wrote.
+wrote. Where images have several labels, a prediction is right if it is any of them, and an image
+without labels does not count.
 """
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any
 
-from vit_jax.commands import common
+from vit_jax.commands import common, probe
 from vit_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         required=True,
-        metavar="NAME_OR_DIR",
-        help="TensorFlow Datasets name, or a folder SPLIT/CLASS/*.jpg",
+        metavar="NAME_OR_PATH",
+        help="TensorFlow Datasets name, a folder SPLIT/CLASS/*.jpg, or a CSV file of path,labels",
     )
     parser.add_argument("--split", default="test", help="default: test")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (64)")
     parser.add_argument("--tfds-data-dir", metavar="DIR", help="where TFDS keeps its datasets")
+    probe.add_arguments(parser)
     common.add_json_option(parser)
 
 
@@ -34,45 +35,46 @@ def run(args: argparse.Namespace) -> None:
     if args.batch < 1:
         raise UserError(f"--batch must be at least 1; got {args.batch}")
 
-    from vit_jax import inference
+    probe.check(args)
 
-    loaded = inference.load_model(args.model_path, model=args.model)
-    dataset = _dataset(args, loaded)
-    result = {"dataset": args.dataset, "split": args.split} | evaluate(loaded, dataset)
+    result = {"dataset": args.dataset, "split": args.split}
+    if args.probe:
+        result |= probe.run(args)
+    else:
+        from vit_jax import inference
+
+        loaded = inference.load_model(args.model_path, model=args.model)
+        result |= evaluate(loaded, _dataset(args, loaded))
     if args.json:
         common.print_json(result)
         return
     figures = [f"{k.replace('top', 'top-')} {v:.2%}" for k, v in result.items() if k[:3] == "top"]
     where = f"{args.dataset} {args.split}, {result['num_examples']} examples"
-    print(f"{', '.join(figures)} ({where})")
+    how = f"{args.probe} on {result['num_train']} examples: " if args.probe else ""
+    print(f"{how}{', '.join(figures)} ({where})")
 
 
 def evaluate(loaded: "LoadedModel", dataset: "TestDataset") -> dict[str, Any]:
     """`num_examples`, and the shares whose class is the likeliest (`top1`) and, for more than
     five classes, among the five likeliest (`top5`).
     """
-    import numpy as np
+    from vit_jax.train.counts import counts
 
-    ranks = (1, 5) if loaded.weights.num_classes > 5 else (1,)
-    correct, count = dict.fromkeys(ranks, 0), 0
+    sums: dict[str, int] = {}
     for batch in common.progress(dataset, len(dataset), "evaluating"):
-        real = batch["mask"] > 0
-        labels = batch["label"][real].argmax(axis=-1)
-        best = np.argsort(-loaded.logits(batch["image"])[real], axis=-1, kind="stable")
-        count += len(labels)
-        for rank in ranks:
-            correct[rank] += int((best[:, :rank] == labels[:, None]).sum())
-    return {"num_examples": count} | {f"top{rank}": correct[rank] / count for rank in ranks}
+        found = counts(loaded.logits(batch["image"]), batch["label"], batch["mask"])
+        sums = {name: sums.get(name, 0) + int(n) for name, n in found.items()}
+    count = sums.pop("examples")
+    if not count:
+        raise UserError("no example of the dataset has a label")
+    tops = {"correct": "top1", "correct_top5": "top5"}
+    return {"num_examples": count} | {tops[name]: n / count for name, n in sums.items()}
 
 
 def _dataset(args: argparse.Namespace, loaded: "LoadedModel") -> "TestDataset":
     from vit_jax.input_pipeline import loader, sources
 
-    source = (
-        sources.FolderSource(os.path.join(args.dataset, args.split))
-        if os.path.isdir(args.dataset)
-        else sources.TfdsSource(args.dataset, args.split, args.tfds_data_dir)
-    )
+    source = sources.open_source(args.dataset, args.split, data_dir=args.tfds_data_dir)
     if source.num_classes != loaded.weights.num_classes:
         raise UserError(
             f"{args.model_path!r} tells {loaded.weights.num_classes} classes apart, the dataset "

@@ -1,32 +1,48 @@
 """What a run reports: the first process writes metrics and draws the bar, the others are silent."""
 
+import contextlib
 import os
 from typing import Self
 
 import jax
 
+from vit_jax.train import flops
 from vit_jax.train.evaluation import Evaluation
 from vit_jax.train.metrics import MetricWriter
 from vit_jax.train.progress import RunProgress
 
 
 class RunLog:
-    """Metrics and progress of one run. A context manager."""
+    """Metrics and progress of one run. A context manager.
 
-    def __init__(self, workdir: str | os.PathLike, first_step: int, total_steps: int):
+    Args:
+      workdir: Gets the metrics.
+      first_step: Steps done when the run starts.
+      total_steps: Steps of the whole run.
+      image_flops: FLOPs of one training image, see `flops.train_flops`; None shows no utilisation.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        first_step: int,
+        total_steps: int,
+        image_flops: float | None = None,
+    ):
         first = jax.process_index() == 0
         self._writer = MetricWriter(workdir, first_step) if first else None
         self._progress = RunProgress(total_steps, first_step) if first else None
+        self._image_flops = image_flops
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        if self._progress:
-            self._progress.__enter__()
+        if self._progress and self._writer:
+            self._stack.callback(self._writer.close)
+            self._stack.enter_context(self._progress)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._progress and self._writer:
-            self._progress.__exit__(*exc_info)
-            self._writer.close()
+        self._stack.close()
 
     def train(self, step: int, loss: float, lr: float, speed: float, devices: int) -> None:
         """`speed` in images per second over all `devices`."""
@@ -34,7 +50,16 @@ class RunLog:
             self._writer.write(
                 step, {"train_loss": loss, "lr": lr, "img_sec_core_train": speed / devices}
             )
-            self._progress.update(step, loss=loss, speed=speed)
+            device = jax.local_devices()[0]
+            self._progress.update(
+                step,
+                loss=loss,
+                speed=speed,
+                utilisation=flops.utilisation(
+                    speed, self._image_flops, device.device_kind, devices
+                ),
+                memory=device_memory(device),
+            )
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         if self._progress and self._writer:
@@ -47,3 +72,11 @@ class RunLog:
                 },
             )
             self._progress.update(step, accuracy=result.accuracy)
+
+
+def device_memory(device: jax.Device) -> tuple[int, int] | None:
+    """The most bytes in use so far, and all there are; None where the backend does not say."""
+    stats = device.memory_stats() or {}
+    if "peak_bytes_in_use" not in stats or "bytes_limit" not in stats:
+        return None
+    return stats["peak_bytes_in_use"], stats["bytes_limit"]

@@ -3,7 +3,10 @@
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+
+from vit_jax.errors import UserError
 
 _FILE = "metrics.jsonl"
 
@@ -12,48 +15,105 @@ class MetricWriter:
     """Writes scalars of one workdir.
 
     Lines after `first_step` are what an interrupted run wrote after its last checkpoint; they are
-    cut off, so that no step stands twice.
+    cut off, so that no step stands twice. What is written is on the disk when `write` returns, as
+    far as this process can tell: a kill loses nothing but a line that was being written.
+
+    Raises:
+      UserError: when the disk is full or the file not writable.
     """
 
     def __init__(self, workdir: str | os.PathLike, first_step: int):
-        import tensorboardX
-
-        path = pathlib.Path(workdir) / _FILE
-        _cut_back(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
-        # TensorBoard drops what stands after `purge_step` on its own.
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=first_step + 1 if first_step else None
-        )
+        self._workdir = pathlib.Path(workdir)
+        path = self._workdir / _FILE
+        try:
+            _cut_back(path, first_step)
+            self._file = path.open("a", encoding="utf-8")
+            self._events = _Events(self._workdir, first_step)
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        try:
+            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._file.flush()
+            self._events.write(step, scalars)
+        except OSError as error:
+            raise self._not_written(error) from error
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        try:
+            self._file.close()
+            self._events.close()
+        except OSError as error:
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: OSError) -> UserError:
+        reason = error.strerror or error
+        return UserError(f"cannot write the metrics of {self._workdir}: {reason}")
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """Every line of a run, in order."""
-    lines = (pathlib.Path(workdir) / _FILE).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """Every whole line of a run, in order; what was being written when it was killed is not one.
+
+    Raises:
+      UserError: for a folder without metrics.
+    """
+    path = pathlib.Path(workdir) / _FILE
+    try:
+        return [line for _, line in _whole_lines(path)]
+    except OSError as error:
+        raise UserError(
+            f"{workdir} is not the workdir of a run: no readable {_FILE} ({error.strerror})"
+        ) from error
 
 
 def _cut_back(path: pathlib.Path, last_step: int) -> None:
+    """Keeps the lines up to `last_step`; the file is replaced as a whole."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            step = json.loads(line)["step"]
-        except ValueError:
-            break  # the line that was being written when the run was killed
-        if step <= last_step:
-            kept.append(line + "\n")
+    kept = [text + "\n" for text, line in _whole_lines(path) if line["step"] <= last_step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)
+
+
+def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Each line as text and parsed, up to the first that is broken off."""
+    # A line torn within a character is as broken as any other.
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            yield text, json.loads(text)
+        except ValueError:
+            return
+
+
+class _Events:
+    """TensorBoard's event file, written within the call.
+
+    Not `tensorboardX.SummaryWriter`: its writing thread dies on a full disk, and the run then
+    hangs on the thread's full queue; and a kill loses up to two minutes of events.
+    """
+
+    def __init__(self, workdir: pathlib.Path, first_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        # The name holds the second; a run started twice within one must not share the file.
+        self._file = EventsWriter(str(workdir / "events"), filename_suffix=f".{os.getpid()}")
+        # TensorBoard drops what earlier files hold of this step and those after it.
+        self._write(first_step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
+        self._write(step, summary=Summary(value=values))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, step: int, **what) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write_event(Event(wall_time=time.time(), step=step, **what))
+        self._file.flush()

@@ -1,0 +1,101 @@
+"""`vit-jax eval --probe`: how good the features are, whatever the head was trained for."""
+
+import argparse
+from typing import Any
+
+from vit_jax.commands import common
+from vit_jax.errors import UserError
+
+PROBES = ("fewshot", "knn")
+
+# Of which probe an option is, its type, and its default there.
+_OPTIONS = {
+    "shots": (("fewshot",), int, 10),
+    "seed": (("fewshot",), int, 0),
+    "l2": (("fewshot",), str, None),
+    "k": (("knn",), int, 20),
+    "temperature": (("knn",), float, 0.07),
+    "train_split": (PROBES, str, "train"),
+}
+_HELP = {
+    "shots": ("N", "examples of every class to learn from (10); 0: all"),
+    "seed": ("N", "draws the examples (0)"),
+    "l2": ("L2,…", "strengths of the penalty, one of which cross-validation chooses"),
+    "k": ("N", "neighbours that vote (20)"),
+    "temperature": ("T", "of their votes exp(cosine / T) (0.07)"),
+    "train_split": ("SPLIT", "to learn from (train)"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "probes", "judge the features instead of the head, on a dataset of any classes"
+    )
+    group.add_argument(
+        "--probe",
+        choices=PROBES,
+        help="fewshot: linear regression in closed form; knn: nearest neighbours",
+    )
+    for name, (_, kind, _) in _OPTIONS.items():
+        metavar, text = _HELP[name]
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Completes the options of the chosen probe.
+
+    Raises:
+      UserError: for one that belongs to another probe, or has no sensible value.
+    """
+    for name, (probes, _, default) in _OPTIONS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif args.probe not in probes:
+            raise UserError(f"--{name.replace('_', '-')} goes with --probe {' or '.join(probes)}")
+    if args.shots < 0 or args.seed < 0:
+        raise UserError("--shots and --seed must be at least 0")
+    if args.k < 1 or not args.temperature > 0:
+        raise UserError("--k must be at least 1, and --temperature above 0")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """`top1` of the probe on the split, and what it learnt from.
+
+    Raises:
+      UserError: as `inference.load_weights` and `open_source`; for classes that differ between
+        the splits, or examples with several labels.
+    """
+    from vit_jax.input_pipeline import loader, sources
+    from vit_jax.train import features, fewshot
+
+    l2s = fewshot.L2S if args.l2 is None else _numbers(args.l2)
+    model = features.FeatureModel.load(args.model_path, args.model)
+
+    def examples(split: str, shots: int = 0) -> fewshot.Examples:
+        source = sources.open_source(args.dataset, split, data_dir=args.tfds_data_dir)
+        if shots:
+            source = features.draw_shots(source, shots, args.seed)
+        batches = loader.TestDataset(source, model.prepare, batch_size=args.batch)
+        shown = common.progress(batches, len(batches), f"features of {split}")
+        return model.over(shown, source.num_classes)
+
+    train = examples(args.train_split, args.shots if args.probe == "fewshot" else 0)
+    test = examples(args.split)
+    if train.num_classes != test.num_classes:
+        raise UserError(
+            f"{args.dataset!r} has {train.num_classes} classes in {args.train_split} and "
+            f"{test.num_classes} in {args.split}"
+        )
+    learnt = {"num_examples": len(test), "probe": args.probe, "num_train": len(train)}
+    if args.probe == "knn":
+        top1 = fewshot.knn(train, test, args.k, args.temperature)
+        return learnt | {"k": args.k, "temperature": args.temperature, "top1": top1}
+    fitted = fewshot.linear_probe(train, test, l2s)
+    return learnt | {"shots": args.shots or None, "seed": args.seed} | fitted
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--l2={text}; expected numbers with commas between them") from error

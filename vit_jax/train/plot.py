@@ -1,0 +1,201 @@
+"""A picture of runs: loss, accuracy and learning rate over the steps."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.train import metrics
+
+FORMATS = (".png", ".svg")
+
+# Okabe and Ito's colours, which readers with any colour vision tell apart; black comes last.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_GREY, _LIGHT = "#555555", "#dddddd"
+# More points than this are drawn faintly under their moving mean.
+_NOISY = 200
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": _GREY,
+    "axes.labelcolor": _GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _LIGHT,
+    "grid.linewidth": 0.8,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    # The same run gives the same file.
+    "svg.hashsalt": "vit-jax",
+}
+
+# A line of `metrics.jsonl` for each step that has the figure: (steps, values).
+Series = tuple[np.ndarray, np.ndarray]
+
+
+def plot(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
+    """Draws one or more runs into one file, which appears whole or not at all.
+
+    Raises:
+      UserError: for a folder without metrics, a suffix that is neither .png nor .svg, a place
+        where nothing can be written, or Matplotlib missing.
+    """
+    out = pathlib.Path(out)
+    if out.suffix not in FORMATS:
+        raise UserError(f"cannot draw into {str(out)!r}: expected a file name in .png or .svg")
+    runs = {name: _run(workdir) for name, workdir in zip(names(workdirs), workdirs, strict=True)}
+    _require_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        _save(_figure(runs), out)
+
+
+def names(workdirs: Sequence[str | os.PathLike]) -> list[str]:
+    """A name for each run: as much of the end of its path as tells it from the others.
+
+    Raises:
+      UserError: for the same run twice.
+    """
+    paths = [pathlib.Path(os.path.abspath(workdir)) for workdir in workdirs]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UserError(f"the run {str(twice)!r} is given twice")
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
+        short = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(short)) == len(short):
+            return short
+    return [str(path) for path in paths]
+
+
+def series(lines: Sequence[dict[str, float]], figure: str) -> Series:
+    """Steps and values of the lines that have the figure."""
+    having = [line for line in lines if figure in line]
+    return np.array([line["step"] for line in having]), np.array([line[figure] for line in having])
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """The moving mean over a fiftieth of the values around each, fewer at the ends."""
+    half = max(len(values) // 100, 1)
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    places = np.arange(len(values))
+    first = np.maximum(places - half, 0)
+    last = np.minimum(places + half + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _run(workdir: str | os.PathLike) -> list[dict[str, float]]:
+    lines = metrics.read(workdir)
+    if not lines:
+        raise UserError(f"the run {os.fspath(workdir)!r} has not logged anything yet")
+    return lines
+
+
+def _require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError('plots need Matplotlib: pip install "vit-jax[plot]"') from error
+
+
+def _figure(runs: dict[str, list[dict[str, float]]]):
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and may want a display
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    for place, (name, lines) in enumerate(runs.items()):
+        colour = _COLOURS[place % len(_COLOURS)]
+        # Beyond the colours, the dashes tell runs apart.
+        dashes = ("-", "--", ":", "-.")[place // len(_COLOURS) % 4]
+        _noisy(loss, series(lines, "train_loss"), color=colour, linestyle=dashes, label=name)
+        _marked(loss, series(lines, "loss_test"), color=colour)
+        _marked(accuracy, _percent(series(lines, "accuracy_test")), color=colour, linestyle=dashes)
+        rate.plot(*series(lines, "lr"), color=colour, linestyle=dashes)
+    _finish(loss, "Loss", kinds=True)
+    _finish(accuracy, "Top-1 accuracy on test, %")
+    _finish(rate, "Learning rate")
+    rate.set_ylim(bottom=0)
+    if len(runs) == 1:
+        figure.suptitle(next(iter(runs)), x=0.01, ha="left", color=_GREY)
+    else:
+        figure.legend(loc="outside upper left", ncols=min(len(runs), 6))
+    return figure
+
+
+def _percent(points: Series) -> Series:
+    return points[0], 100 * points[1]
+
+
+def _noisy(axes, points: Series, *, label: str, **style) -> None:
+    steps, values = points
+    if len(steps) > _NOISY:
+        axes.plot(steps, values, alpha=0.2, linewidth=0.8, **style)
+        values = smoothed(values)
+    axes.plot(steps, values, label=label, **style)
+
+
+def _marked(axes, points: Series, **style) -> None:
+    """Few points, seen one by one; many, as a line."""
+    marker = "o" if len(points[0]) <= 50 else None
+    axes.plot(*points, **{"linestyle": ":"} | style, marker=marker, markersize=3.5)
+    if "linestyle" in style and len(points[1]):
+        best = int(np.nanargmax(points[1])) if not np.isnan(points[1]).all() else 0
+        at, value = points[0][best], points[1][best]
+        axes.annotate(
+            f"{value:.2f}",
+            (at, value),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            color=style["color"],
+            fontsize=9,
+        )
+
+
+def _finish(axes, title: str, kinds: bool = False) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_formatter(_steps)
+    axes.margins(x=0.02)
+    if kinds and any(line.get_linestyle() == ":" and len(line.get_xdata()) for line in axes.lines):
+        from matplotlib.lines import Line2D
+
+        axes.legend(
+            handles=[
+                Line2D([], [], color=_GREY, label="train"),
+                Line2D(
+                    [], [], color=_GREY, label="test", linestyle=":", marker="o", markersize=3.5
+                ),
+            ],
+            loc="upper right",
+        )
+
+
+def _steps(step: float, position: int | None = None) -> str:
+    """10000 is 10k: ticks that do not run into each other."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(step) >= size:
+            return f"{step / size:g}{unit}"
+    return f"{step:g}"
+
+
+def _save(figure, out: pathlib.Path) -> None:
+    temporary = out.with_name(f".{out.name}.tmp")
+    # A date would make every file of the same run another one.
+    metadata = {"Date": None} if out.suffix == ".svg" else {}
+    try:
+        figure.savefig(temporary, format=out.suffix[1:], dpi=150, metadata=metadata)
+        temporary.replace(out)
+    except OSError as error:
+        raise UserError(f"cannot write {str(out)!r}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
