@@ -62,18 +62,49 @@ def get_config() -> ConfigDict:
     # Seeds parameters, data order, augmentation and dropout.
     config.seed = 0
 
-    # 'sgd' (momentum 0.9) or 'adamw' (0.9, 0.999).
+    # 'softmax', 'sigmoid' or 'multilabel', and the share of the labels spread over all classes.
+    config.loss = "softmax"
+    config.label_smoothing = 0.0
+    # See vit_jax/train/mixing.py. An alpha of 0 turns its kind off.
+    config.mixing = ConfigDict(
+        {
+            "mixup_alpha": 0.0,
+            "cutmix_alpha": 0.0,
+            "probability": 1.0,
+            "switch": 0.5,
+            "per_example": False,
+        }
+    )
+    # Bias of a fresh head; None leaves it 0. About -log(classes) for a sigmoid loss.
+    config.init_head_bias = placeholder(float)
+
+    # 'sgd', 'adamw', 'adafactor', 'lamb' or 'lion', and its constants; None takes its own.
     config.optim = "sgd"
+    config.optim_b1 = placeholder(float)
+    config.optim_b2 = placeholder(float)
+    config.optim_eps = placeholder(float)
+    config.optim_clip = placeholder(float)
     # Type of the momentum.
     config.optim_dtype = "bfloat16"
-    # AdamW only; decays kernels, not biases, norms or embeddings.
     config.weight_decay = 0.0
+    # Pairs (regex on parameter names, value); the first match holds, all must be covered. Factors
+    # of the weight decay and of the learning rate, and what stays as it is.
+    config.decay_rules = ((r"(?:.*/)?kernel", 1.0), (r".*", 0.0))
+    config.lr_rules = ((r".*", 1.0),)
+    config.freeze_rules = ((r".*", False),)
+    # Factor of the learning rate from each block to the one before it; 1 for none.
+    config.layer_decay = 1.0
+    # Sharpness-aware minimisation: radius (0 for none), GSAM's least radius and alpha.
+    config.sam = ConfigDict({"rho": 0.0, "rho_min": 0.0, "alpha": 0.0})
     # Gradients are scaled down to this global norm; 0 or None leaves them.
     config.grad_norm_clip = 1.0
     config.base_lr = 0.03
-    # 'cosine' or 'linear', after a linear warm-up.
+    # 'cosine', 'linear', 'rsqrt' or 'constant', between a linear warm-up and a linear cooldown.
     config.decay_type = "cosine"
     config.warmup_steps = 500
+    config.cooldown_steps = 0
+    # Steps of 'rsqrt'.
+    config.lr_timescale = 10_000
 
     # Steps between evaluations, log lines and checkpoints; 0 leaves them to the last step.
     config.eval_every = 100

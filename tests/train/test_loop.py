@@ -82,7 +82,7 @@ def test_a_run_as_the_originals_test_has_it(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
     info = run_info.load(tmp_path)
     assert info.class_names == ["test1", "test2"]
-    assert info.preprocess.size == 224
+    assert info.preprocess.size == 32
     assert load_params(tmp_path)["head"]["kernel"].shape == (10, 2)
 
 
@@ -196,7 +196,7 @@ def test_bfloat16_adamw_and_scan_train(images, tmp_path):
         ({"warmup_steps": 6}, "warmup_steps=6"),
         ({"decay_type": "sine"}, "decay_type='sine'"),
         ({"optim": "adamx"}, "Did you mean 'adamw'"),
-        ({"weight_decay": 0.1}, "needs optim='adamw'"),
+        ({"sam": {"rho": 0.1, "rho_min": 0.2}}, "expected 0 <= rho_min <= rho"),
         ({"optim_dtype": "int8"}, "optim_dtype='int8'"),
         ({"dtype": "float8"}, "dtype='float8'"),
         ({"pretrained_dir": "/nowhere"}, "/nowhere/testing.npz"),

@@ -17,7 +17,12 @@ from ml_collections import ConfigDict
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.train.optimizers import create_learning_rate_schedule, make_optimizer
+from vit_jax.train.losses import get_loss
+from vit_jax.train.mixing import Mixing
+from vit_jax.train.optimizers import make_optimizer
+from vit_jax.train.rules import stop_frozen
+from vit_jax.train.sam import gsam_rho, sam_gradient
+from vit_jax.train.schedules import Schedule, create_learning_rate_schedule
 from vit_jax.train.sharding import (
     check_batch,
     like_params,
@@ -26,7 +31,7 @@ from vit_jax.train.sharding import (
     split_batch,
 )
 from vit_jax.train.state import TrainState, init_state
-from vit_jax.train.step import make_eval_step, make_train_step
+from vit_jax.train.step import LossAndGrad, make_eval_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +70,17 @@ def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
         {**config.model, "dtype": jnp.dtype(config.dtype)}, num_classes=num_classes
     )
     rate = create_learning_rate_schedule(
-        config.total_steps, config.base_lr, config.decay_type, config.warmup_steps
+        config.total_steps,
+        config.base_lr,
+        config.decay_type,
+        config.warmup_steps,
+        timescale=config.lr_timescale,
+        cooldown_steps=config.cooldown_steps,
     )
     tx = make_optimizer(config, rate)
-    init = functools.partial(init_state, model, tx, image_size=config.pp.crop)
+    init = functools.partial(
+        init_state, model, tx, image_size=config.pp.crop, head_bias=config.init_head_bias
+    )
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = state_shardings(abstract, mesh, config)
     # Pinned both ways: left to the compiler, the state could come back laid out otherwise.
@@ -82,15 +94,42 @@ def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
         batch=split,
         init=jax.jit(init, out_shardings=shardings),
         train_step=jax.jit(
-            make_train_step(model, tx, accum_steps=config.accum_steps),
+            make_train_step(
+                model,
+                tx,
+                accum_steps=config.accum_steps,
+                loss=get_loss(config.loss, config.label_smoothing),
+                mixing=Mixing(**config.mixing),
+                trained=functools.partial(stop_frozen, rules=config.freeze_rules),
+                sharpen=_sharpen(config, rate),
+            ),
             in_shardings=(shardings, split, full),
             out_shardings=(shardings, full),
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            make_eval_step(model), in_shardings=(shardings.params, split), out_shardings=full
+            make_eval_step(model, loss=get_loss(config.loss)),
+            in_shardings=(shardings.params, split),
+            out_shardings=full,
         ),
     )
+
+
+def _sharpen(config: ConfigDict, rate: Schedule) -> Callable[..., Any] | None:
+    """SAM, or GSAM where its alpha or least radius is set."""
+    rho, rho_min, alpha = config.sam.rho, config.sam.rho_min, config.sam.alpha
+    if min(rho, rho_min, alpha) < 0 or rho_min > rho:
+        raise UserError(f"sam={dict(config.sam)}; expected 0 <= rho_min <= rho and 0 <= alpha")
+    if not rho:
+        return None
+
+    def sharpen(loss_and_grad: LossAndGrad, params: Any, step: jax.Array) -> tuple[Any, Any]:
+        radius = rho
+        if alpha or rho_min:  # GSAM's radius follows the learning rate
+            radius = gsam_rho(rate(step), rate_max=config.base_lr, rho_max=rho, rho_min=rho_min)
+        return sam_gradient(loss_and_grad, params, rho=radius, alpha=alpha)
+
+    return sharpen
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:

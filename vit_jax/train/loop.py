@@ -167,7 +167,7 @@ def _require_finite(loss: float, step: int, state: TrainState, checkpoints: Chec
 
 
 def _pretrained_params(
-    path: epath.Path, state: TrainState, config: ConfigDict, engine: engine_lib.Engine
+    path: os.PathLike, state: TrainState, config: ConfigDict, engine: engine_lib.Engine
 ) -> Any:
     # The fresh parameters give names and shapes, and the head where the classes differ.
     fresh = multihost_utils.process_allgather(state.params, tiled=True)

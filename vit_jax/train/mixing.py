@@ -56,16 +56,17 @@ class Mixing:
         if not self.on:
             return dict(batch)
         image, label = batch["image"], batch["label"]
-        pixels, share = self.weights(key, image.shape[:3])
+        pixels, share = self.weights(key, *image.shape[:3])
         return {
             **batch,
             "image": _mix(image, pixels[..., None]),
             "label": _mix(label, share[:, None]),
         }
 
-    def weights(self, key: jax.Array, shape: tuple[int, int, int]) -> tuple[jax.Array, jax.Array]:
+    def weights(
+        self, key: jax.Array, n: int, height: int, width: int
+    ) -> tuple[jax.Array, jax.Array]:
         """w of each pixel, broadcastable to [N, H, W], and its mean for each example, to [N]."""
-        n, height, width = shape
         draws = n if self.per_example else 1
         mixup_key, cutmix_key, switch_key, on_key = jax.random.split(key, 4)
         pixels, share = jnp.ones((draws, 1, 1)), jnp.ones(draws)

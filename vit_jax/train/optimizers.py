@@ -1,5 +1,6 @@
 """Optimizers: Optax's, put together from a run's config."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, suggest
 from vit_jax.train.rules import Rules, layer_decay_rules, parse_rules, per_parameter, stack_depths
-from vit_jax.train.schedules import Schedule, create_learning_rate_schedule
-
-__all__ = ["DECAY_KERNELS", "build_optimizer", "create_learning_rate_schedule", "make_optimizer"]
-
-# Kernels decay. Biases, norms and embeddings stay.
-DECAY_KERNELS = ((r"(?:.*/)?kernel", 1.0), (r".*", 0.0))
+from vit_jax.train.schedules import Schedule
 
 
 def _sgd(dtype: str, b1: float) -> optax.GradientTransformation:
@@ -67,35 +63,6 @@ _SETTINGS = ("b1", "b2", "eps", "clip")
 
 
 def make_optimizer(config: ConfigDict, rate: Schedule) -> optax.GradientTransformation:
-    """The optimizer that a run's config describes; see `build_optimizer`."""
-    fields = (
-        "optim_dtype",
-        "weight_decay",
-        "grad_norm_clip",
-        "decay_rules",
-        "lr_rules",
-        "freeze_rules",
-        "layer_decay",
-        *(f"optim_{name}" for name in _SETTINGS),
-    )
-    return build_optimizer(
-        config.optim, rate, **{name: config[name] for name in fields if name in config}
-    )
-
-
-def build_optimizer(
-    optim: str,
-    rate: Schedule,
-    *,
-    optim_dtype: str = "float32",
-    weight_decay: float = 0.0,
-    grad_norm_clip: float | None = None,
-    decay_rules: Rules[float] = DECAY_KERNELS,
-    lr_rules: Rules[float] = ((".*", 1.0),),
-    freeze_rules: Rules[bool] = ((".*", False),),
-    layer_decay: float = 1.0,
-    **settings: float | None,
-) -> optax.GradientTransformation:
     """Clipping by global norm, the optimizer's direction, decoupled decay, and the learning rate.
 
     A step is θ ← θ - rate · m(θ) · (direction + weight_decay · d(θ) · θ), with the multipliers m
@@ -103,45 +70,41 @@ def build_optimizer(
     arXiv:1904.00962, algorithm 2). A weight decay that is not multiplied by the base learning
     rate, as big_vision has it, is here that decay divided by the base learning rate.
 
+    What is frozen stays the same to the last bit, counts nothing in the clipping, and has no state
+    unless it is stacked with layers that train.
+
     Args:
-      optim: 'sgd' (with momentum), 'adamw', 'adafactor', 'lamb' or 'lion'.
+      config: Its fields `optim…`, `weight_decay`, `grad_norm_clip`, `…_rules` and `layer_decay`;
+        see `vit_jax.configs.common` and `vit_jax.train.rules`.
       rate: Learning rate of each step, counted from 0.
-      optim_dtype: Type of the first moment, 'float32' or 'bfloat16'.
-      weight_decay: Strength where a decay rule says 1.
-      grad_norm_clip: Gradients are scaled down to this norm; 0 or None leaves them.
-      decay_rules, lr_rules, freeze_rules: See `vit_jax.train.rules`; multipliers of the weight
-        decay and the rate, and whether a parameter is frozen. A frozen one stays the same to the
-        last bit, counts nothing in the clipping, and has no state unless it is stacked with
-        layers that train.
-      layer_decay: Multiplies the rates by those of `layer_decay_rules`; 1 for none.
-      **settings: `optim_b1`, `optim_b2`, `optim_eps`, `optim_clip`; None takes the optimizer's
-        own. b1 is SGD's momentum, b2 Adafactor's cap, clip its bound on an update's RMS.
 
     Raises:
       UserError: for an unknown optimizer, type or setting; from `init`, for rules that do not fit
         the parameters.
     """
-    direction = _direction(optim, optim_dtype, settings)
+    direction = _direction(config)
     steps = [direction]
-    if weight_decay:
-        steps.append(_with_rules(_decay_by(weight_decay), decay_rules, "decay_rules"))
-    if optim == "lamb":
+    if config.weight_decay:
+        steps.append(_with_rules(_decay_by(config.weight_decay), config.decay_rules, "decay_rules"))
+    if config.optim == "lamb":
         steps.append(per_layer(optax.scale_by_trust_ratio()))
-    steps.append(_with_rules(lambda u, _, m: _like(m, u) * u, lr_rules, "lr_rules"))
-    if layer_decay != 1.0:
-        steps.append(_scale_by_layer(layer_decay))
+    steps.append(_with_rules(_multiply, config.lr_rules, "lr_rules"))
+    if config.layer_decay != 1.0:
+        rules = functools.partial(layer_decay_rules, config.layer_decay)
+        steps.append(_with_rules(_multiply, rules, "layer_decay"))
     steps.append(optax.scale_by_learning_rate(rate))
 
-    clip = [optax.clip_by_global_norm(grad_norm_clip)] if grad_norm_clip else []
-    if not any(frozen for _, frozen in parse_rules(freeze_rules, "freeze_rules")):
+    clip = [optax.clip_by_global_norm(config.grad_norm_clip)] if config.grad_norm_clip else []
+    frozen = config.freeze_rules
+    if not any(value for _, value in parse_rules(frozen, "freeze_rules")):
         return optax.chain(*clip, optax.chain(*steps))
-    steps[0] = optax.masked(direction, lambda tree: _with_state(freeze_rules, tree))
+    steps[0] = optax.masked(direction, functools.partial(_with_state, frozen))
     return optax.chain(
-        _where_frozen(freeze_rules, 0.0),
+        _where_frozen(frozen, 0.0),
         *clip,
         optax.chain(*steps),
         # The one number that added to any float, 0 included, leaves every bit as it is.
-        _where_frozen(freeze_rules, -0.0),
+        _where_frozen(frozen, -0.0),
     )
 
 
@@ -169,9 +132,8 @@ def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     )
 
 
-def _direction(
-    optim: str, dtype: str, settings: dict[str, float | None]
-) -> optax.GradientTransformation:
+def _direction(config: ConfigDict) -> optax.GradientTransformation:
+    optim, dtype = config.optim, config.optim_dtype
     if optim not in _OPTIMIZERS:
         raise UserError(
             f"unknown optimizer {optim!r}.{suggest(optim, _OPTIMIZERS)} "
@@ -180,7 +142,7 @@ def _direction(
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"optim_dtype={dtype!r}; expected 'float32' or 'bfloat16'")
     make, defaults = _OPTIMIZERS[optim]
-    given = {k.removeprefix("optim_"): v for k, v in settings.items() if v is not None}
+    given = {k: config[f"optim_{k}"] for k in _SETTINGS if config[f"optim_{k}"] is not None}
     if unknown := given.keys() - defaults.keys():
         raise UserError(
             f"optim={optim!r} has no {', '.join(f'optim_{k}' for k in sorted(unknown))}; it has "
@@ -193,12 +155,18 @@ def _decay_by(strength: float) -> Callable[[jax.Array, jax.Array, Any], jax.Arra
     return lambda u, p, d: u + _like(strength * d, u) * p.astype(u.dtype)
 
 
+def _multiply(update: jax.Array, _: jax.Array, multiplier: Any) -> jax.Array:
+    return _like(multiplier, update) * update
+
+
 def _like(value: Any, x: jax.Array) -> jax.Array:
     return jnp.asarray(value, x.dtype)
 
 
 def _with_rules(
-    apply: Callable[[jax.Array, jax.Array, Any], jax.Array], rules: Any, field: str
+    apply: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    rules: Rules[Any] | Callable[[Any], Rules[Any]],
+    field: str,
 ) -> optax.GradientTransformation:
     """update → apply(update, parameter, value); `rules` may be a function of the parameters."""
 
@@ -213,14 +181,6 @@ def _with_rules(
         return jax.tree.map(apply, updates, params, values(updates)), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _scale_by_layer(decay: float) -> optax.GradientTransformation:
-    return _with_rules(
-        lambda u, _, m: _like(m, u) * u,
-        lambda tree: layer_decay_rules(decay, tree),
-        "layer_decay",
-    )
 
 
 def _where_frozen(rules: Rules[bool], value: float) -> optax.GradientTransformation:

@@ -38,9 +38,15 @@ class RunInfo:
     @classmethod
     def of(cls, config: ConfigDict, class_names: list[str]) -> Self:
         """The facts of a run that starts now."""
-        resize = config.pp.resize
+        pp = config.pp
         preprocess = Preprocess(
-            size=config.pp.crop, crop=config.pp.crop / resize if resize else 1.0, resize="squash"
+            size=pp.crop,
+            crop=pp.crop / pp.resize if pp.resize else 1.0,
+            resize=pp.resize_shape,
+            method=pp.resize_method,
+            antialias=pp.resize_method == "bicubic",
+            mean=tuple(pp.mean),
+            std=tuple(pp.std),
         )
         as_dict = config.to_dict()
         return cls(

@@ -8,6 +8,8 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from vit_jax.train.losses import init_head_bias
+
 
 @struct.dataclass
 class TrainState:
@@ -25,9 +27,16 @@ class TrainState:
 
 
 def init_state(
-    model: nn.Module, tx: optax.GradientTransformation, key: jax.Array, image_size: int
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    image_size: int,
+    head_bias: float | None = None,
 ) -> TrainState:
     """A fresh state, for square RGB images of `image_size` pixels."""
     images = jnp.ones((1, image_size, image_size, 3), jnp.float32)
     params = model.init(key, images, train=False)["params"]
+    if head_bias is not None:
+        params = init_head_bias(dict(params), head_bias)
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))

@@ -9,38 +9,60 @@ import optax
 from flax import linen as nn
 
 from vit_jax.errors import UserError
-from vit_jax.train.losses import softmax_cross_entropy
+from vit_jax.train.losses import Loss, softmax_cross_entropy
+from vit_jax.train.mixing import Mixing
 from vit_jax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
+NO_MIXING = Mixing()
+# Parameters -> (loss, gradient).
+LossAndGrad = Callable[[Any], tuple[jax.Array, Any]]
 
 
 def make_train_step(
-    model: nn.Module, tx: optax.GradientTransformation, *, accum_steps: int = 1
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    accum_steps: int = 1,
+    loss: Loss = softmax_cross_entropy,
+    mixing: Mixing = NO_MIXING,
+    trained: Callable[[Any], Any] = lambda params: params,
+    sharpen: Callable[[LossAndGrad, Any, jax.Array], tuple[jax.Array, Any]] | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns `step(state, batch, key) -> (state, {'loss': scalar})`.
 
     `batch` holds 'image' [N, H, W, 3] and 'label' [N, K]. `key` is the run's key; what is drawn
     in a step comes from `fold_in(key, step)`, so that a resumed run draws the same.
+
+    Args:
+      accum_steps: Parts into which the batch is cut.
+      loss: One number an example.
+      mixing: Mixes examples and labels before the forward pass.
+      trained: Puts a stop to gradients of parameters that are frozen.
+      sharpen: Given `(loss_and_grad, params, step)`, the loss and the gradient to follow (SAM).
     """
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
         logits: Any = model.apply(
-            {"params": params}, batch["image"], train=True, rngs={"dropout": key}
+            {"params": trained(params)}, batch["image"], train=True, rngs={"dropout": key}
         )
-        return softmax_cross_entropy(logits, batch["label"]).mean()
+        return loss(logits, batch["label"]).mean()
 
     def step(state: TrainState, batch: Batch, key: jax.Array):
-        loss, grads = accumulate(
-            jax.value_and_grad(loss_fn),
-            state.params,
-            batch,
-            jax.random.fold_in(key, state.step),
-            accum_steps,
-        )
+        mixing_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+        batch = mixing(mixing_key, batch)
+
+        def loss_and_grad(params: Any) -> tuple[jax.Array, Any]:
+            grad_fn = jax.value_and_grad(loss_fn)
+            return accumulate(grad_fn, params, batch, dropout_key, accum_steps)
+
+        if sharpen is None:
+            value, grads = loss_and_grad(state.params)
+        else:
+            value, grads = sharpen(loss_and_grad, state.params, state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), {"loss": loss}
+        return TrainState(state.step + 1, params, opt_state), {"loss": value}
 
     return step
 
@@ -80,22 +102,25 @@ def accumulate(
     return jax.tree.map(lambda x: x / accum_steps, total)
 
 
-def make_eval_step(model: nn.Module) -> Callable[[Any, Batch], dict[str, jax.Array]]:
+def make_eval_step(
+    model: nn.Module, *, loss: Loss = softmax_cross_entropy
+) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """Returns `evaluate(params, batch) -> sums`, where 'mask' [N] leaves padding out.
 
-    The sums: 'examples', 'correct' (top-1) and 'loss'.
+    The sums: 'examples', 'correct' and 'loss'. The likeliest class is correct if it is one of the
+    example's labels.
     """
 
     def evaluate(params: Any, batch: Batch) -> dict[str, jax.Array]:
         logits: Any = model.apply({"params": params}, batch["image"], train=False)
-        correct = logits.argmax(-1) == batch["label"].argmax(-1)
-        loss = softmax_cross_entropy(logits, batch["label"])
-        mask = batch["mask"]
+        labels, mask = batch["label"], batch["mask"]
+        best = logits.argmax(-1)[:, None]
+        correct = jnp.take_along_axis(labels, best, axis=-1)[:, 0] > 0
         return {
             "examples": mask.sum(),
             "correct": (correct * mask).sum(),
             # A padded example may be anything, NaN too: leave it out before multiplying.
-            "loss": jnp.where(mask > 0, loss, 0.0).sum(),
+            "loss": jnp.where(mask > 0, loss(logits, labels), 0.0).sum(),
         }
 
     return evaluate
