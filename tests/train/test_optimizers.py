@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 from recipes import flatten, unflatten
 
 from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
+from vit_jax.configs import common
 from vit_jax.errors import UserError
-from vit_jax.train.optimizers import build_optimizer, make_optimizer, per_layer
+from vit_jax.train.optimizers import make_optimizer, per_layer
 
 OPTIMIZERS = ("sgd", "adamw", "adafactor", "lamb", "lion")
 STEPS = 4
@@ -18,6 +18,12 @@ STEPS = 4
 
 def rate(step):
     return 0.1 / (1.0 + step)
+
+
+def build_optimizer(optim: str, rate, **changes) -> optax.GradientTransformation:
+    config = common.get_config()
+    config.update({"optim": optim, "optim_dtype": "float32", "grad_norm_clip": None, **changes})
+    return make_optimizer(config, rate)
 
 
 def random_tree(shapes, seed: int) -> dict:
@@ -133,7 +139,7 @@ def test_the_cap_and_the_clipping_of_adafactor(settings):
 @pytest.mark.parametrize("optim", ["adamw", "lion"])
 def test_b1_and_b2_reach_optax(optim):
     reference = {"adamw": optax.adamw, "lion": optax.lion}[optim]
-    got, _ = train(build_optimizer(optim, 0.1, optim_b1=0.8, optim_b2=0.9), PARAMS, GRADS)
+    got, _ = train(build_optimizer(optim, lambda _: 0.1, optim_b1=0.8, optim_b2=0.9), PARAMS, GRADS)
     want, _ = train(reference(0.1, b1=0.8, b2=0.9, weight_decay=0.0), PARAMS, GRADS)
     for name, value in flatten(want).items():
         np.testing.assert_allclose(flatten(got)[name], value, rtol=1e-6, atol=1e-7)
@@ -326,7 +332,9 @@ def test_frozen_parameters_stay_to_the_last_bit(optim, scan):
 
 
 def test_negative_control_adding_zero_changes_the_sign_of_zero():
-    assert (bits(np.float32([-0.0]) + np.float32(0.0)) != bits(np.float32([-0.0]))).all()
+    assert (
+        bits(np.array([-0.0], np.float32) + np.float32(0.0)) != bits(np.array([-0.0], np.float32))
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -348,13 +356,3 @@ def test_bad_settings_are_found_before_any_step(changes, message):
     settings = {"optim": "adamw", "weight_decay": 0.1} | changes
     with pytest.raises(UserError, match=message):
         jax.eval_shape(build_optimizer(settings.pop("optim"), rate, **settings).init, PARAMS)
-
-
-def test_a_config_names_the_settings():
-    config = ConfigDict({"optim": "lion", "optim_b1": 0.8, "optim_b2": None, "weight_decay": 0.3})
-    got, _ = train(make_optimizer(config, rate), PARAMS, GRADS)
-    tx = build_optimizer("lion", rate, optim_b1=0.8, weight_decay=0.3)
-    for a, b in zip(
-        jax.tree.leaves(got), jax.tree.leaves(train(tx, PARAMS, GRADS)[0]), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)

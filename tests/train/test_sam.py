@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.errors import UserError
-from vit_jax.train.sam import gsam_rho, make_gradient, sam_gradient
+from vit_jax.train.sam import gsam_rho, sam_gradient
 
 RNG = np.random.default_rng(0)
 A, W = RNG.normal(size=(3, 3)), RNG.normal(size=3)
@@ -81,28 +80,3 @@ def test_a_zero_gradient_stays_zero(alpha):
 def test_rho_follows_the_learning_rate():
     kw = {"rate_max": 0.4, "rho_max": 0.6, "rho_min": 0.1}
     np.testing.assert_allclose([gsam_rho(r, **kw) for r in (0.4, 0.2, 0.0)], [0.6, 0.35, 0.1])
-
-
-def test_the_gradient_of_a_run():
-    def rate(step):
-        return 0.4 - 0.1 * step
-
-    params = {"w": jnp.float32(W), "inner": {"b": jnp.float32(B)}}
-
-    def run(gradient, step):
-        return jax.jit(lambda p, step: gradient(loss_and_grad, p, step))(params, step)[1]["w"]
-
-    plain = make_gradient(0.0, rate=rate, rate_max=0.4)
-    np.testing.assert_array_equal(run(plain, 0), jax.jit(loss_and_grad)(params)[1]["w"])
-    for settings, rho in (({}, 0.6), ({"rho_min": 0.2}, 0.4)):
-        gradient = make_gradient(0.6, rate=rate, rate_max=0.4, alpha=0.3, **settings)
-        want = sam_gradient(loss_and_grad, params, rho=rho, alpha=0.3)[1]["w"]
-        np.testing.assert_allclose(run(gradient, 2), want, rtol=1e-4, err_msg=str(settings))
-
-
-@pytest.mark.parametrize(
-    "settings", [{"rho": -0.1}, {"rho": 0.1, "rho_min": 0.2}, {"rho": 0.1, "alpha": -1}]
-)
-def test_bad_settings(settings):
-    with pytest.raises(UserError, match="expected 0 <= rho_min <= rho"):
-        make_gradient(**settings, rate=lambda _: 0.1, rate_max=0.1)

@@ -14,40 +14,7 @@ from typing import Any
 import jax
 import optax
 
-from vit_jax.errors import UserError
-
 LossAndGrad = Callable[[Any], tuple[Any, Any]]
-# (loss_and_grad, params, step) -> (loss, gradient to follow)
-Gradient = Callable[[LossAndGrad, Any, Any], tuple[Any, Any]]
-
-
-def make_gradient(
-    rho: float,
-    *,
-    rate: Callable[[Any], Any],
-    rate_max: float,
-    rho_min: float | None = None,
-    alpha: float = 0.0,
-) -> Gradient:
-    """The plain gradient where `rho` is 0, SAM, or GSAM with `alpha` or `rho_min`.
-
-    Raises:
-      UserError: for a negative number, or a `rho_min` above `rho`.
-    """
-    low = rho if rho_min is None else rho_min
-    if alpha < 0 or not 0 <= low <= rho:
-        raise UserError(
-            f"sam: rho={rho}, rho_min={rho_min}, alpha={alpha}; expected 0 <= rho_min <= rho and "
-            "0 <= alpha"
-        )
-    if not rho:
-        return lambda loss_and_grad, params, step: loss_and_grad(params)
-
-    def gradient(loss_and_grad: LossAndGrad, params: Any, step: Any) -> tuple[Any, Any]:
-        now = gsam_rho(rate(step), rate_max=rate_max, rho_max=rho, rho_min=low)
-        return sam_gradient(loss_and_grad, params, rho=now, alpha=alpha)
-
-    return gradient
 
 
 def sam_gradient(
