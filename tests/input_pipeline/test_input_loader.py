@@ -1,7 +1,11 @@
 """Batches: what is in them, in which order, whatever reads them."""
 
 import itertools
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from vit_jax import input_pipeline
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline import loader, recipes
+from vit_jax.input_pipeline.decode import DamagedImage
 from vit_jax.input_pipeline.loader import Reading, TestDataset, TrainDataset
 
 
@@ -158,6 +163,37 @@ def test_batches(config, augment, resize):
         np.testing.assert_array_equal(batch["label"].sum(axis=1), np.ones(rows))
 
 
+def test_everything_at_once(config):
+    """The options that go with any augmentation, and a policy of one's own."""
+    pp = config.pp
+    pp.augment, pp.autoaug_policy = "autoaug", ((("Invert", 1.0, 0),),)
+    pp.color_jitter, pp.erasing, pp.resize_method, pp.area_min = 0.3, 1.0, "bicubic", 0.5
+    pp.mean, pp.std = (0.4, 0.5, 0.6), (0.2, 0.2, 0.2)
+    pp.resize, pp.resize_shape = 20, "shortest"
+    config.data.repeats = 3
+    train_set, test_set = input_pipeline.get_datasets(config)
+    batch = next(iter(train_set))
+    assert batch["image"].shape == (6, 16, 16, 3)
+    assert batch["image"].max() > 1
+    np.testing.assert_array_equal(batch["label"][0], batch["label"][2])
+    assert next(iter(test_set))["image"].shape == (4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("shape", ["squash", "shortest"])
+@pytest.mark.parametrize("resize", [None, 16, 20])
+def test_evaluation_is_what_the_run_says_of_it(config, resize, shape, method):
+    """`recipes.preprocess`, which goes with the model, prepares the same images."""
+    from vit_jax.input_pipeline import transforms as tr
+
+    pp = config.pp
+    pp.resize, pp.resize_shape, pp.resize_method, pp.mean = resize, shape, method, (0.4, 0.5, 0.6)
+    _, test_set = input_pipeline.get_datasets(config)
+    image = tr.Decode()(loader.FolderSource(f"{config.dataset}/test")[0])["image"]
+    expected = tr.preprocess_image(image, recipes.preprocess(pp))
+    np.testing.assert_allclose(next(iter(test_set))["image"][0], expected, atol=1e-6)
+
+
 def test_evaluation_honours_resize(config):
     """Without `resize` the image is squashed to `crop`; with it, resized and then cropped."""
     from vit_jax.input_pipeline import transforms as tr
@@ -217,6 +253,17 @@ def test_original_configs_work(folder):
         ("data.num_workers", -1, "config.data.num_workers must be an integer of at least 0"),
         ("prefetch", -1, "config.prefetch must be an integer of at least 0"),
         ("seed", -1, "config.seed must be an integer of at least 0"),
+        ("data.on_error", "ignore", "on_error must be 'raise' or 'skip', got 'ignore'"),
+        ("data.repeats", 0, "config.data.repeats must be an integer of at least 1"),
+        ("pp.resize_method", "bicubc", "Did you mean 'bicubic'"),
+        ("pp.resize_shape", "longest", "Choose from squash, shortest"),
+        ("pp.randaug.space", "keras", "Choose from torchvision, timm, big_vision"),
+        ("pp.erasing", 1.5, r"config.pp.erasing must be in \[0, 1\]"),
+        ("pp.color_jitter", -1.0, "config.pp.color_jitter"),
+        ("pp.area_min", 0.0, r"config.pp.area_min must be in \(0, 1\]"),
+        ("pp.std", (1.0, 0.0, 1.0), "config.pp.std must be three"),
+        ("pp.autoaug_policy", ((("Spin", 1.0, 2),),), r"unknown operations \['Spin'\]"),
+        ("pp.autoaug_policy", ("Invert",), "lines of"),
         ("dataset", "cifar1", "unknown dataset 'cifar1'"),
     ],
 )
@@ -238,3 +285,164 @@ def test_corrupt_image_is_named(config, tmp_path, num_workers):
     train_set, _ = input_pipeline.get_datasets(config)
     with pytest.raises(UserError, match=f"cannot decode {bad}"):
         list(itertools.islice(train_set.iterate(), 3))
+
+
+# --- damaged images ------------------------------------------------------------------------------
+
+DAMAGED = {"train": ["china/0.jpg", "flower/7.jpeg"], "test": ["flower/1.JPG"]}
+
+
+@pytest.fixture
+def damaged(config, tmp_path):
+    """`config` on a copy of its folder in which a few images are cut short."""
+    shutil.copytree(config.dataset, tmp_path, dirs_exist_ok=True)
+    for split, names in DAMAGED.items():
+        for name in names:
+            path = tmp_path / split / name
+            path.write_bytes(path.read_bytes()[:200])
+    config.dataset, config.data.on_error = str(tmp_path), "skip"
+    config.batch, config.batch_eval = 8, 4
+    return config
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damaged_images_are_skipped_by_rule(damaged, num_workers):
+    damaged.data.num_workers = num_workers
+    damaged.pp.augment = "none"  # So that an image shows which record it is of.
+    train_set, test_set = input_pipeline.get_datasets(damaged)
+    assert train_set.errors == []
+    with train_set.iterate() as stream:
+        epoch = [next(stream), next(stream)]  # 16 images.
+    assert epoch[0].keys() == {"image", "label"}
+    images = np.concatenate([batch["image"] for batch in epoch])
+    kinds, counts = np.unique(images.reshape(16, -1), axis=0, return_counts=True)
+    # After the last comes the first, which is damaged too: the second stands for both.
+    assert (len(kinds), sorted(counts)) == (14, [1] * 13 + [3])
+    paths = [f"{damaged.dataset}/train/{name}" for name in DAMAGED["train"]]
+    assert train_set.errors == paths
+
+    batches = list(test_set)
+    assert sum(batch["mask"].sum() for batch in batches) == test_set.num_examples - 1 == 9
+    assert not batches[1]["image"][2].any()
+    assert test_set.errors == [f"{damaged.dataset}/test/{name}" for name in DAMAGED["test"]]
+
+
+def test_skipping_is_the_same_on_any_number_of_hosts(damaged):
+    whole, _ = input_pipeline.get_datasets(damaged)
+    parts = [
+        input_pipeline.get_datasets(damaged, process_index=i, process_count=2)[0] for i in (0, 1)
+    ]
+    streams = [part.iterate(1) for part in parts]
+    for expected in itertools.islice(whole.iterate(1), 4):
+        batches = [next(stream) for stream in streams]
+        joined = {name: np.concatenate([b[name] for b in batches]) for name in expected}
+        assert_same(joined, expected)
+    assert sorted({name for part in parts for name in part.errors}) == sorted(whole.errors)
+
+
+def test_skipping_changes_no_other_example(damaged):
+    """With and without a damaged image, all examples of other records are the same."""
+    plain = damaged.copy_and_resolve_references()
+    whole, _ = input_pipeline.get_datasets(damaged)
+    first = next(whole.iterate())["image"]
+    for name in DAMAGED["train"]:
+        path = f"{plain.dataset}/train/{name}"
+        shutil.copy(f"{plain.dataset}/train/flower/6.JPG", path)
+    repaired, _ = input_pipeline.get_datasets(plain)
+    differs = (next(repaired.iterate())["image"] != first).any(axis=(1, 2, 3))
+    assert differs.sum() <= 2
+
+
+def test_the_first_image_may_be_damaged(damaged):
+    """The filling's shape comes from another."""
+    shutil.copy(f"{damaged.dataset}/train/china/0.jpg", f"{damaged.dataset}/test/china/0.jpg")
+    _, test_set = input_pipeline.get_datasets(damaged)
+    assert sum(batch["mask"].sum() for batch in test_set) == 8
+
+
+class AllDamaged:
+    def __call__(self, record, rng=None):
+        raise DamagedImage(f"cannot decode {record['name']}")
+
+
+def test_nothing_but_damaged_images():
+    datasets = (
+        TrainDataset(Numbers(9), AllDamaged(), batch_size=2, seed=0, on_error="skip"),
+        TestDataset(Numbers(9), AllDamaged(), batch_size=2, on_error="skip"),
+    )
+    for dataset in datasets:
+        with pytest.raises(UserError, match="9 images in a row cannot be decoded"):
+            list(dataset)
+
+
+def test_an_unreadable_file_is_not_skipped(damaged):
+    """It may be there at the next try: skipping it would not be the same every time."""
+    _, test_set = input_pipeline.get_datasets(damaged)
+    (Path(damaged.dataset) / "test" / "china" / "0.jpg").unlink()
+    with pytest.raises(UserError, match="cannot read the image"):
+        list(test_set)
+
+
+# --- repeated augmentation -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [0, 5])
+def test_repeats(start):
+    def stream(repeats, step, count):
+        dataset = TrainDataset(Numbers(10), Number(), batch_size=4, seed=0, repeats=repeats)
+        batches = itertools.islice(dataset.iterate(step), count)
+        return np.concatenate([batch["image"] for batch in batches])
+
+    thrice = stream(3, start, 30)
+    once = numbers(train(10, 4).iterate(), 25)
+    places = np.arange(4 * start, 4 * (start + 30))
+    np.testing.assert_array_equal(thrice[:, 0], np.array(once)[places // 3])
+    assert len(np.unique(thrice[:, 1])) == len(thrice)  # Each copy draws anew.
+
+
+# --- closing -------------------------------------------------------------------------------------
+
+CLOSING = """
+import itertools, multiprocessing, sys
+import numpy as np
+from input_pipeline.test_input_loader import Numbers, Big
+from vit_jax.input_pipeline.loader import Reading, TrainDataset
+
+if __name__ == "__main__":
+    dataset = TrainDataset(Numbers(50), Big(), batch_size=8, seed=0, reading=Reading(2, 4))
+    stream = dataset.iterate()
+    kept = list(itertools.islice(stream, 5))
+    if sys.argv[1] == "close":
+        stream.close()
+        stream.close()
+        assert next(stream, None) is None
+        assert not multiprocessing.active_children()
+"""
+
+
+class Big:
+    """Examples that are worth sharing memory for."""
+
+    def __call__(self, record, rng=None):
+        return {"image": np.full((64, 64, 3), 1, np.float32), "label": np.zeros(3, np.float32)}
+
+
+@pytest.mark.parametrize("how", ["close", "forget"])
+def test_workers_end_in_silence(tmp_path, how):
+    """No process, no shared memory, and no warning of either is left."""
+    script = tmp_path / "closing.py"
+    script.write_text(CLOSING)
+    done = subprocess.run(
+        [sys.executable, str(script), how],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_stream_of_threads_closes():
+    with train(10, 4).iterate() as stream:
+        next(stream)
+    assert list(stream) == []

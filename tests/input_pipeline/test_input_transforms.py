@@ -150,6 +150,90 @@ def test_inception_crop_resizes_its_window(photos):
     np.testing.assert_allclose(cropped, bilinear(window, 32, 32), rtol=0, atol=2e-3)
 
 
+def test_inception_crop_lies_where_tensorflow_puts_it():
+    """`sample_distorted_bounding_box` never draws the last place; a full side starts at 0."""
+    crop, rng = tr.InceptionCrop(2, area_min=0.4), np.random.default_rng(0)
+    windows = np.array([crop.window(6, 7, rng) for _ in range(4000)])
+    for spare, place in ((6 - windows[:, 2], windows[:, 0]), (7 - windows[:, 3], windows[:, 1])):
+        for count in np.unique(spare):
+            assert set(place[spare == count]) == set(range(max(count, 1)))
+
+
+def test_inception_crop_counts_windows_as_tensorflow():
+    """Every window's probability, enumerated for two ratios from the kernel's description."""
+    rng, crop = np.random.default_rng(0), tr.InceptionCrop(2, ratio_min=1.0, ratio_max=1.0)
+    windows = [crop.window(8, 5, rng)[2:] for _ in range(6000)]
+    # Areas of 2 to 40; sqrt(2) rounds to 1, whose area is too small and becomes 2; the width of
+    # 5 bounds the height. So 2 comes from 1 and 2.
+    shapes, counts = np.unique([f"{h}x{w}" for h, w in windows], return_counts=True)
+    assert shapes.tolist() == ["2x2", "3x3", "4x4", "5x5"]
+    np.testing.assert_allclose(counts / 6000, [0.4, 0.2, 0.2, 0.2], atol=0.025)
+
+
+def test_inception_crop_takes_the_whole_image_where_nothing_fits():
+    crop = tr.InceptionCrop(2, area_min=0.9)
+    assert crop.window(10, 100, np.random.default_rng(0)) == (0, 0, 10, 100)
+
+
+def test_random_resized_crop_draws_as_torchvision():
+    """Quantiles of 4,000 windows of each, within 4 % of the side."""
+    import torch
+    from torchvision.transforms import RandomResizedCrop
+
+    torch.manual_seed(0)
+    rng, image = np.random.default_rng(0), Image.new("RGB", (150, 100))
+    crop = tr.RandomResizedCrop(8)
+    ours = np.array([crop.window(100, 150, rng) for _ in range(4000)])
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)]
+    )
+    quantiles = np.linspace(0, 1, 11)[1:-1]
+    np.testing.assert_allclose(
+        np.quantile(ours, quantiles, axis=0), np.quantile(theirs, quantiles, axis=0), atol=5
+    )
+    for shape, window in (((10, 100), (0, 43, 10, 13)), ((100, 10), (43, 0, 13, 10))):
+        assert tr.RandomResizedCrop(8, area_min=0.9).window(*shape, rng) == window
+
+
+def test_random_resized_crop_resizes_its_window(photos):
+    import torchvision.transforms.functional as reference
+    from torchvision.transforms import InterpolationMode
+
+    crop = tr.RandomResizedCrop(32)
+    ours = crop({"image": photos[0]}, np.random.default_rng(5))["image"]
+    window = crop.window(427, 640, np.random.default_rng(5))
+    theirs = reference.resized_crop(
+        Image.fromarray(photos[0]), *window, (32, 32), InterpolationMode.BICUBIC
+    )
+    np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+@pytest.mark.parametrize("portrait", [False, True])
+@pytest.mark.parametrize("size", [64, 500])
+def test_shortest_side_is_torchvisions(photos, size, portrait):
+    import torchvision.transforms.functional as reference
+    from torchvision.transforms import InterpolationMode
+
+    image = np.ascontiguousarray(photos[0].swapaxes(0, 1) if portrait else photos[0])
+    ours = tr.Resize(size, "bicubic", "shortest")({"image": image})["image"]
+    theirs = reference.resize(Image.fromarray(image), size, InterpolationMode.BICUBIC)
+    np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+def test_mean_std_is_torchvisions(photos):
+    from torchvision.transforms import Compose, Normalize, ToTensor
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    theirs = (
+        Compose([ToTensor(), Normalize(mean, std)])(Image.fromarray(photos[0]))
+        .numpy()
+        .transpose(1, 2, 0)
+    )
+    ours = tr.MeanStd(mean, std)({"image": photos[0]})["image"]
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
 def test_flip():
     image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     rng = np.random.default_rng(0)

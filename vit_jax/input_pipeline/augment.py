@@ -58,6 +58,11 @@ def _enhance(kind: Any) -> Callable[[Pixels, float, Canvas], Pixels]:
     return lambda image, factor, canvas: kind(image).enhance(factor)
 
 
+def _posterize(image: Pixels, bits: float, canvas: Canvas) -> Pixels:
+    # No bits at all is what two of the spaces end in; Pillow refuses it.
+    return ImageOps.posterize(image, int(bits)) if bits >= 1 else image.point(lambda _: 0)
+
+
 def _solarize_add(image: Pixels, addition: float, canvas: Canvas) -> Pixels:
     table = [min(255, value + int(addition)) if value < 128 else value for value in range(256)]
     return image.point(table * len(image.getbands()))
@@ -77,7 +82,7 @@ OPERATIONS: dict[str, Callable[[Pixels, float, Canvas], Pixels]] = {
     "AutoContrast": lambda image, _, canvas: ImageOps.autocontrast(image),
     "Equalize": lambda image, _, canvas: ImageOps.equalize(image),
     "Invert": lambda image, _, canvas: ImageOps.invert(image),
-    "Posterize": lambda image, bits, canvas: ImageOps.posterize(image, int(bits)),
+    "Posterize": _posterize,
     # Values of the threshold or more are inverted.
     "Solarize": lambda image, threshold, canvas: ImageOps.solarize(image, math.ceil(threshold)),
     "SolarizeAdd": _solarize_add,
@@ -162,7 +167,7 @@ SPACES = {
             **_same(_TRANSLATE, Level(lambda s, side: int(150 / 331 * side * s), signed=True)),
             **_ENHANCE_BOTH_WAYS,
             "Posterize": Level(lambda s, _: 8 - round(4 * s)),
-            "Solarize": Level(lambda s, _: 255 * (1 - s)),
+            "Solarize": Level(lambda s, _: round(255 * (1 - s), 3)),  # 85, not 85.00…01
         },
         top=30,
     ),

@@ -61,7 +61,8 @@ class ImagenetTarSource:
             known = tar_index(directory / TRAIN)["folder"]
         ids = np.unique(known)
         if strangers := sorted(set(classes.tolist()) - set(ids.tolist())):
-            raise UserError(f"{self._tar} has classes that {TRAIN} lacks: {strangers[:10]}")
+            names = [name.decode() for name in strangers[:10]]
+            raise UserError(f"{self._tar} has classes that {TRAIN} lacks: {names}")
         self._class_names = [name.decode() for name in ids.tolist()]
         self._labels = np.searchsorted(ids, classes).astype(np.int32)
         self.num_classes = len(self._class_names)

@@ -4,10 +4,12 @@ Shuffling is global, and an example's augmentation is seeded by (seed, place in 
 that batch `step` is the same for any number of threads, workers or restarts.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
 
@@ -107,26 +109,48 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(self, batches: grain.DatasetIterator, note: Callable[[Batch], None], shared: bool):
-        self._batches, self._note, self._shared = batches, note, shared
+        self._note, self._shared = note, shared
+        # Emptied when this is closed, or forgotten, or at the process's exit while that is still
+        # orderly: whichever comes first.
+        self._stream = [batches]
+        self._end = weakref.finalize(self, _end, self._stream, shared)
 
     def __next__(self) -> Batch:
-        batch = next(self._batches)
+        if not self._stream:
+            raise StopIteration
+        batch = next(self._stream[0])
         self._note(batch)
         # Workers hand over shared memory, which lives as long as what refers to it: an array on
         # the device may do so, and outlive this process's chance to free it.
         return {name: np.array(part) for name, part in batch.items()} if self._shared else batch
 
     def close(self) -> None:
-        """Ends whatever makes batches; the stream is of no use afterwards."""
-        self._batches.close()
-        if self._shared:
-            _free_shared_memory()
+        """Ends whatever makes batches; there are none afterwards."""
+        if self._stream:
+            _close_workers(self._stream[0])
+        self._end()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _close_workers(batches: grain.DatasetIterator) -> None:
+    """Closes workers at once: Grain alone waits a second for each, one after the other."""
+    workers = getattr(batches, "_iterators_in_use", ())  # None where none was started yet.
+    with concurrent.futures.ThreadPoolExecutor(max(len(workers), 1)) as pool:
+        for worker in filter(None, workers):
+            pool.submit(worker.close)
+
+
+def _end(stream: list[grain.DatasetIterator], shared: bool) -> None:
+    batches = stream.pop()
+    batches.close()
+    del batches  # Grain's own clean-up, at exit, would find its modules gone.
+    if shared:
+        _free_shared_memory()
 
 
 def _free_shared_memory() -> None:
