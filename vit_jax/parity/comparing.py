@@ -88,7 +88,7 @@ def _settings(
             name = f"{reference.LAYOUT} {'matched' if matched else 'as shipped'}"
             on_step(f"{name} in {dtype.__name__}")
             names = [point.theirs for point in points]
-            theirs.append(trace_torch(module, images, names, dtype))
+            theirs.append(trace_torch(module, images, names, dtype, reference.logits_of))
         differences = () if matched else tuple(reference.differences(this.config))
         settings.append(_setting(differences, points, ours, theirs))
     return settings

@@ -36,6 +36,8 @@ def build(
 
     transformer = config["transformer"]
     fields: dict[str, Any] = {"num_labels": num_classes}
+    if config.get("representation_size") is not None:
+        fields["pooler_output_size"] = config["representation_size"]
     if matched:
         fields |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
     theirs = ViTConfig(
@@ -56,6 +58,14 @@ def build(
     tensors = {live.get(name, name): torch.from_numpy(np.array(x)) for name, x in state.items()}
     module.load_state_dict(tensors, strict=True, assign=True)
     return module.eval()
+
+
+def logits_of(output: Any) -> "torch.Tensor":
+    """The logits, or without classes what the classifier would read."""
+    if "logits" in output:
+        return output.logits
+    pooled = output.pooler_output
+    return output.last_hidden_state[:, 0] if pooled is None else pooled
 
 
 def points(config: Mapping[str, Any], module: "torch.nn.Module") -> list[Point]:

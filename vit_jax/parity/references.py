@@ -1,8 +1,9 @@
 """The implementations that ours is compared with.
 
 A reference is a module with `PACKAGES` (what must be installed), `LAYOUT` (of `to_torch`),
-`build(config, state, *, num_classes, image_size, matched)`, `points(config, module)` and
-`differences(config)`; see `timm_reference`. Nothing of PyTorch is imported before a model is built.
+`build(config, state, *, num_classes, image_size, matched)`, `logits_of(output)`,
+`points(config, module)` and `differences(config)`; see `timm_reference`. Nothing of PyTorch is
+imported before a model is built.
 """
 
 import importlib

@@ -143,14 +143,14 @@ def _at_size(subject: Subject, grid: Grid | None, wanted: tuple[int, int] | None
     target = None if wanted is None else _grid(config, wanted)
     if target is not None and math.prod(target) == patches and grid is None:
         grid = target  # that many patches, and nothing says that they lie otherwise
+    if target is not None and math.prod(target) != patches and family_of(config) == "mixer":
+        raise UserError(
+            f"the weights are for {patches} patches, an image of that size has "
+            f"{math.prod(target)}: a Mixer takes one image size only"
+        )
     grid = grid or square(patches, "the weights'")
     notes = list(_notes(params))
     if target is not None and target != grid:
-        if family_of(config) == "mixer":
-            raise UserError(
-                f"the weights are for {patches} patches, images of {wanted} have "
-                f"{math.prod(target)}: a Mixer has one image size only"
-            )
         params = params | {
             _POSITIONS: resize_posembed(
                 params[_POSITIONS], grid, target, int(describe.has_class_token(config))

@@ -77,6 +77,11 @@ def construct(
     return MlpMixer(**args)
 
 
+def logits_of(output: "torch.Tensor") -> "torch.Tensor":
+    """The logits, or the features without classes, in what a model returns."""
+    return output
+
+
 def match_group_norm(module: "torch.nn.Module", eps: float = 1e-6) -> None:
     """Gives every GroupNorm our epsilon."""
     import torch

@@ -3,7 +3,7 @@
 Outputs are [N, positions, C] or [N, C] whatever the framework; rows of a map come one by one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -69,15 +69,20 @@ def _at(intermediates: Mapping[str, Any], path: str) -> Any:
 
 
 def trace_torch(
-    module: "torch.nn.Module", images: np.ndarray, blocks: Sequence[str], dtype: Any
+    module: "torch.nn.Module",
+    images: np.ndarray,
+    blocks: Sequence[str],
+    dtype: Any,
+    logits_of: Callable[[Any], "torch.Tensor"] = lambda output: output,
 ) -> Trace:
     """Runs a PyTorch model, which becomes one of `dtype`.
 
     Args:
-      module: Takes [N, 3, H, W]; returns logits, or an object that holds them.
+      module: Takes [N, 3, H, W].
       images: [N, H, W, 3].
       blocks: Dotted names of its modules.
       dtype: float32 or float64.
+      logits_of: Finds the logits in what the model returns.
     """
     import torch
 
@@ -93,11 +98,11 @@ def trace_torch(
     try:
         with torch.no_grad():
             pixels = torch.from_numpy(images.astype(dtype)).permute(0, 3, 1, 2).contiguous()
-            logits = module.to(pixels.dtype).eval()(pixels)
+            logits = logits_of(module.to(pixels.dtype).eval()(pixels))
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(_to_numpy(getattr(logits, "logits", logits)), [outputs[name] for name in blocks])
+    return Trace(_to_numpy(logits), [outputs[name] for name in blocks])
 
 
 def _to_numpy(output: Any) -> np.ndarray:
