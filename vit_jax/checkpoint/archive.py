@@ -39,8 +39,8 @@ class Archive(Mapping[str, np.ndarray]):
     """The tensors of one file; each is read when asked for. Close it, or use `with`.
 
     Attributes:
-      path: The file.
-      format: 'npz', 'safetensors' or 'torch'.
+      path: The file, or Orbax's directory.
+      format: 'npz', 'safetensors', 'torch', 'flax' or 'orbax'.
       specs: Shape and dtype of every tensor, known without reading it.
       metadata: Text that the file carries beside its tensors.
     """

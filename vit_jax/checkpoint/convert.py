@@ -21,7 +21,7 @@ import numpy as np
 from vit_jax import __version__
 from vit_jax.checkpoint import describe, hf_dir, recorded
 from vit_jax.checkpoint.archive import Edited, replacing_directory
-from vit_jax.checkpoint.formats import write_npz, write_safetensors, write_torch
+from vit_jax.checkpoint.formats import write_npz, write_orbax, write_safetensors, write_torch
 from vit_jax.checkpoint.identify import fitting_models, grid_of
 from vit_jax.checkpoint.resize import Grid, resize_posembed
 from vit_jax.checkpoint.rules import Exported
@@ -92,10 +92,10 @@ def convert(
     """Converts a checkpoint; holds a few tensors in memory at a time.
 
     Args:
-      src: A file of any readable format, or a Hugging Face directory.
-      dst: Replaced as a whole, or left as it was. A directory for 'hf', else a file; timm's is
-        safetensors unless it is called `.pth` or `.bin`.
-      to: 'official', 'big_vision', 'timm' or 'hf'.
+      src: As for `open_source`: a file or directory of any readable format.
+      dst: Replaced as a whole, or left as it was. A directory for 'orbax' and 'hf', else a file;
+        timm's is safetensors unless it is called `.pth` or `.bin`.
+      to: 'official', 'big_vision', 'orbax', 'timm' or 'hf'.
       model: Name or config of the model in `src`, where the file does not tell.
       image_size: (height, width) in pixels for which position embeddings are resized.
       resize_method: 'official' or 'timm', as `resize_posembed`.
@@ -373,6 +373,14 @@ def _torch_names(layout: str) -> Callable[["_Plan"], Callable[[Tensors], Tensors
     return lambda plan: lambda linen: exported(linen, plan.config, layout)
 
 
+def _linen_names(_: _Plan) -> Callable[[Tensors], Tensors]:
+    return lambda linen: linen
+
+
+def _write_orbax(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], _: _Plan) -> None:
+    write_orbax(dst, tensors, metadata)
+
+
 def _write_npz(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], _: _Plan) -> None:
     write_npz(dst, tensors, metadata)
 
@@ -420,6 +428,7 @@ def _write_hf(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], pl
 _TARGETS = {
     "official": (_official_names, _write_npz),
     "big_vision": (_big_vision_names, _write_npz),
+    "orbax": (_linen_names, _write_orbax),
     "timm": (_torch_names("timm"), _write_timm),
     "hf": (_torch_names("hf"), _write_hf),
 }
@@ -440,5 +449,10 @@ def _record(source: Source, to: str, steps: list[str], sha256: str) -> dict[str,
 
 
 def _sha256(path: pathlib.Path) -> str:
+    """Of a file's bytes; of a directory, as of the text that `sha256sum` prints of its files."""
+    if path.is_dir():
+        files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+        lines = [f"{_sha256(path / name)}  {name}\n" for name in files]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

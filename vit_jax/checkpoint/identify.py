@@ -22,7 +22,7 @@ class Identity:
 
     Attributes:
       path: As given.
-      format: 'npz', 'safetensors', 'torch' or 'hf'.
+      format: 'npz', 'safetensors', 'torch', 'flax', 'orbax' or 'hf'.
       layout: 'linen', 'released', 'big_vision', 'timm' or 'hf'.
       models: Registered models of these sizes; empty for a size of its own.
       ambiguous: What the file leaves open, in words.
@@ -73,7 +73,7 @@ def identify(path: str | os.PathLike, model: Any = None) -> Identity:
     """Recognises a checkpoint by its contents.
 
     Args:
-      path: A file, or a Hugging Face directory.
+      path: As for `open_source`.
       model: As for `open_source`, for what the file leaves open.
 
     Raises:

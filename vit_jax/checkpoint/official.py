@@ -28,10 +28,10 @@ def load(path: str | os.PathLike, model: Any = None) -> dict[str, Any]:
 
     Reads official files in linen and released spelling (GroupNorm of shape (1, 1, 1, C), bfloat16
     stored as raw bytes, parameters below `params/` or `opt/target/`, stacked blocks), those of
-    big_vision, timm's state dicts and Hugging Face directories.
+    big_vision, timm's state dicts, Hugging Face directories, and runs, ours and the original's.
 
     Args:
-      path: A file, or a Hugging Face directory.
+      path: A file, a Hugging Face or Orbax directory, or the workdir of a run.
       model: Registered name or config, needed where a PyTorch file leaves the number of heads
         open.
 

@@ -4,15 +4,17 @@ import dataclasses
 import json
 import logging
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from vit_jax.checkpoint import describe, hf_dir, infer
-from vit_jax.checkpoint.archive import Archive, Edited, Spec, View
+from vit_jax.checkpoint.archive import Archive, Edited, Spec, View, reading
 from vit_jax.checkpoint.fetch import fetch
 from vit_jax.checkpoint.formats import open_archive
+from vit_jax.checkpoint.orbax_dir import is_orbax, newest_step
 from vit_jax.checkpoint.resize import Grid, sincos2d
 from vit_jax.checkpoint.rules import Imported, listed
 from vit_jax.checkpoint.scan import stacked_names
@@ -24,8 +26,8 @@ log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, np.ndarray]
 
-# Trainers put the parameters beside the optimizer's state.
-_PREFIXES = ("opt/target/", "params/")
+# Trainers put the parameters beside the optimizer's state; the original's in a tuple, `0/`.
+_PREFIXES = ("opt/target/", "0/target/", "target/", "params/", "0/")
 _TIMM_NAMES = ("patch_embed.proj.weight", "stem.proj.weight")
 _HF_NAMES = ("embeddings.patch_embeddings.projection.weight",)
 
@@ -36,7 +38,7 @@ class Source:
 
     Attributes:
       archive: The file.
-      format: 'npz', 'safetensors', 'torch' or 'hf'.
+      format: 'npz', 'safetensors', 'torch', 'flax', 'orbax' or 'hf'.
       layout: 'linen', 'released', 'big_vision', 'timm' or 'hf'.
       config: Constructor fields of the model; None if the tensors are no known family's. Its
         `num_heads` is None where nothing tells it.
@@ -106,7 +108,8 @@ def open_source(
     """Opens and recognises a checkpoint.
 
     Args:
-      path: A file or its address, or a Hugging Face directory.
+      path: A file or its address, a Hugging Face or Orbax directory, or the workdir of a run, of
+        which the newest checkpoint is taken.
       model: Name or config of the model in it, where the file does not tell.
       image_size: (height, width) in pixels, needed only for files without position embeddings.
 
@@ -115,8 +118,8 @@ def open_source(
         hold `model`.
     """
     path = fetch(path)
-    described = hf_dir.read(path) if path.is_dir() else {}
-    archive = open_archive(hf_dir.weights(path) if path.is_dir() else path)
+    weights, described = _located(path) if path.is_dir() else (path, {})
+    archive = open_archive(weights)
     try:
         wanted = describe.config_of(model) if model is not None else None
         source = _recognised(archive, image_size, wanted, described)
@@ -127,6 +130,21 @@ def open_source(
     except BaseException:
         archive.close()
         raise
+
+
+def _located(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Where a directory's weights are, and what a Hugging Face directory says of them."""
+    with reading(folder, "directory"):
+        if (folder / hf_dir.CONFIG).exists():
+            return hf_dir.weights(folder), hf_dir.read(folder)
+        if is_orbax(folder):
+            return folder, {}
+        if (step := newest_step(folder)) is not None:
+            return step, {}
+    raise UserError(
+        f"{str(folder)!r} holds no checkpoint: expected the workdir of a run (`checkpoint_N`), a "
+        f"directory of Orbax, or one of Hugging Face ({hf_dir.CONFIG})"
+    )
 
 
 def _recognised(
