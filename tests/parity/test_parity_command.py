@@ -41,7 +41,7 @@ def prepared(monkeypatch, tiny):
     """`compare` answers with the tiny model's figures and keeps what it was asked."""
     asked = []
 
-    def compare(model, **kwargs):
+    def compare(model, on_step, **kwargs):
         asked.append({"model": model} | kwargs)
         return tiny
 

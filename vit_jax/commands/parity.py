@@ -8,6 +8,7 @@ ships. The exit status is 1 if the two differ.
 import argparse
 import pathlib
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from vit_jax.commands import common
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
         against=args.against,
         image_size=args.image_size,
         num_images=args.images,
+        on_step=_tell,
     )
     if args.report is not None:
         report.write_report(args.report, comparison)
@@ -59,6 +61,12 @@ def run(args: argparse.Namespace) -> None:
         _print(comparison, args.report)
     if comparison.verdict != "same":
         raise SystemExit(DIFFERS)
+
+
+def _tell(step: str) -> None:
+    """A large model takes minutes: someone who watches is told where it stands."""
+    if sys.stderr.isatty():
+        print(f"… {step}", file=sys.stderr)
 
 
 def _print(comparison: "Comparison", path: str | None) -> None:
