@@ -40,7 +40,9 @@ def require_same_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
 
     Fields that a config of an earlier version lacks had their default then.
     """
-    began = _flat(common.get_config()) | _flat(run_info.load(workdir).config)
+    defaults = _flat(common.get_config())
+    del defaults["model"]  # has none: it is None there, and many fields here
+    began = defaults | _flat(run_info.load(workdir).config)
     now = _flat(config)
     differing = [
         f"{name} was {began.get(name, _MISSING)!r}, is {now.get(name, _MISSING)!r}"

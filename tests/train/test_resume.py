@@ -1,0 +1,185 @@
+"""Runs that are killed, told to stop, or given another config, and go on."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import time
+
+import processes
+import pytest
+import tiny_run
+
+from vit_jax import train
+from vit_jax.configs import common
+from vit_jax.errors import UserError
+from vit_jax.train.resume import require_same_config
+
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> pathlib.Path:
+    return tiny_run.write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+def command(images, workdir, *more: str) -> list[str]:
+    flags = [f"--config={processes.TESTS}/tiny_run.py", f"--config.dataset={images}"]
+    return ["-m", "vit_jax.main", *flags, f"--workdir={workdir}", *more]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(images, tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    processes.succeed(processes.start(command(images, workdir)))
+    return workdir
+
+
+def assert_same(workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    got, want = tiny_run.lines(workdir), tiny_run.lines(reference)
+    assert got == want
+    assert tiny_run.stored(workdir) == tiny_run.stored(reference)
+    assert not list(workdir.glob("*tmp*"))
+
+
+def wait_for_lines(workdir: pathlib.Path, process: subprocess.Popen, more: int = 1) -> None:
+    """Until this process has written `more` lines of metrics; returns too when it ends."""
+    path, size, seen = workdir / "metrics.jsonl", None, 0
+    limit = time.monotonic() + processes.LIMIT
+    while process.poll() is None and time.monotonic() < limit:
+        now = path.stat().st_size if path.exists() else 0
+        # Going on cuts the file back before it grows.
+        seen += size is not None and now > size
+        size = now
+        if seen >= more:
+            return
+        time.sleep(0.002)
+
+
+def test_a_run_killed_at_random_moments_is_the_uninterrupted_run(images, uninterrupted, tmp_path):
+    """SIGKILL in steps, saves and evaluations; a run that gets through makes way for another."""
+    rng, kills, in_saves, workdir = random.Random(0), 0, 0, tmp_path / "0"
+    while True:
+        process = processes.start(command(images, workdir))
+        if kills < KILLS:
+            wait_for_lines(workdir, process)
+            time.sleep(rng.uniform(0, 0.6))
+            os.killpg(process.pid, signal.SIGKILL)
+        ((status, _, errors),) = processes.finish(process)
+        if status == -signal.SIGKILL:
+            kills += 1
+            in_saves += bool(list(workdir.glob("*tmp*")))
+            continue
+        assert status == 0, errors[-3000:]
+        assert_same(workdir, uninterrupted)
+        if kills == KILLS:
+            break
+        workdir = tmp_path / str(kills)
+    assert in_saves  # or the moments were badly chosen
+
+
+def test_sigterm_saves_and_the_run_goes_on(images, uninterrupted, tmp_path):
+    process = processes.start(command(images, tmp_path))
+    wait_for_lines(tmp_path, process, more=3)
+    process.send_signal(signal.SIGTERM)
+    ((status, _, errors),) = processes.finish(process)
+    (latest,) = {max(tiny_run.stored(tmp_path)), tiny_run.lines(tmp_path)[-1]["step"]}
+    assert status == 143
+    assert errors == (
+        f"vit_jax.main: stopped by SIGTERM after step {latest}, which is saved; "
+        "the same command goes on\n"
+    )
+    processes.succeed(processes.start(command(images, tmp_path)))
+    assert_same(tmp_path, uninterrupted)
+
+
+def start_two(images, workdir) -> list[subprocess.Popen]:
+    names = ("--coordinator", "--num_processes", "--process_id")
+    return [
+        processes.start(
+            command(images, workdir, *(f"{n}={v}" for n, v in zip(names, values, strict=True)))
+        )
+        for values in processes.together(2)
+    ]
+
+
+def test_sigterm_to_one_of_two_processes_stops_both(images, tmp_path):
+    reference, workdir = tmp_path / "reference", tmp_path / "run"
+    processes.succeed(*start_two(images, reference))
+
+    pair = start_two(images, workdir)
+    wait_for_lines(workdir, pair[0], more=3)
+    pair[1].send_signal(signal.SIGTERM)
+    results = processes.finish(*pair)
+    (latest,) = {max(tiny_run.stored(workdir)), tiny_run.lines(workdir)[-1]["step"]}
+    assert latest < 60
+    for status, _, errors in results:
+        assert status == 143, errors[-3000:]
+        assert f"stopped by SIGTERM after step {latest}, which is saved" in errors
+
+    processes.succeed(*start_two(images, workdir))
+    assert_same(workdir, reference)
+
+
+# --- another config ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def begun(images, tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("begun")
+    train.train_and_evaluate(tiny_run.config(images, total_steps=5), workdir)
+    return workdir
+
+
+def test_another_config_is_listed_and_refused(images, begun):
+    other = tiny_run.config(images, total_steps=5, base_lr=0.5, optim="adamw", batch=16, seed=1)
+    before = (begun / "run.json").read_bytes()
+    with pytest.raises(UserError) as error:
+        train.train_and_evaluate(other, begun)
+    message = str(error.value)
+    for part in (
+        "base_lr was 0.01, is 0.5",
+        "optim was 'sgd', is 'adamw'",
+        "batch was 8, is 16",
+        "seed was 0, is 1",
+        "--allow_other_config",
+    ):
+        assert part in message
+    assert message.count(" was ") == 4
+    assert (begun / "run.json").read_bytes() == before
+
+
+def test_fields_that_enter_no_update_may_change(images, begun):
+    require_same_config(
+        common.with_defaults(
+            tiny_run.config(
+                images,
+                total_steps=5,
+                mesh__fsdp=2,
+                data__num_workers=1,
+                prefetch=1,
+                progress_every=3,
+                checkpoint_every=2,
+                keep_checkpoints=0,
+                batch_eval=8,
+            )
+        ),
+        begun,
+    )
+
+
+def test_another_config_goes_on_when_told(images, begun, tmp_path):
+    import shutil
+
+    shutil.copytree(begun, tmp_path / "run")
+    longer = tiny_run.config(images, total_steps=8)
+    train.train_and_evaluate(longer, tmp_path / "run", allow_other_config=True)
+    assert [line["step"] for line in tiny_run.lines(tmp_path / "run")][-1] == 8
+    # The run is now that of the other config.
+    require_same_config(common.with_defaults(longer), tmp_path / "run")
+
+
+def test_a_workdir_without_a_checkpoint_takes_any_config(images, begun, tmp_path):
+    (tmp_path / "run.json").write_bytes((begun / "run.json").read_bytes())
+    train.train_and_evaluate(tiny_run.config(images, total_steps=5, seed=7, eval_every=0), tmp_path)
