@@ -159,7 +159,7 @@ def test_single_labels_are_counted_as_scikit_learn_does():
     got = count(logits.astype(np.float32), np.eye(12, dtype=np.float32)[labels], mask)
     real = {"y_true": labels[:190], "y_score": logits[:190], "labels": range(12)}
     assert got == {
-        "examples": 190,
+        "counted": 190,
         "correct": top_k_accuracy_score(**real, k=1, normalize=False),
         "correct_top5": top_k_accuracy_score(**real, k=5, normalize=False),
     }
@@ -181,20 +181,20 @@ def test_single_labels_are_counted_as_scikit_learn_does():
 def test_several_labels_as_imagenet_real_has_them(labels, expected):
     one_hot = np.isin(np.arange(7), labels).astype(np.float32)[None]
     logits = np.arange(7, dtype=np.float32)[None]
-    names = ("examples", "correct", "correct_top5")
+    names = ("counted", "correct", "correct_top5")
     assert count(logits, one_hot, np.ones(1)) == dict(zip(names, expected, strict=True))
     assert set(count(logits, one_hot, np.zeros(1)).values()) == {0}
 
 
 def test_up_to_five_classes_have_no_top_5():
-    assert set(count(np.ones((2, 5)), np.ones((2, 5)), np.ones(2))) == {"examples", "correct"}
+    assert set(count(np.ones((2, 5)), np.ones((2, 5)), np.ones(2))) == {"counted", "correct"}
 
 
 def test_equal_logits_give_the_first_class():
     """As argmax does: an untrained head counts the same in top-1 however it is computed."""
     labels = np.eye(8, dtype=np.float32)
     assert count(np.zeros((8, 8)), labels, np.ones(8)) == {
-        "examples": 8,
+        "counted": 8,
         "correct": 1,
         "correct_top5": 5,
     }
@@ -204,7 +204,7 @@ def test_whatever_stands_in_the_padding_does_not_count():
     logits = np.stack([np.arange(7.0), np.full(7, np.nan)]).astype(np.float32)
     labels = np.eye(7, dtype=np.float32)[[6, 6]]
     assert count(logits, labels, np.array([1.0, 0.0])) == {
-        "examples": 1,
+        "counted": 1,
         "correct": 1,
         "correct_top5": 1,
     }

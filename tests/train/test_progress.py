@@ -60,11 +60,11 @@ def test_a_line_holds_every_figure_that_is_known(clock):
     ]
 
 
-def test_lines_are_rare_but_for_evaluations_and_the_end(clock):
+def test_lines_are_rare_but_for_evaluations(clock):
     with plain() as shown:
         for step in range(1, 101):
             shown.update(step, loss=1.0)
-            if step == 5:
+            if step in (5, 100):
                 shown.update(step, accuracy=0.5)
             clock.now += 1
     at = [int(re.match(r"step (\d+)/100", line)[1]) for line in lines(shown)]
@@ -155,7 +155,7 @@ def test_the_log_shows_utilisation_and_memory_where_the_device_tells(tmp_path, m
 def test_the_log_of_an_unknown_device_shows_neither(tmp_path, capsys):
     with RunLog(tmp_path, 0, 10, image_flops=1e12) as run:
         run.train(1, loss=0.5, lr=0.1, speed=100.0, devices=1)
-        run.evaluation(1, Evaluation(examples=4, correct=1, loss=2.0))
+        run.evaluation(1, Evaluation(examples=4, counted=4, correct=1, loss=2.0))
     out = capsys.readouterr().out
     assert "loss 0.5000  images/s 100  top-1 25.00%" in out
     assert "MFU" not in out

@@ -64,7 +64,7 @@ def evaluate(loaded: "LoadedModel", dataset: "TestDataset") -> dict[str, Any]:
     for batch in common.progress(dataset, len(dataset), "evaluating"):
         found = counts(loaded.logits(batch["image"]), batch["label"], batch["mask"])
         sums = {name: sums.get(name, 0) + int(n) for name, n in found.items()}
-    count = sums.pop("examples")
+    count = sums.pop("counted")
     if not count:
         raise UserError("no example of the dataset has a label")
     tops = {"correct": "top1", "correct_top5": "top5"}

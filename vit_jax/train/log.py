@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from typing import Self
+from typing import Any, Self
 
 import jax
 
@@ -63,18 +63,11 @@ class RunLog:
 
     def evaluation(self, step: int, result: Evaluation) -> None:
         if self._progress and self._writer:
-            self._writer.write(
-                step,
-                {
-                    "accuracy_test": result.accuracy,
-                    "loss_test": result.loss,
-                    "examples_test": result.examples,
-                },
-            )
+            self._writer.write(step, result.figures)
             self._progress.update(step, accuracy=result.accuracy)
 
 
-def device_memory(device: jax.Device) -> tuple[int, int] | None:
+def device_memory(device: Any) -> tuple[int, int] | None:
     """The most bytes in use so far, and all there are; None where the backend does not say."""
     stats = device.memory_stats() or {}
     if "peak_bytes_in_use" not in stats or "bytes_limit" not in stats:

@@ -96,7 +96,7 @@ class _Events:
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
+        from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore
 
         # The name holds the second; a run started twice within one must not share the file.
         self._file = EventsWriter(str(workdir / "events"), filename_suffix=f".{os.getpid()}")
@@ -104,7 +104,7 @@ class _Events:
         self._write(first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
         values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
         self._write(step, summary=Summary(value=values))
@@ -113,7 +113,7 @@ class _Events:
         self._file.close()
 
     def _write(self, step: int, **what) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore
 
         self._file.write_event(Event(wall_time=time.time(), step=step, **what))
         self._file.flush()

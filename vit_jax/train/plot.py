@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _GREY, _LIGHT = "#555555", "#dddddd"
 # More points than this are drawn faintly under their moving mean.
 _NOISY = 200
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
@@ -110,14 +111,16 @@ def _figure(runs: dict[str, list[dict[str, float]]]):
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and may want a display
 
     figure = Figure(figsize=(13, 4), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
+    loss, accuracy, rate = figure.subplots(1, 3, sharex=True)
     for place, (name, lines) in enumerate(runs.items()):
         colour = _COLOURS[place % len(_COLOURS)]
         # Beyond the colours, the dashes tell runs apart.
         dashes = ("-", "--", ":", "-.")[place // len(_COLOURS) % 4]
         _noisy(loss, series(lines, "train_loss"), color=colour, linestyle=dashes, label=name)
-        _marked(loss, series(lines, "loss_test"), color=colour)
-        _marked(accuracy, _percent(series(lines, "accuracy_test")), color=colour, linestyle=dashes)
+        _marked(loss, series(lines, "loss_test"), color=colour, linestyle=":")
+        percent = _percent(series(lines, "accuracy_test"))
+        _marked(accuracy, percent, color=colour, linestyle=dashes)
+        _name_best(accuracy, percent, colour)
         rate.plot(*series(lines, "lr"), color=colour, linestyle=dashes)
     _finish(loss, "Loss", kinds=True)
     _finish(accuracy, "Top-1 accuracy on test, %")
@@ -136,7 +139,7 @@ def _percent(points: Series) -> Series:
 
 def _noisy(axes, points: Series, *, label: str, **style) -> None:
     steps, values = points
-    if len(steps) > _NOISY:
+    if len(steps) > _NOISY and np.isfinite(values).all():
         axes.plot(steps, values, alpha=0.2, linewidth=0.8, **style)
         values = smoothed(values)
     axes.plot(steps, values, label=label, **style)
@@ -145,20 +148,23 @@ def _noisy(axes, points: Series, *, label: str, **style) -> None:
 def _marked(axes, points: Series, **style) -> None:
     """Few points, seen one by one; many, as a line."""
     marker = "o" if len(points[0]) <= 50 else None
-    axes.plot(*points, **{"linestyle": ":"} | style, marker=marker, markersize=3.5)
-    if "linestyle" in style and len(points[1]):
-        best = int(np.nanargmax(points[1])) if not np.isnan(points[1]).all() else 0
-        at, value = points[0][best], points[1][best]
-        axes.annotate(
-            f"{value:.2f}",
-            (at, value),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            color=style["color"],
-            fontsize=9,
-        )
+    axes.plot(*points, **style, marker=marker, markersize=3.5)
+
+
+def _name_best(axes, points: Series, colour: str) -> None:
+    steps, values = points
+    if not np.isfinite(values).any():
+        return
+    best = int(np.nanargmax(values))
+    axes.annotate(
+        f"{values[best]:.2f}",
+        (steps[best], values[best]),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        color=colour,
+        fontsize=9,
+    )
 
 
 def _finish(axes, title: str, kinds: bool = False) -> None:

@@ -90,8 +90,7 @@ class RunProgress:
         return str(datetime.timedelta(seconds=round(seconds)))
 
     def _line(self, now: float, important: bool) -> None:
-        last = self._step == self._total
-        if not (important or last) and now - self._last_line < _QUIET:
+        if not important and now - self._last_line < _QUIET:
             return
         self._last_line = now
         figures = "  ".join(f"{name} {value}" for name, value in self._figures.values())
