@@ -2,18 +2,23 @@
 
 import dataclasses
 import json
+import math
+import os
 import pathlib
+import re
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
-from vit_jax.configs.models import MODEL_CONFIGS
 
 from vit_jax import checkpoint, cli, commands, inference, main
 from vit_jax.checkpoint.shapes import param_shapes
+from vit_jax.checkpoint.source import open_source
 from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.configs.models import MODEL_CONFIGS
 from vit_jax.models.registry import registered
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -111,10 +116,10 @@ def test_help_and_version_load_no_framework(option):
 
 def test_the_installed_script_reports_bad_input_on_stderr():
     script = pathlib.Path(sys.executable).with_name("vit-jax")
-    done = subprocess.run([script, "predct"], capture_output=True, text=True)
+    done = subprocess.run([script, "modles"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "vit-jax: error: unknown command 'predct'. Did you mean 'predict'? "
+        "vit-jax: error: unknown command 'modles'. Did you mean 'models'? "
         "`vit-jax --help` lists them all.\n"
     )
 
@@ -131,7 +136,7 @@ def test_every_command_explains_itself(vit_jax, command):
 def test_no_command_prints_the_help(vit_jax):
     status, out, err = vit_jax()
     assert (status, out[:14]) == (2, "usage: vit-jax")
-    assert "train, eval, predict, convert, models" in err
+    assert ", ".join(cli.COMMANDS) in err
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,10 @@ def test_no_command_prints_the_help(vit_jax):
         (["eval", "x", "--dataset=y", "--batch=0"], "--batch must be at least 1; got 0"),
         (["predict", "x", "y", "--top=0"], "--top must be at least 1; got 0"),
         (["train", "--workdir=x"], "required: --config"),
-        (["convert", "a", "b", "--to=torch"], "choose from 'official', 'timm'"),
+        (
+            ["convert", "a", "b", "--to=torch"],
+            "choose from 'official', 'big_vision', 'orbax', 'timm', 'hf'",
+        ),
     ],
 )
 def test_bad_arguments(refused, argv, message):
@@ -335,7 +343,7 @@ def test_missing_and_unreadable_models(refused, image, tmp_path):
     (tmp_path / "empty.npz").touch()
     (tmp_path / "text.npz").write_text("no checkpoint")
     assert "no such file" in refused("predict", tmp_path / "no.npz", image)
-    assert "run.json" in refused("predict", tmp_path, image)
+    assert "holds no checkpoint" in refused("predict", tmp_path, image)
     for name in ("empty.npz", "text.npz"):
         assert name in refused("predict", tmp_path / name, image)
     assert str(image) in refused("predict", image, image)
@@ -354,7 +362,7 @@ def test_the_wrong_model(refused, npz, safetensors, workdir, image):
     assert "does not hold a ViT-B_16" in refused("predict", npz, image, "--model=ViT-B_16")
     assert "does not hold a Mixer-B_16" in refused("predict", npz, image, "--model=Mixer-B_16")
     assert "does not hold a ViT-B_16" in refused("predict", safetensors, image, "--model=ViT-B_16")
-    assert "leave --model out" in refused("predict", workdir, image, "--model=ViT-B_16")
+    assert "does not hold a ViT-B_16" in refused("predict", workdir, image, "--model=ViT-B_16")
 
 
 def test_parameters_of_no_registered_model(refused, npz, image, tmp_path):
@@ -393,27 +401,37 @@ def test_class_names_that_an_npz_cannot_hold_are_left_out(npz, tmp_path):
         assert inference.load_weights(path).class_names == names
 
 
-def _zeros(config, num_classes, num_patches):
+def _sparse(path, config, num_classes, num_patches):
+    """A file of zeros that takes no room on the disk, however large the model."""
     shapes = param_shapes(config, num_classes=num_classes, num_patches=num_patches)
-    return unflatten({name: np.broadcast_to(np.float32(0), s) for name, s in shapes.items()})
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded)
+    os.truncate(path, 8 + len(encoded) + end)
+    return path
 
 
 @pytest.mark.parametrize("name", MODEL_CONFIGS)
-def test_every_model_is_recognised_by_its_parameters(name):
+def test_every_model_is_recognised_by_its_parameters(name, tmp_path):
     config = MODEL_CONFIGS[name]
-    weights = inference.recognise(lambda _: _zeros(config, 7, 16 * 16), "x.npz")
-    assert weights.name == name
-    assert (weights.num_classes, weights.class_names) == (7, None)
+    with open_source(_sparse(tmp_path / "x", config, 7, 16 * 16)) as source:
+        weights = inference.described(source)
+    assert (weights.name, weights.class_names) == (name, None)
     # A ResNet shrinks the image before it is cut into patches, sixteen- or thirty-two-fold.
     resnets = {"R+ViT-Ti_16": 32, "R50+ViT-B_16": 16}
     pixels = resnets.get(name, 32 if name.startswith("R") else config.patches["size"][0])
     assert weights.preprocess.size == 16 * pixels
 
 
-def test_a_pretrained_file_keeps_its_size_its_names_and_its_pre_logits():
+def test_a_pretrained_file_keeps_its_size_its_names_and_its_pre_logits(tmp_path):
     config = MODEL_CONFIGS["ViT-Ti_16"].copy_and_resolve_references()
     config.unlock().representation_size = 50
-    weights = inference.recognise(lambda _: _zeros(config, 21843, 24**2), "x.npz")
+    with open_source(_sparse(tmp_path / "x", config, 21843, 24**2)) as source:
+        weights = inference.described(source)
     assert weights.preprocess.size == 384
     assert weights.config["representation_size"] == 50
     assert weights.class_names is not None
@@ -497,7 +515,11 @@ def test_convert_there_and_back_is_exact(vit_jax, npz, tmp_path):
     there, back = tmp_path / "there.safetensors", tmp_path / "back.npz"
     status, out, _ = vit_jax("convert", npz, there, "--to=timm")
     assert status == 0
-    assert out == f"ViT-digits: 38,083 parameters written to {there}\n"
+    num_params = inference.load_weights(npz).num_params
+    assert out.splitlines() == [
+        "read      npz, layout released",
+        f"ViT-digits: {num_params:,} parameters written to {there}",
+    ]
     assert vit_jax("convert", there, back, "--to=official")[0] == 0
     first, last = inference.load_weights(npz), inference.load_weights(back)
     assert first.preprocess == last.preprocess
@@ -532,6 +554,86 @@ def test_convert_leaves_the_old_file_when_writing_fails(refused, npz, tmp_path, 
     assert target.read_text() == "old"
 
 
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("big_vision", "x.npz"), ("orbax", "x"), ("timm", "x.pth"), ("hf", "x")],
+)
+def test_convert_says_what_it_did(vit_jax, workdir, tmp_path, to, name):
+    argv = ("--num-classes=5", "--dtype=bfloat16", "--image-size=32", "--drop-pre-logits")
+    status, out, err = vit_jax("convert", workdir, tmp_path / name, "--to", to, *argv)
+    assert (status, err) == (0, "")
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert lines[0] == ["read", "orbax, layout linen"]
+    steps = [text for word, text in lines if word == "step"]
+    assert "head replaced by zeros for 5 classes" in steps
+    assert "cast to bfloat16" in steps
+    assert ["dropped", "head/bias, head/kernel"] in lines
+    skipped = next(text for word, text in lines if word == "skipped")
+    assert "rest/opt_state/" in skipped
+    found = json.loads(vit_jax("inspect", tmp_path / name, "--json")[1])
+    assert (found["num_classes"], found["head_is_zero"]) == (5, True)
+    assert list(found["dtypes"]) == ["bfloat16"]
+
+
+def test_convert_reports_what_is_not_finite(vit_jax, npz, tmp_path):
+    params = checkpoint.load(npz)
+    params["head"]["bias"][:2] = np.nan
+    checkpoint.save(tmp_path / "x.npz", params)
+    status, out, _ = vit_jax("convert", tmp_path / "x.npz", tmp_path / "y", "--to=orbax")
+    assert status == 0
+    assert "warning   head/bias holds 2 numbers that are NaN or infinite\n" in out
+
+
+@pytest.mark.parametrize("target", ["orbax", "hf", "big_vision"])
+def test_predict_reads_what_convert_writes(vit_jax, npz, image, tmp_path, target):
+    path = tmp_path / ("x.npz" if target == "big_vision" else "x")
+    assert vit_jax("convert", npz, path, "--to", target)[0] == 0
+    want, got = (
+        json.loads(vit_jax("predict", p, image, "--json")[1])[0]["predictions"] for p in (npz, path)
+    )
+    assert [row["name"] for row in got] == [row["name"] for row in want]
+    np.testing.assert_allclose(
+        [row["probability"] for row in got], [row["probability"] for row in want], rtol=1e-5
+    )
+
+
+# --- inspect -------------------------------------------------------------------------------------
+
+
+def test_inspect_says_what_a_run_is(vit_jax, workdir):
+    status, out, err = vit_jax("inspect", workdir, "--tensors")
+    assert (status, err) == (0, "")
+    lines = {line[:12].split()[0]: line[12:] for line in out.splitlines()[:10] if line.strip()}
+    assert lines["format"] == "orbax, layout linen"
+    num_params = inference.load_weights(workdir).num_params
+    assert lines["parameters"].startswith(f"{num_params:,} in ")
+    assert lines["head"] == "3 classes"
+    assert lines["classes"] == ", ".join(CLASSES)
+    assert re.search(r"^head/kernel +\d+ × 3 +float32 *$", out, re.MULTILINE)
+    fields = json.loads(vit_jax("inspect", workdir, "--json")[1])
+    assert (fields["num_params"], fields["models"]) == (num_params, [])
+    assert "tensors" not in fields
+    assert fields["preprocess"]["size"] == inference.load_weights(workdir).preprocess.size
+
+
+def test_inspect_tells_models_and_zero_heads(vit_jax, tmp_path):
+    for name, line in (
+        ("ViT-H_14", "ViT-H_14"),
+        ("R50+ViT-B_16", "R50+ViT-B_16"),
+        ("ViT-S_16-gap-norep", "ViT-S_16-gap-norep"),
+    ):
+        path = _sparse(tmp_path / "x", MODEL_CONFIGS[name], 1000, 14 * 14)
+        out = vit_jax("inspect", path)[1]
+        assert f"\nmodel       {line}\n" in out
+        assert "\nhead        1,000 classes, all zero: not trained\n" in out
+        assert ("\nopen        without a class token" in out) == ("gap" in name)
+
+
+def test_inspect_refuses(refused, tmp_path):
+    assert "no such file" in refused("inspect", tmp_path / "x")
+    assert "holds no checkpoint" in refused("inspect", tmp_path)
+
+
 def test_commands_are_the_modules_of_their_package():
     modules = {p.stem for p in pathlib.Path(commands.__file__).parent.glob("[a-z]*.py")}
-    assert set(cli.COMMANDS) == modules - {"common"}
+    assert set(cli.COMMANDS) == modules - {"common", "probe"}

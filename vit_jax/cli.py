@@ -15,7 +15,18 @@ from typing import NoReturn
 from vit_jax import __version__
 from vit_jax.errors import Preempted, UserError, suggest
 
-COMMANDS = ("train", "prepare", "eval", "predict", "plot", "convert", "parity", "models", "demo")
+COMMANDS = (
+    "train",
+    "prepare",
+    "eval",
+    "predict",
+    "plot",
+    "inspect",
+    "convert",
+    "parity",
+    "models",
+    "demo",
+)
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -1,37 +1,30 @@
 """A trained model from wherever its weights lie: a run's workdir or a checkpoint file."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.checkpoint import describe, official, timm_file, torch_names
-from vit_jax.checkpoint.fetch import fetch
-from vit_jax.checkpoint.formats import open_archive
-from vit_jax.checkpoint.rules import require_names
-from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
-from vit_jax.checkpoint.shapes import Shape, check_shapes, param_shapes
-from vit_jax.checkpoint.tree import arrays
+from vit_jax.checkpoint import describe, official, recorded, timm_file
+from vit_jax.checkpoint.identify import fitting_models, grid_of
+from vit_jax.checkpoint.scan import stack_blocks
+from vit_jax.checkpoint.shapes import Shape
+from vit_jax.checkpoint.source import Source, open_source
+from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.class_names import class_names
 from vit_jax.errors import UserError
 from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import ModelSpec, family_of, registered, resolve
+from vit_jax.models.registry import ModelSpec, resolve
 
 if TYPE_CHECKING:
     from flax import linen as nn
 
 Path = str | os.PathLike[str]
-# Config -> nested parameters. timm's names need the config to be read, official ones do not.
-Reader = Callable[[Mapping[str, Any]], dict[str, Any]]
-
-_METADATA = "vit_jax"  # key in a file's metadata under which the model is described
-_NPZ_METADATA = 65_535  # bytes that an npz file can carry
 _BATCH = 32  # images that `probabilities` passes through the model at once
 
 
@@ -146,30 +139,75 @@ def load_model(path: Path, model: str | None = None) -> LoadedModel:
 
 
 def load_weights(path: Path, model: str | None = None) -> Weights:
-    """Reads the weights of a run or of a checkpoint file.
+    """Reads the weights of a run or of a checkpoint.
 
     Args:
-      path: The workdir of a training run, an official-style .npz, or a state dict in timm's
-        names (.safetensors, .pth); a file also by its address (`https://`, `gs://`).
-      model: Registered name of the model in a file. It may be left out for a file that
-        `save_weights` wrote, and for the parameters of any registered model, which are recognised
-        by their names and shapes.
+      path: As for `checkpoint.load`: the workdir of a training run, a file of any readable format
+        or its address, a Hugging Face or Orbax directory.
+      model: Registered name of the model in it. It may be left out where the model is recorded,
+        and for every registered model, which names and shapes tell.
 
     Raises:
       UserError: for a path that is missing or unreadable, a model that is unknown or not
         recognised, or tensors that are not the model's.
     """
-    path = fetch(path)
-    if path.is_dir():
-        if model is not None:
-            raise UserError(f"{str(path)!r} is a run, which knows its model: leave --model out")
-        return _from_run(path)
-    if not path.exists():
+    with open_source(path, model) as source:
+        weights = described(source, model)
+        params = {name: np.array(x, order="C") for name, x in source.params().items()}
+        return dataclasses.replace(weights, params=unflatten(params))
+
+
+def described(source: Source, model: str | None = None) -> Weights:
+    """What is known of the model in a checkpoint, its tensors yet unread.
+
+    Raises:
+      UserError: for a model that is neither recorded nor registered, or whose images are not
+        square.
+    """
+    config, spec = _config(source, model)
+    shapes = {name: s.shape for name, s in source.specs().items()}
+    size = _size(source, config, shapes)
+    preprocess = recorded.preprocess(source) or (spec.preprocess if spec else Preprocess())
+    num_classes = describe.num_classes(shapes)
+    names = recorded.class_names(source)
+    return Weights(
+        name=recorded.model_name(source) or (spec.name if spec else source.archive.path.stem),
+        config=config,
+        params={},
+        preprocess=dataclasses.replace(preprocess, size=size),
+        class_names=names if names and len(names) == num_classes else class_names(num_classes),
+    )
+
+
+def _config(source: Source, model: str | None) -> tuple[Mapping[str, Any], ModelSpec | None]:
+    """Constructor fields, and the registered model that they are of, if any."""
+    if source.config is None:
+        raise UserError(f"{str(source.archive.path)!r}: {'; '.join(source.notes)}")
+    name = model or next(iter(fitting_models(source.config)), None)
+    spec = resolve(name) if name is not None else None
+    if (config := recorded.config(source)) is not None:
+        return config, spec
+    if spec is None:
         raise UserError(
-            f"no such file or directory {str(path)!r}; expected the workdir of a run or a "
-            "checkpoint (.npz, .safetensors)"
+            f"{str(source.archive.path)!r} holds the parameters of no registered model. Name the "
+            "model that it should be, --model=NAME, to see where they differ; `vit-jax models` "
+            "lists the names"
         )
-    return _from_file(path, None if model is None else resolve(model))
+    # A file pretrained on ImageNet-21k has a layer before the head, a fine-tuned one not.
+    own = ("representation_size", "classifier")
+    found = {field: source.config[field] for field in own if field in source.config}
+    return spec.config.to_dict() | found, spec
+
+
+def _size(source: Source, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
+    """Height and width in pixels of the model's images."""
+    grid = grid_of(source, shapes)
+    if grid is None or grid[0] != grid[1]:
+        raise UserError(
+            f"{str(source.archive.path)!r}: the grid of patches, "
+            f"{describe.num_patches(config, shapes)} of them, is not square, as images here are"
+        )
+    return grid[0] * describe.downsampling(config)
 
 
 def save_weights(path: Path, weights: Weights, to: str) -> None:
@@ -184,11 +222,12 @@ def save_weights(path: Path, weights: Weights, to: str) -> None:
     Raises:
       UserError: if the file cannot be written, or timm cannot hold the model.
     """
-    metadata = {_METADATA: _description(weights)}
+    fields = recorded.described(
+        weights.name, weights.config, weights.preprocess, weights.class_names
+    )
+    metadata = {recorded.OURS: json.dumps(fields)}
     if to == "official":
-        if len(json.dumps(metadata)) > _NPZ_METADATA:  # thousands of classes: do without names
-            metadata = {_METADATA: _description(dataclasses.replace(weights, class_names=None))}
-        official.save(path, weights.params, metadata=metadata)
+        official.save(path, weights.params, metadata=recorded.fitting_npz(metadata))
     elif to == "timm":
         timm_file.save_timm(
             path,
@@ -199,109 +238,3 @@ def save_weights(path: Path, weights: Weights, to: str) -> None:
         )
     else:
         raise UserError(f"unknown format {to!r}; known: official, timm")
-
-
-def _from_run(workdir: pathlib.Path) -> Weights:
-    from vit_jax.train import run_info
-
-    info = run_info.load(workdir)  # before the import of Orbax, which takes a second
-    from vit_jax.train.checkpointing import load_params
-
-    params = unstack_blocks(load_params(workdir))
-    name = info.model.get("model_name") or workdir.name
-    return Weights(name, info.model, params, info.preprocess, info.class_names)
-
-
-def _from_file(path: pathlib.Path, spec: ModelSpec | None) -> Weights:
-    with open_archive(path) as archive:
-        metadata, is_official = archive.metadata, archive.format == "npz"
-        state_dict = {} if is_official else dict(archive)
-    official_params = official.load(path) if is_official else None
-
-    def read(config: Mapping[str, Any]) -> dict[str, Any]:
-        if official_params is not None:
-            return official_params
-        return unstack_blocks(torch_names.from_torch(state_dict, config)["params"])
-
-    if spec is not None:
-        return _fitted(spec, read, path)
-    if _METADATA in metadata:
-        return _described(metadata[_METADATA], read, path)
-    return recognise(read, path)
-
-
-def recognise(read: Reader, path: Path) -> Weights:
-    """The file as the first registered model that it fits; UserError if it fits none."""
-    for spec in registered().values():
-        with contextlib.suppress(UserError):
-            return _fitted(spec, read, path)
-    raise UserError(
-        f"{str(path)!r} holds the parameters of no registered model. Name the model that it "
-        "should be, --model=NAME, to see where they differ; `vit-jax models` lists the names"
-    )
-
-
-def _fitted(spec: ModelSpec, read: Reader, path: Path) -> Weights:
-    """The file as a registered model, with any number of classes and at any square size."""
-    config = spec.config.to_dict()
-    try:
-        params = read(config)
-        shapes = describe.shapes_of(arrays(params))
-        config = _with_representation(config, shapes)
-        _require_fit(config, params, shapes)
-        size, _ = timm_file.square_image_size(config, shapes)
-    except UserError as error:
-        raise UserError(f"{str(path)!r} does not hold a {spec.name}: {error}") from error
-    preprocess = dataclasses.replace(spec.preprocess, size=size)
-    names = class_names(describe.num_classes(shapes))
-    return Weights(spec.name, config, params, preprocess, names)
-
-
-def _require_fit(
-    config: Mapping[str, Any], params: dict[str, Any], shapes: Mapping[str, Shape]
-) -> None:
-    """Raises UserError unless these are this model's parameters, for some head and grid."""
-    try:
-        num_patches = describe.num_patches(config, shapes)
-    except (KeyError, IndexError):
-        num_patches = 0  # another family's, or damaged: the names or shapes below will differ
-    expected = param_shapes(
-        config, num_classes=describe.num_classes(shapes), num_patches=num_patches
-    )
-    require_names(set(expected), set(shapes), "parameters")
-    check_shapes(expected, arrays(params))
-
-
-def _with_representation(config: dict[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Files pretrained on ImageNet-21k have a layer before the head, the fine-tuned ones not."""
-    if "pre_logits/bias" in shapes and family_of(config) == "vit":
-        config["representation_size"] = shapes["pre_logits/bias"][0]
-    return config
-
-
-def _description(weights: Weights) -> str:
-    names = weights.class_names
-    known = names is None or names == class_names(weights.num_classes)
-    return json.dumps(
-        {
-            "name": weights.name,
-            "config": dict(weights.config),
-            "preprocess": weights.preprocess.to_dict(),
-            "class_names": None if known else names,
-        }
-    )
-
-
-def _described(description: str, read: Reader, path: Path) -> Weights:
-    """The inverse of `_description`."""
-    try:
-        fields = json.loads(description)
-        name, config, names = fields["name"], fields["config"], fields["class_names"]
-        preprocess = Preprocess.from_dict(fields["preprocess"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{str(path)!r} describes no model of ours: {error!r}") from error
-    params = read(config)
-    shapes = describe.shapes_of(arrays(params))
-    _require_fit(config, params, shapes)
-    names = names or class_names(describe.num_classes(shapes))
-    return Weights(name, config, params, preprocess, names)

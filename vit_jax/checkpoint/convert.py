@@ -195,14 +195,8 @@ class _Plan:
 
     def described(self) -> dict[str, Any]:
         """The model in the words of our own metadata."""
-        names = self.class_names
-        return {
-            "name": self.name,
-            "config": self.config,
-            "preprocess": self.preprocess.to_dict(),
-            "image_size": self.image_size if self.grid else None,
-            "class_names": None if names == known_class_names(self.num_classes) else names,
-        }
+        fields = recorded.described(self.name, self.config, self.preprocess, self.class_names)
+        return fields | {"image_size": self.image_size if self.grid else None}
 
 
 def _planned(
@@ -381,8 +375,11 @@ def _write_orbax(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str],
     write_orbax(dst, tensors, metadata)
 
 
-def _write_npz(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], _: _Plan) -> None:
-    write_npz(dst, tensors, metadata)
+def _write_npz(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], plan: _Plan) -> None:
+    fitting = recorded.fitting_npz(metadata)
+    if fitting != metadata:
+        plan.source.notes.append("the class names are left out: an npz file has no room for them")
+    write_npz(dst, tensors, fitting)
 
 
 def _write_timm(

@@ -28,7 +28,7 @@ from vit_jax.checkpoint.archive import (
 from vit_jax.errors import UserError
 
 _RAW16 = np.dtype("V2")
-_MAX_COMMENT = 65_535
+MAX_METADATA = 65_535  # bytes, as JSON
 _LOCAL_HEADER = 30
 _CHUNK = 1 << 20
 # A file that unpacks to more than both is a bomb, not a checkpoint.
@@ -170,8 +170,8 @@ def write_npz(
     Equal input gives equal bytes. Raises UserError when the file cannot be written.
     """
     comment = json.dumps(dict(metadata)).encode() if metadata else b""
-    if len(comment) > _MAX_COMMENT:
-        raise UserError(f"{len(comment)} bytes of metadata; an npz file holds {_MAX_COMMENT}")
+    if len(comment) > MAX_METADATA:
+        raise UserError(f"{len(comment)} bytes of metadata; an npz file holds {MAX_METADATA}")
     with replacing(path) as f, zipfile.ZipFile(f, "w", allowZip64=True) as z:
         for name in tensors:
             x = contiguous(to_numpy(tensors[name]))

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from vit_jax.checkpoint.archive import (
     BFLOAT16,
@@ -29,6 +30,7 @@ from vit_jax.errors import UserError
 METADATA = "vit_jax.json"  # ours, beside Orbax's files: what the directory says of its tensors
 RUN = "run.json"  # what a run of ours says of itself, beside its steps
 _TREE = "_METADATA"  # Orbax's own, in the directory of every tree
+_STEP_FILE = "_CHECKPOINT_METADATA"  # in that of every step
 _LEGACY = "checkpoint"  # in its place before 2024
 _DEFAULT_ITEM = "default"
 _STEP = re.compile(r"(?:.*_)?(\d+)")
@@ -63,10 +65,10 @@ def _is_tree(folder: pathlib.Path) -> bool:
 
 
 def _items(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    if not folder.is_dir():
+    if not (folder / _STEP_FILE).is_file():
         return {}
     trees = (entry for entry in sorted(folder.iterdir()) if _is_tree(entry))
-    return {tree.name: tree for tree in trees if not _STEP.fullmatch(tree.name)}
+    return {tree.name: tree for tree in trees}
 
 
 class OrbaxDir(Archive):
@@ -81,7 +83,7 @@ class OrbaxDir(Archive):
             items = {"": self.path} if _is_tree(self.path) else _items(self.path)
             for item, folder in items.items():
                 prefix = f"{item}/" if item not in ("", _DEFAULT_ITEM) else ""
-                tree = _Tree(folder)
+                tree = _Tree(folder.absolute())
                 for name, spec in tree.specs.items():
                     self.specs[prefix + name] = spec
                     self._trees[prefix + name] = tree
@@ -112,7 +114,7 @@ class _Tree:
         self._folder = folder
         self._read: dict[str, np.ndarray] = {}
         if (folder / _TREE).is_file():
-            self._structure = _checkpointer().metadata(folder.absolute()).item_metadata.tree
+            self._structure = _handler().metadata(epath.Path(folder)).tree
             leaves = _flat(self._structure)
             self.specs = {
                 name: Spec(tuple(leaf.shape), np.dtype(leaf.dtype))
@@ -120,7 +122,7 @@ class _Tree:
                 if getattr(leaf, "dtype", None) is not None
             }
         else:  # nothing but the arrays tells their shapes
-            restored = _flat(_checkpointer().restore(folder.absolute()))
+            restored = _flat(_handler().restore(epath.Path(folder)))
             self._read = {n: to_numpy(x) for n, x in restored.items() if hasattr(x, "dtype")}
             self.specs = {n: Spec(x.shape, x.dtype) for n, x in self._read.items()}
         for name, spec in self.specs.items():
@@ -146,14 +148,15 @@ class _Tree:
         item = jax.tree_util.tree_map_with_path(wanted, self._structure)
         as_stored = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=as_stored)
-        restored = _flat(_checkpointer().restore(self._folder.absolute(), args=args))
+        restored = _flat(_handler().restore(epath.Path(self._folder), args=args))
         return {n: np.asarray(x) for n, x in restored.items() if x is not ocp.PLACEHOLDER}
 
 
-def _checkpointer() -> Any:
+def _handler() -> Any:
+    # Not a checkpointer, which warns of an item that lacks what only a step has.
     import orbax.checkpoint as ocp
 
-    return ocp.PyTreeCheckpointer()
+    return ocp.PyTreeCheckpointHandler()
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -201,6 +204,8 @@ def write_orbax(
     Raises:
       UserError: when nothing can be written there.
     """
+    import orbax.checkpoint as ocp
+
     path = pathlib.Path(path)
     if path.exists() and not (path.is_dir() and _is_tree(path)):
         raise UserError(f"{str(path)!r} exists and is no Orbax directory; it is left alone")
@@ -208,7 +213,7 @@ def write_orbax(
     with replacing_directory(path) as folder:
         inner = folder.absolute() / "tree"  # below `folder`, so that its remains go with it
         try:
-            _checkpointer().save(inner, tree)
+            ocp.PyTreeCheckpointer().save(inner, tree)
         except ValueError as e:  # TensorStore's, for a full disk too
             reason = str(e).splitlines()[0].partition(" [")[0].rpartition(": ")[2]
             raise UserError(f"cannot write {str(path)!r}: {reason}") from e

@@ -5,12 +5,16 @@ files of a Hugging Face directory. What is malformed counts as absent: it is a h
 """
 
 import contextlib
+import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.checkpoint import hf_dir
+from vit_jax.checkpoint import hf_dir, infer
+from vit_jax.checkpoint.npz import MAX_METADATA
 from vit_jax.checkpoint.resize import Grid
 from vit_jax.checkpoint.source import Source, metadata_json
+from vit_jax.class_names import class_names as known_class_names
 from vit_jax.errors import UserError
 from vit_jax.models.preprocess import Preprocess
 
@@ -58,6 +62,41 @@ def class_names(source: Source) -> list[str] | None:
 def model_name(source: Source) -> str | None:
     name = _object(source, OURS).get("name")
     return name if isinstance(name, str) else None
+
+
+def config(source: Source) -> dict[str, Any] | None:
+    """Constructor fields as we recorded them, if they are of the sizes that the tensors have."""
+    fields = _object(source, OURS).get("config")
+    if not isinstance(fields, dict) or source.config is None:
+        return None
+    same = ("representation_size",)
+    with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+        if infer.sizes(fields) == infer.sizes(source.config) and all(
+            fields.get(field) == source.config.get(field) for field in same
+        ):
+            return fields
+    return None
+
+
+def described(
+    name: str, config: Mapping[str, Any], preprocess: Preprocess, class_names: list[str] | None
+) -> dict[str, Any]:
+    """A model in the words of our own metadata, for the functions above to read."""
+    known = class_names is None or class_names == known_class_names(len(class_names))
+    return {
+        "name": name,
+        "config": dict(config),
+        "preprocess": preprocess.to_dict(),
+        "class_names": None if known else class_names,
+    }
+
+
+def fitting_npz(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata without class names if an npz file cannot hold them: thousands of classes."""
+    if len(json.dumps(dict(metadata))) <= MAX_METADATA:
+        return dict(metadata)
+    fields = json.loads(metadata[OURS]) | {"class_names": None}
+    return {**metadata, OURS: json.dumps(fields)}
 
 
 def image_size(source: Source) -> Grid | None:

@@ -118,13 +118,18 @@ def open_source(
         hold `model`.
     """
     path = fetch(path)
+    if not path.exists():
+        raise UserError(
+            f"no such file or directory {str(path)!r}; expected a checkpoint (.npz, .safetensors, "
+            "…) or the workdir of a run"
+        )
     weights, described = _located(path) if path.is_dir() else (path, {})
     archive = open_archive(weights)
     try:
         wanted = describe.config_of(model) if model is not None else None
         source = _recognised(archive, image_size, wanted, described)
         if wanted is not None:
-            _require_model(source, wanted)
+            _require_model(source, wanted, model)
         _settle_classifier(source, wanted)
         return source
     except BaseException:
@@ -300,11 +305,15 @@ def _settle_classifier(source: Source, wanted: Mapping[str, Any] | None) -> None
         source.config["classifier"] = config["classifier"]
 
 
-def _require_model(source: Source, wanted: Mapping[str, Any]) -> None:
+def _require_model(source: Source, wanted: Mapping[str, Any], model: Any) -> None:
+    called = f"a {model}" if isinstance(model, str) else "this model"
     if source.config is None:
-        raise UserError(f"{str(source.archive.path)!r}: {'; '.join(source.notes)}")
+        raise UserError(
+            f"{str(source.archive.path)!r} does not hold {called}: {'; '.join(source.notes)}"
+        )
     got, want = infer.sizes(source.config), infer.sizes(wanted)
     if got != want:
         raise UserError(
-            f"{str(source.archive.path)!r} holds another model: expected sizes {want}, found {got}"
+            f"{str(source.archive.path)!r} does not hold {called}: expected sizes {want}, found "
+            f"{got}"
         )

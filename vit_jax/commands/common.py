@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,22 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_path", metavar="MODEL", help="a run's workdir or a checkpoint file")
     parser.add_argument("--model", metavar="NAME", help="model in the file, where it is not clear")
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """An argument: '224' or '160x256', height first."""
+    match = re.fullmatch(r"([1-9]\d*)(?:[x×]([1-9]\d*))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"expected pixels such as 224, or height x width such as 160x256; got {text!r}"
+        )
+    return int(match[1]), int(match[2] or match[1])
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = f", … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def print_json(value: Any) -> None:
@@ -41,8 +58,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         # Text, not str: rich would read [brackets] in a class's name as markup.
         table.add_row(*map(rich.text.Text, row))
     console = rich.console.Console()
+    if not console.is_terminal:
+        console = rich.console.Console(width=_UNLIMITED)
     with console.capture() as rendered:
-        console.print(table, width=None if console.is_terminal else _UNLIMITED)
+        console.print(table)
     # Not printed by rich, which answers a broken pipe with an exit status of its own.
     print(rendered.get(), end="")
 

@@ -1,33 +1,122 @@
-"""Convert weights between the official .npz and timm's .safetensors.
+"""Convert a checkpoint to another format, tensor by tensor; what was done is printed and recorded.
 
-SRC is a .npz, a .safetensors that vit-jax wrote, or the workdir of a training run. DST appears
-whole or not at all.
+SRC is a file (official or big_vision .npz, safetensors, PyTorch, Flax), a directory (Hugging
+Face, Orbax) or the workdir of a run; its format and model are recognised. DST appears whole or
+not at all. Only the options change numbers, each by a step that DST records.
 """
 
 import argparse
+import contextlib
 import pathlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+from vit_jax.commands import common
 from vit_jax.errors import UserError
 
-SUFFIXES = {"official": ".npz", "timm": ".safetensors"}
+if TYPE_CHECKING:
+    from vit_jax.checkpoint import Conversion
+
+# Format -> how its files are called; () for a directory.
+SUFFIXES = {
+    "official": (".npz",),
+    "big_vision": (".npz",),
+    "orbax": (),
+    "timm": (".safetensors", ".pth", ".bin"),
+    "hf": (),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", help="weights to read")
-    parser.add_argument("dst", metavar="DST", help="file to write")
+    parser.add_argument("dst", metavar="DST", help="file or directory to write")
     parser.add_argument("--to", required=True, choices=SUFFIXES, help="format of DST")
-    parser.add_argument("--model", metavar="NAME", help="model in SRC, where the file is not clear")
+    parser.add_argument("--model", metavar="NAME", help="model in SRC, where it is not clear")
+    parser.add_argument(
+        "--image-size",
+        type=common.image_size,
+        metavar="N|HxW",
+        help="pixels for which position embeddings are resized",
+    )
+    parser.add_argument(
+        "--resize-method",
+        choices=("official", "timm"),
+        default="official",
+        help="whose interpolation (default: official)",
+    )
+    parser.add_argument("--num-classes", type=int, metavar="N", help="a new head of zeros; 0: none")
+    parser.add_argument(
+        "--drop-pre-logits",
+        action="store_true",
+        help="drop the layer before the head, and the head that reads it",
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast to")
 
 
 def run(args: argparse.Namespace) -> None:
     src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
-    if dst.suffix != SUFFIXES[args.to]:
-        raise UserError(f"--to {args.to} writes {SUFFIXES[args.to]} files; got DST {args.dst!r}")
+    suffixes = SUFFIXES[args.to]
+    if suffixes and dst.suffix not in suffixes:
+        raise UserError(
+            f"--to {args.to} writes {' or '.join(suffixes)} files; got DST {args.dst!r}"
+        )
     if src.exists() and dst.exists() and src.samefile(dst):
         raise UserError(f"SRC and DST are the same file, {args.dst!r}")
 
-    from vit_jax import inference
+    from vit_jax import checkpoint
 
-    weights = inference.load_weights(src, model=args.model)
-    inference.save_weights(dst, weights, args.to)
-    print(f"{weights.name}: {weights.num_params:,} parameters written to {dst}")
+    with _progress() as progress:
+        done = checkpoint.convert(
+            args.src,
+            dst,
+            to=args.to,
+            model=args.model,
+            image_size=args.image_size,
+            resize_method=args.resize_method,
+            num_classes=args.num_classes,
+            drop_pre_logits=args.drop_pre_logits,
+            dtype=args.dtype,
+            progress=progress,
+        )
+    for name, text in _report(done):
+        print(f"{name:<10}{text}")
+    print(f"{done.model}: {done.num_params:,} parameters written to {args.dst}")
+
+
+def _report(done: "Conversion") -> Iterator[tuple[str, str]]:
+    """What a user should know of a conversion, line by line."""
+    yield "read", f"{done.source_format}, layout {done.source_layout}"
+    for step in done.steps:
+        yield "step", step
+    if done.dropped:
+        yield "dropped", common.some(done.dropped)
+    if done.skipped:
+        yield (
+            "skipped",
+            f"{len(done.skipped)} that are no parameters: {common.some(done.skipped, 2)}",
+        )
+    for name, count in done.not_finite.items():
+        yield "warning", f"{name} holds {count} numbers that are NaN or infinite"
+    for note in done.notes:
+        yield "note", note
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on stderr when that is a terminal."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(stderr=True)
+    columns = (
+        rich.progress.TextColumn("converting"),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("converting", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

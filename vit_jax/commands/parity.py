@@ -7,7 +7,6 @@ ships. The exit status is 1 if the two differ.
 
 import argparse
 import pathlib
-import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--image-size",
-        type=_size,
+        type=common.image_size,
         metavar="N|HxW",
         help="pixels (default: the weights', or model's)",
     )
@@ -83,16 +82,6 @@ def _print(comparison: "Comparison", path: str | None) -> None:
     if path is not None:
         print(f"report: {path}")
     print(f"{comparison.verdict}: {report.conclusion(comparison)}")
-
-
-def _size(text: str) -> tuple[int, int]:
-    """'224' or '160x256', height first."""
-    match = re.fullmatch(r"([1-9]\d*)(?:[x×]([1-9]\d*))?", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(
-            f"expected pixels such as 224, or height x width such as 160x256; got {text!r}"
-        )
-    return int(match[1]), int(match[2] or match[1])
 
 
 def _require_place(path: pathlib.Path) -> None:
