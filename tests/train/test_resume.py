@@ -94,6 +94,22 @@ def test_sigterm_saves_and_the_run_goes_on(images, uninterrupted, tmp_path):
     assert_same(tmp_path, uninterrupted)
 
 
+def test_a_full_disk_is_one_line_and_the_run_goes_on(images, uninterrupted, tmp_path):
+    limited = (
+        "import resource, sys; from vit_jax import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000,) * 2)\n"  # of a file, in bytes
+        "sys.exit(main.main())"
+    )
+    flags = command(images, tmp_path)[2:]
+    ((status, _, errors),) = processes.finish(processes.start(["-c", limited, *flags]))
+    assert status == 2
+    assert errors.startswith(f"vit_jax.main: error: cannot write a checkpoint to {tmp_path}: File")
+    assert "Traceback" not in errors
+    assert not tiny_run.stored(tmp_path)
+    processes.succeed(processes.start(command(images, tmp_path)))
+    assert_same(tmp_path, uninterrupted)
+
+
 def start_two(images, workdir) -> list[subprocess.Popen]:
     names = ("--coordinator", "--num_processes", "--process_id")
     return [
