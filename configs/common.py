@@ -18,7 +18,10 @@ def get_config() -> ConfigDict:
     """A locked config: a misspelt field is an error."""
     config = ConfigDict()
 
-    # Folder of `<model_name>.npz` to start from; None or '' trains from scratch.
+    # A checkpoint to start from, of any format that `vit-jax convert` reads: a file or its address,
+    # a directory, or the workdir of another run.
+    config.pretrained = placeholder(str)
+    # Without it, folder of `<model_name>.npz` to start from; None or '' trains from scratch.
     config.pretrained_dir = "."
     # AugReg recipes only: a full file name without `.npz`, or its first part for the best one.
     config.model_or_filename = placeholder(str)
@@ -106,10 +109,16 @@ def get_config() -> ConfigDict:
     # Steps of 'rsqrt'.
     config.lr_timescale = 10_000
 
+    # Moving average of the parameters, which is evaluated and exported: weight of the old average
+    # (0 for none), and whether it grows to that from min(decay, (1 + step) / (10 + step)).
+    config.ema = ConfigDict({"decay": 0.0, "warmup": True})
+
     # Steps between evaluations, log lines and checkpoints; 0 leaves them to the last step.
     config.eval_every = 100
     config.progress_every = 10
     config.checkpoint_every = 1_000
+    # (first step, last step) to trace for TensorBoard's profiler, counted from 1; () for none.
+    config.profile = ()
     # Checkpoints to keep, the newest; 0 keeps all.
     config.keep_checkpoints = 3
     # A figure of the evaluation, 'accuracy_test' or 'loss_test': the checkpoint where it is best

@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from vit_jax.errors import UserError, suggest
+
 MODEL_CONFIGS: dict[str, ConfigDict] = {}
 AUGREG_CONFIGS: dict[str, ConfigDict] = {}
 
@@ -213,3 +215,19 @@ def get_mixer_b32_config() -> ConfigDict:
 @_register
 def get_mixer_l16_config() -> ConfigDict:
     return _mixer("Mixer-L_16", 16, width=1024, blocks=24, tokens_mlp=512, channels_mlp=4096)
+
+
+def by_short_name(name: str) -> ConfigDict:
+    """A fresh config by the middle of its function's name: `b16` for `get_b16_config`.
+
+    Raises:
+      UserError: for an unknown name, with the closest known ones.
+    """
+    known = {
+        key.removeprefix("get_").removesuffix("_config"): value
+        for key, value in globals().items()
+        if key.startswith("get_") and key.endswith("_config")
+    }
+    if name not in known:
+        raise UserError(f"unknown model {name!r}.{suggest(name, known)} Known: {', '.join(known)}")
+    return known[name]()

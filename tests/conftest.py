@@ -1,6 +1,11 @@
 """Strict JAX and several devices for every test, set before JAX starts."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+# Many tests compile the same tiny model: the second one, and every subprocess, finds it here.
+_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")

@@ -8,7 +8,8 @@ others are; elsewhere add
 
     --coordinator=HOST:PORT --num_processes=N --process_id=I
 
---allow_other_config goes on with a run whose config was another one.
+--allow_other_config goes on with a run whose config was another one. --smoke makes any recipe three
+tiny steps on generated images, to see that it runs.
 """
 
 import sys
@@ -38,6 +39,10 @@ def run(argv: Sequence[str]) -> int:
         from vit_jax.train import distributed
 
         distributed.initialize(options.coordinator, options.num_processes, options.process_id)
+        if options.smoke:
+            from vit_jax.train import smoke
+
+            config = smoke.shrink(config, workdir)
         train.train_and_evaluate(config, workdir, allow_other_config=options.allow_other_config)
     elif trainer == "inference_time":
         from vit_jax import inference_time
@@ -68,6 +73,7 @@ def parse(argv: Sequence[str]):
     flags.DEFINE_bool(
         "allow_other_config", False, "Go on with a run of another config.", flag_values=values
     )
+    flags.DEFINE_bool("smoke", False, "Three tiny steps of it.", flag_values=values)
     try:
         rest = values(["vit_jax.main", *argv])[1:]
         config = holder.value

@@ -148,9 +148,12 @@ def test_one_device_and_four_make_the_same_run(images, tmp_path, monkeypatch):
     config.model.transformer.dropout_rate = 0.0
     four = run(config, tmp_path / "four")
     one_device = jax.make_mesh(
-        (1,), ("data",), axis_types=(sharding.AxisType.Auto,), devices=jax.devices()[:1]
+        (1, 1, 1),
+        sharding.AXES,
+        axis_types=(sharding.AxisType.Auto,) * 3,
+        devices=jax.devices()[:1],
     )
-    monkeypatch.setattr(loop, "make_mesh", lambda: one_device)
+    monkeypatch.setattr(loop, "make_mesh", lambda sizes: one_device)
     one = run(config, tmp_path / "one")
     for name, value in four.items():
         scale = 1.0 if name.endswith("key/bias") else np.abs(value).max()
@@ -189,7 +192,7 @@ def test_bfloat16_adamw_and_scan_train(images, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 6}, "batch=6 must be a positive multiple of the number of devices, 4"),
+        ({"batch": 6}, "batch=6 must be a positive multiple of the number of devices that split it, 4"),
         ({"batch": 8, "accum_steps": 4}, "4 times accum_steps=4"),
         ({"batch_eval": 3}, "batch_eval=3"),
         ({"total_steps": 0}, "total_steps=0"),
@@ -214,8 +217,10 @@ def test_another_model_does_not_continue_a_run(images, uninterrupted):
     _, workdir = uninterrupted
     config = small_config(images)
     config.model.hidden_size = 12
-    with pytest.raises(UserError, match=r"expected float32\[12\]"):
+    with pytest.raises(UserError, match="model.hidden_size was 10, is 12"):
         train.train_and_evaluate(config, workdir)
+    with pytest.raises(UserError, match=r"expected float32\[12\]"):
+        train.train_and_evaluate(config, workdir, allow_other_config=True)
 
 
 def test_a_checkpoint_file_of_the_original_is_named(images, tmp_path):
@@ -263,3 +268,27 @@ def test_inference_time_measures_the_steps_it_is_told(tmp_path):
     config.steps = 0
     with pytest.raises(UserError, match=r"--config.steps > 0, got 0"):
         inference_time.inference_time(config, tmp_path)
+
+
+def test_the_moving_average_is_returned_saved_and_resumed(images, tmp_path, monkeypatch):
+    config = small_config(images, ema={"decay": 0.9, "warmup": False})
+    plain, averaged = run(small_config(images), tmp_path / "plain"), run(config, tmp_path / "ema")
+    assert np.abs(averaged["head/kernel"] - plain["head/kernel"]).max() > 0
+    stored = flatten(load_params(tmp_path / "ema"))
+    for name, value in averaged.items():
+        np.testing.assert_array_equal(stored[name], value, err_msg=name)
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, step, *figures):
+        if step == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vit_jax.train.log.RunLog.train", die)
+        with pytest.raises(Killed):
+            run(config, tmp_path / "again")
+    resumed = run(config, tmp_path / "again")
+    for name, value in averaged.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)

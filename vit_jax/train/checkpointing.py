@@ -143,7 +143,7 @@ class Checkpoints:
                 }
             ),
         )
-        return TrainState(params=restored["params"], **restored["rest"])
+        return _join(restored["params"], restored["rest"])
 
 
 def load_params(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -211,7 +211,17 @@ def _open(path: epath.Path, **options: Any) -> ocp.CheckpointManager:
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
-    return state.params, {"step": state.step, "opt_state": state.opt_state}
+    """What other commands read, the moving average where there is one, and what they do not."""
+    rest = {"step": state.step, "opt_state": state.opt_state}
+    if state.ema is not None:
+        rest["trained_params"] = state.params
+    return state.best_params, rest
+
+
+def _join(params: Any, rest: dict[str, Any]) -> TrainState:
+    if "trained_params" not in rest:
+        return TrainState(rest["step"], params, rest["opt_state"])
+    return TrainState(rest["step"], rest["trained_params"], rest["opt_state"], ema=params)
 
 
 def _refuse_files(path: epath.Path) -> None:

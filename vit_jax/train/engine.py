@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 
 from vit_jax import models
 from vit_jax.errors import UserError
+from vit_jax.train import profiling
+from vit_jax.train.ema import ema_decay, update_ema
 from vit_jax.train.losses import get_loss
 from vit_jax.train.mixing import Mixing
 from vit_jax.train.optimizers import make_optimizer
@@ -79,7 +81,12 @@ def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
     )
     tx = make_optimizer(config, rate)
     init = functools.partial(
-        init_state, model, tx, image_size=config.pp.crop, head_bias=config.init_head_bias
+        init_state,
+        model,
+        tx,
+        image_size=config.pp.crop,
+        head_bias=config.init_head_bias,
+        ema=config.ema.decay > 0,
     )
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = state_shardings(abstract, mesh, config)
@@ -102,6 +109,7 @@ def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
                 mixing=Mixing(**config.mixing),
                 trained=functools.partial(stop_frozen, rules=config.freeze_rules),
                 sharpen=_sharpen(config, rate),
+                average=_average(config),
             ),
             in_shardings=(shardings, split, full),
             out_shardings=(shardings, full),
@@ -113,6 +121,17 @@ def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
             out_shardings=full,
         ),
     )
+
+
+def _average(config: ConfigDict) -> Callable[..., Any] | None:
+    if not config.ema.decay:
+        return None
+
+    def average(ema: Any, params: Any, step: jax.Array) -> Any:
+        decay = ema_decay(step, config.ema.decay, warmup=config.ema.warmup)
+        return update_ema(ema, params, decay)
+
+    return average
 
 
 def _sharpen(config: ConfigDict, rate: Schedule) -> Callable[..., Any] | None:
@@ -140,6 +159,9 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(f"dtype={config.dtype!r}; expected 'float32' or 'bfloat16'")
     check_batch("batch", config.batch, mesh, config.accum_steps)
     check_batch("batch_eval", config.batch_eval, mesh)
+    profiling.check(config.profile)
+    if not 0 <= config.ema.decay < 1:
+        raise UserError(f"ema.decay={config.ema.decay}; expected 0 <= decay < 1")
 
 
 def state_shardings(abstract: TrainState, mesh: Mesh, config: ConfigDict) -> TrainState:
@@ -149,4 +171,5 @@ def state_shardings(abstract: TrainState, mesh: Mesh, config: ConfigDict) -> Tra
         step=replicated(mesh),
         params=params,
         opt_state=like_params(abstract.opt_state, abstract.params, params, mesh),
+        ema=None if abstract.ema is None else params,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -19,12 +20,13 @@ from vit_jax.checkpoint.tree import arrays
 from vit_jax.configs import common
 from vit_jax.errors import Preempted, UserError
 from vit_jax.train import engine as engine_lib
-from vit_jax.train import run_info
+from vit_jax.train import flops, run_info
 from vit_jax.train.checkpointing import Checkpoints
 from vit_jax.train.evaluation import evaluate
 from vit_jax.train.log import RunLog
 from vit_jax.train.preemption import Preemption
 from vit_jax.train.pretrained import find_pretrained
+from vit_jax.train.profiling import Profiler
 from vit_jax.train.resume import require_same_config
 from vit_jax.train.sharding import make_mesh, to_devices
 from vit_jax.train.state import TrainState
@@ -66,17 +68,25 @@ def train_and_evaluate(
         state = engine.init(init_key)
         if pretrained and checkpoints.latest_step is None:
             params = _pretrained_params(pretrained, state, config, engine)
-            state = dataclasses.replace(state, params=params)
+            # A moving average starts there too, as arrays of its own: the step donates both.
+            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+            state = dataclasses.replace(state, params=params, ema=ema)
         state = checkpoints.restore(like=state)
         first_step = int(state.step)
-        log = RunLog(workdir, first_step, config.total_steps)
+        image_flops = None
+        if flops.peak_flops(jax.devices()[0].device_kind):  # counting takes a second
+            image_flops = flops.train_flops(engine.model, config.pp.crop)
+        log = RunLog(workdir, first_step, config.total_steps, image_flops)
+        profiler = Profiler(workdir, config.profile)
         if jax.process_index() == 0:
             run_info.save(run_info.RunInfo.of(config, ds_train.class_names), workdir)
         clock = Clock(first_step)
-        with log, contextlib.closing(ds_train.iterate(first_step)) as stream:
+        with log, profiler, contextlib.closing(ds_train.iterate(first_step)) as stream:
             batches = to_devices(stream, engine.batch, config.prefetch)
             for step in range(first_step + 1, config.total_steps + 1):
+                profiler.before(step)
                 state, scalars = engine.train_step(state, next(batches), train_key)
+                profiler.after(step, scalars)
                 stopping = preemption.after(step)
                 figures = None
 
@@ -88,7 +98,7 @@ def train_and_evaluate(
 
                 if _due(step, config.eval_every, config.total_steps):
                     with clock.paused():
-                        result = evaluate(engine, state.params, ds_test, config.prefetch)
+                        result = evaluate(engine, state.best_params, ds_test, config.prefetch)
                     log.evaluation(step, result)
                     figures = result.figures
 
@@ -98,7 +108,9 @@ def train_and_evaluate(
                         checkpoints.save(state, figures)
                 if stopping:
                     raise Preempted(step)
-    return state.params
+    if damaged := [*ds_train.errors, *ds_test.errors]:
+        logging.warning("%d damaged images were skipped: %s", len(damaged), ", ".join(damaged))
+    return state.best_params
 
 
 class Clock:

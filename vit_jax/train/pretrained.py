@@ -11,13 +11,19 @@ from vit_jax.errors import UserError
 
 
 def find_pretrained(config: ConfigDict) -> pathlib.Path | None:
-    """The `.npz` that the config names, downloaded if need be; None for training from scratch.
+    """The checkpoint that the config names, fetched if need be; None for training from scratch.
 
-    `pretrained_dir/<model_name>.npz`; for an AugReg recipe `pretrained_dir/<file name>.npz`.
+    `pretrained`, of any format; without it `pretrained_dir/<model_name>.npz`, and for an AugReg
+    recipe `pretrained_dir/<file name>.npz`.
 
     Raises:
       UserError: when the file is not there.
     """
+    if config.pretrained:
+        path = fetch(config.pretrained)
+        if not path.exists():
+            raise UserError(f"no such file or directory --config.pretrained={config.pretrained}")
+        return path
     if not config.pretrained_dir:
         return None
     directory = str(config.pretrained_dir).rstrip("/") or "/"

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 import vit_jax
 from vit_jax.errors import UserError
+from vit_jax.input_pipeline import recipes
 from vit_jax.models.preprocess import Preprocess
 
 _FILE = "run.json"
@@ -38,16 +39,7 @@ class RunInfo:
     @classmethod
     def of(cls, config: ConfigDict, class_names: list[str]) -> Self:
         """The facts of a run that starts now."""
-        pp = config.pp
-        preprocess = Preprocess(
-            size=pp.crop,
-            crop=pp.crop / pp.resize if pp.resize else 1.0,
-            resize=pp.resize_shape,
-            method=pp.resize_method,
-            antialias=pp.resize_method == "bicubic",
-            mean=tuple(pp.mean),
-            std=tuple(pp.std),
-        )
+        preprocess = recipes.preprocess(config.pp)
         as_dict = config.to_dict()
         return cls(
             as_dict["model"], len(class_names), class_names, preprocess, as_dict, _versions()

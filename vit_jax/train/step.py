@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 
 from vit_jax.errors import UserError
+from vit_jax.train.counts import counts
 from vit_jax.train.losses import Loss, softmax_cross_entropy
 from vit_jax.train.mixing import Mixing
 from vit_jax.train.state import TrainState
@@ -28,6 +29,7 @@ def make_train_step(
     mixing: Mixing = NO_MIXING,
     trained: Callable[[Any], Any] = lambda params: params,
     sharpen: Callable[[LossAndGrad, Any, jax.Array], tuple[jax.Array, Any]] | None = None,
+    average: Callable[[Any, Any, jax.Array], Any] | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns `step(state, batch, key) -> (state, {'loss': scalar})`.
 
@@ -40,6 +42,7 @@ def make_train_step(
       mixing: Mixes examples and labels before the forward pass.
       trained: Puts a stop to gradients of parameters that are frozen.
       sharpen: Given `(loss_and_grad, params, step)`, the loss and the gradient to follow (SAM).
+      average: Given `(ema, params, step)`, the new moving average.
     """
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array) -> jax.Array:
@@ -62,7 +65,8 @@ def make_train_step(
             value, grads = sharpen(loss_and_grad, state.params, state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state), {"loss": value}
+        ema = average(state.ema, params, state.step) if average else None
+        return TrainState(state.step + 1, params, opt_state, ema), {"loss": value}
 
     return step
 
@@ -107,18 +111,15 @@ def make_eval_step(
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
     """Returns `evaluate(params, batch) -> sums`, where 'mask' [N] leaves padding out.
 
-    The sums: 'examples', 'correct' and 'loss'. The likeliest class is correct if it is one of the
-    example's labels.
+    The sums: 'examples', their 'loss', and those of `counts`.
     """
 
     def evaluate(params: Any, batch: Batch) -> dict[str, jax.Array]:
         logits: Any = model.apply({"params": params}, batch["image"], train=False)
         labels, mask = batch["label"], batch["mask"]
-        best = logits.argmax(-1)[:, None]
-        correct = jnp.take_along_axis(labels, best, axis=-1)[:, 0] > 0
         return {
+            **counts(logits, labels, mask),
             "examples": mask.sum(),
-            "correct": (correct * mask).sum(),
             # A padded example may be anything, NaN too: leave it out before multiplying.
             "loss": jnp.where(mask > 0, loss(logits, labels), 0.0).sum(),
         }

@@ -1,0 +1,79 @@
+"""`--smoke`: any recipe as three tiny steps on generated images, to see that it runs."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax.configs import common
+from vit_jax.models.registry import family_of
+
+STEPS, SIZE, CLASSES = 3, 64, ("round", "square")
+
+
+def shrink(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
+    """The recipe with a tiny model, images of our own below `workdir`, and three steps.
+
+    Everything else stays: augmentation, loss, mixing, optimizer, rules, schedule, types. A recipe
+    that fine-tunes gets a tiny checkpoint to start from.
+    """
+    config = common.with_defaults(config).unlock()
+    folder = pathlib.Path(workdir) / "smoke"
+    config.model = _small(config.model)
+    config.dataset = str(_write_images(folder / "images"))
+    config.pp.crop = SIZE
+    config.pp.resize = SIZE + 8 if config.pp.resize else None
+    config.batch = config.batch_eval = 2 * jax.device_count() * max(1, config.accum_steps)
+    config.total_steps, config.warmup_steps, config.cooldown_steps = STEPS, 1, 0
+    config.eval_every = config.checkpoint_every = STEPS
+    config.progress_every = 1
+    if config.pretrained_dir:
+        config.pretrained_dir = str(folder)
+        _write_checkpoint(config, folder)
+    return config.lock()
+
+
+def _small(model: ConfigDict) -> ConfigDict:
+    small = ConfigDict(model.to_dict())
+    if family_of(small) == "mixer":
+        small.update(num_blocks=2, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=32)
+        return small
+    small.hidden_size = 32
+    small.transformer.update(num_layers=2, num_heads=2, mlp_dim=32)
+    if small.get("resnet") is not None:
+        # Group normalisation wants 32 channels.
+        stages = len(small.resnet.num_layers)
+        small.resnet = ConfigDict({"num_layers": (1,) * stages, "width_factor": 0.5})
+    return small
+
+
+def _write_checkpoint(config: ConfigDict, folder: pathlib.Path) -> None:
+    from vit_jax import checkpoint, models
+
+    model = models.from_config(config.model, num_classes=5)
+    images = np.zeros((1, SIZE, SIZE, 3), np.float32)
+    variables = model.init(jax.random.key(0), images, train=False)
+    name = config.model_or_filename or config.model.model_name
+    if "-" not in name:
+        (folder / "index.csv").write_text(f"filename,ds,final_val\n{name}-smoke,i21k,1\n")
+        name = f"{name}-smoke"
+    checkpoint.save(folder / f"{name}.npz", jax.device_get(variables["params"]))
+
+
+def _write_images(folder: pathlib.Path) -> pathlib.Path:
+    from PIL import Image, ImageDraw
+
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+            for i in range(6):
+                image = Image.new("RGB", (96, 80), tuple(rng.integers(0, 100, 3).tolist()))
+                left, top = rng.integers(5, 30, 2).tolist()
+                draw = ImageDraw.Draw(image)
+                shape = draw.ellipse if name == "round" else draw.rectangle
+                shape((left, top, left + 40, top + 40), fill=(230, 220, 90))
+                image.save(folder / split / name / f"{i}.jpg", quality=95)
+    return folder
