@@ -609,7 +609,7 @@ def test_inspect_says_what_a_run_is(vit_jax, workdir):
     assert lines["parameters"].startswith(f"{num_params:,} in ")
     assert lines["head"] == "3 classes"
     assert lines["classes"] == ", ".join(CLASSES)
-    assert re.search(r"^head/kernel +\d+ × 3 +float32 *$", out, re.MULTILINE)
+    assert re.search(r"^ *head/kernel +\d+ × 3 +float32 *$", out, re.MULTILINE)
     fields = json.loads(vit_jax("inspect", workdir, "--json")[1])
     assert (fields["num_params"], fields["models"]) == (num_params, [])
     assert "tensors" not in fields

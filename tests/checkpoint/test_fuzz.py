@@ -5,14 +5,21 @@ A seed names a mutation, so that a failure can be repeated: `mutated(data, seed)
 
 import json
 import os
+import shutil
 
+import flax.serialization
 import numpy as np
 import pytest
 from checkpoint_helpers import SHAPES, narrow, narrow_params
 from recipes import flatten
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint.formats import open_archive, write_safetensors, write_torch
+from vit_jax.checkpoint.formats import (
+    open_archive,
+    write_orbax,
+    write_safetensors,
+    write_torch,
+)
 from vit_jax.errors import UserError
 
 MUTATIONS = int(os.environ.get("FUZZ_MUTATIONS", "300"))  # of each kind of file
@@ -32,6 +39,13 @@ def make(folder, kind):
     if kind == "torch":
         write_torch(folder / "x", checkpoint.to_torch({"params": params}, CONFIG))
         return folder / "x", folder / "x"
+    if kind == "flax":
+        state = (params, {"trace": params}, np.int32(3))
+        (folder / "x").write_bytes(flax.serialization.to_bytes(state))
+        return folder / "x", folder / "x"
+    if kind.startswith("orbax"):
+        write_orbax(folder / "x", {f"params/{n}": x for n, x in flatten(params).items()})
+        return folder / "x" / kind.removeprefix("orbax "), folder / "x"
     if kind.startswith("hf"):
         checkpoint.convert(src, folder / "x", to="hf")
         return folder / "x" / kind.removeprefix("hf "), folder / "x"
@@ -71,7 +85,7 @@ def mutated(data: bytes, seed: int) -> bytes:
 
 
 KINDS = ["official", "compressed npz", "big_vision", "timm", "torch", "hf model.safetensors",
-         "hf config.json", "hf preprocessor_config.json"]  # fmt: skip
+         "hf config.json", "hf preprocessor_config.json", "flax"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,6 +113,41 @@ def test_damaged_files(tmp_path, kind):
             raise AssertionError(f"seed {seed}: {e!r}") from e
         assert sorted(os.listdir(tmp_path)) == before, seed
     assert refused > (0 if kind == "hf preprocessor_config.json" else MUTATIONS // 4)
+
+
+def orbax_files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+# A thread of Orbax's that outlives its failed event loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_orbax_directories(tmp_path):
+    """Each file of the directory in turn: damaged, cut short, or gone."""
+    _, opened = make(tmp_path, "orbax")
+    good = tmp_path / "good"
+    shutil.copytree(opened, good)
+    want = {n: x.shape for n, x in flatten(checkpoint.load(good)).items()}
+    files, refused = orbax_files(good), 0
+    for seed in range(MUTATIONS // 2):
+        shutil.rmtree(opened)
+        shutil.copytree(good, opened)
+        damaged = opened / files[seed % len(files)]
+        if seed // len(files) == 0:
+            damaged.unlink()
+        else:
+            damaged.write_bytes(mutated(damaged.read_bytes(), seed))
+        try:
+            checkpoint.identify(opened)
+            got = checkpoint.load(opened, CONFIG)
+            checkpoint.convert(opened, tmp_path / "dst.npz", to="official", model=CONFIG)
+        except UserError:
+            refused += 1
+            continue
+        except BaseException as e:
+            raise AssertionError(f"seed {seed}: {e!r} for {damaged}") from e
+        # Orbax keeps no checksum of the numbers; names and shapes must be the model's all the same.
+        assert {n: x.shape for n, x in flatten(got).items()} == want, seed
+    assert refused > MUTATIONS // 10
 
 
 ODD = [None, True, -1, 0, 3, 10**30, 1.5, float("nan"), "", "text", [], [1, 2], [[]], {}, {"a": 1}]

@@ -122,7 +122,7 @@ def load_pretrained(
     dropped. Position embeddings are resized (bilinear, aligned corners).
 
     Args:
-      pretrained_path: A checkpoint file.
+      pretrained_path: Whatever `load` reads.
       init_params: The model's parameters, for the head and for every name and shape; if their
         blocks are stacked, so are the result's.
       model_config: Its `representation_size` and `classifier` are used.
@@ -130,14 +130,14 @@ def load_pretrained(
         no square.
 
     Returns:
-      Nested dict with the names and shapes of `init_params`.
+      Nested dict with the names, shapes and dtypes of `init_params`; a cast is logged.
 
     Raises:
       UserError: for a file that `load` cannot read or that does not fit.
     """
     stacked = is_stacked(init_params)
     init = arrays(unstack_blocks(init_params))
-    flat = arrays(load(pretrained_path))
+    flat = arrays(_load_for(pretrained_path, model_config))
     if model_config.get("representation_size") is None:
         flat = {n: x for n, x in flat.items() if not n.startswith("pre_logits/")}
     flat = {n: x for n, x in flat.items() if not n.startswith("head/")}
@@ -151,4 +151,24 @@ def load_pretrained(
             )
     params = inspect_params(params=unflatten(flat), expected=unflatten(init))
     check_shapes({name: np.shape(x) for name, x in init.items()}, arrays(params))
+    params = unflatten(_cast_like(arrays(params), init, pretrained_path))
     return stack_blocks(params) if stacked else params
+
+
+def _load_for(path: str | os.PathLike, model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """`load`; where only the model tells the number of attention heads, as the model has it."""
+    with open_source(path) as source:
+        model = None if source.heads_known else model_config
+    return load(path, model)
+
+
+def _cast_like(
+    params: Mapping[str, Any], like: Mapping[str, Any], path: str | os.PathLike
+) -> dict[str, Any]:
+    dtypes = {name: np.dtype(x.dtype) for name, x in like.items()}
+    for old, new in sorted({(x.dtype.name, dtypes[n].name) for n, x in params.items()}):
+        if old != new:
+            log.warning("%s: parameters of type %s become %s, the model's", path, old, new)
+    return {
+        name: x if x.dtype == dtypes[name] else x.astype(dtypes[name]) for name, x in params.items()
+    }

@@ -64,6 +64,11 @@ class Source:
         """Whether the file holds position embeddings, or its model needs none."""
         return not _lacks_positions(self.view)
 
+    @property
+    def heads_known(self) -> bool:
+        """Whether the file tells the number of attention heads, or is of no known model."""
+        return _heads_known(self.config or {})
+
     def params(self) -> Tensors:
         """The parameters under linen names, unstacked, each read when asked for."""
         self.require_heads()
@@ -75,7 +80,7 @@ class Source:
 
     def require_heads(self) -> None:
         """Raises UserError if nothing tells the number of attention heads."""
-        if not _heads_known(self.config or {}):
+        if not self.heads_known:
             raise UserError(
                 f"{str(self.archive.path)!r} is no registered model, and nothing in it tells its "
                 "number of attention heads; name the model"
