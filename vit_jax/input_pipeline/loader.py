@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self
@@ -29,6 +30,8 @@ OnError = Literal["raise", "skip"]
 
 # So many damaged images in a row are no accident.
 _MOST_DAMAGED = 100
+# Seconds that a worker goes on after SIGTERM.
+_GRACE = 20
 # Fields of an example that are not for the model: the record it is of, and how many were skipped.
 _RECORD, _SKIPPED = "_record", "_skipped"
 
@@ -182,7 +185,7 @@ def _read(
             per_worker_buffer_size=-(-ahead // reading.num_workers),
         )
         batches = examples.batch(rows).to_iter_dataset(options)
-        batches = batches.mp_prefetch(workers, worker_init_fn=_one_opencv_thread)
+        batches = batches.mp_prefetch(workers, worker_init_fn=_prepare_worker)
     else:
         # Threads take single examples: the first batch is ready sooner, and memory is bounded.
         options = grain.ReadOptions(
@@ -192,11 +195,13 @@ def _read(
     return iter(batches)
 
 
-def _one_opencv_thread(worker_index: int, worker_count: int) -> None:
-    """The workers are the parallelism; each with a thread pool of its own would be too much."""
+def _prepare_worker(worker_index: int, worker_count: int) -> None:
     import cv2
 
+    # The workers are the parallelism; each with a thread pool of its own would be too much.
     cv2.setNumThreads(1)
+    # A cluster sends SIGTERM to every process of a job: live on until the run's last step is saved.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
 def _parse_absl_flags() -> None:
