@@ -1,5 +1,6 @@
 """metrics.jsonl and TensorBoard events through kills and resumes; what an evaluation counts."""
 
+import contextlib
 import json
 import struct
 
@@ -93,11 +94,16 @@ def test_a_full_disk_is_one_message(tmp_path, full):
         writer._file.close()
         writer._file = open("/dev/full", "w")  # noqa: SIM115
     else:
-        writer._events._file._py_recordio_writer._writer = open("/dev/full", "wb")  # noqa: SIM115
+        record_writer = writer._events._file._py_recordio_writer
+        record_writer._writer.close()
+        record_writer._writer = open("/dev/full", "wb")  # noqa: SIM115
     with pytest.raises(UserError, match=r"cannot write the metrics of .*No space left"):
         writer.write(1, {"train_loss": 0.0})
     with pytest.raises(UserError, match="No space left"):
         writer.close()
+    if full == "events":
+        with contextlib.suppress(OSError):
+            record_writer._writer.close()
 
 
 # --- TensorBoard ---------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Where a run's numbers go: `metrics.jsonl`, one line per logged step, and TensorBoard events."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -42,8 +43,8 @@ class MetricWriter:
 
     def close(self) -> None:
         try:
-            self._file.close()
-            self._events.close()
+            with contextlib.closing(self._events):
+                self._file.close()
         except OSError as error:
             raise self._not_written(error) from error
 
