@@ -146,7 +146,8 @@ def _located(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     """Where a directory's weights are, and what a Hugging Face directory says of them."""
     with reading(folder, "directory"):
         if (folder / hf_dir.CONFIG).exists():
-            return hf_dir.weights(folder), hf_dir.read(folder)
+            described = hf_dir.read(folder)
+            return hf_dir.weights(folder), described
         if is_orbax(folder):
             return folder, {}
         if (step := newest_step(folder)) is not None:
