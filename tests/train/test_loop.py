@@ -192,7 +192,10 @@ def test_bfloat16_adamw_and_scan_train(images, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 6}, "batch=6 must be a positive multiple of the number of devices that split it, 4"),
+        (
+            {"batch": 6},
+            "must be a positive multiple of the number of devices that split it, 4",
+        ),
         ({"batch": 8, "accum_steps": 4}, "4 times accum_steps=4"),
         ({"batch_eval": 3}, "batch_eval=3"),
         ({"total_steps": 0}, "total_steps=0"),
@@ -217,7 +220,7 @@ def test_another_model_does_not_continue_a_run(images, uninterrupted):
     _, workdir = uninterrupted
     config = small_config(images)
     config.model.hidden_size = 12
-    with pytest.raises(UserError, match="model.hidden_size was 10, is 12"):
+    with pytest.raises(UserError, match=r"model\.hidden_size was 10, is 12"):
         train.train_and_evaluate(config, workdir)
     with pytest.raises(UserError, match=r"expected float32\[12\]"):
         train.train_and_evaluate(config, workdir, allow_other_config=True)
