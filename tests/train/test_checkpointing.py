@@ -91,7 +91,8 @@ def test_what_was_being_written_is_not_seen(tmp_path):
     (tmp_path / "checkpoint_2").rename(tmp_path / "checkpoint_2.orbax-checkpoint-tmp")
     with Checkpoints(tmp_path) as checkpoints:
         assert int(checkpoints.restore(like=state_of(0)).step) == 1
-    assert saved(tmp_path) == [1]
+        checkpoints.save(state_of(2))
+    assert saved(tmp_path) == [1, 2]
 
 
 @contextlib.contextmanager

@@ -80,6 +80,13 @@ def two(images, tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
+def one(images, tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("one")
+    work(evaluations(images, folder), folder, count=1, devices=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def three(images, tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("three")
     work(evaluations(images, folder), folder, count=3, devices=1)
@@ -118,18 +125,17 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(images, two, tmp_path, nam
 
 
 @pytest.mark.parametrize("batch", EVALUATIONS)
-def test_any_number_of_processes_evaluates_every_example_once(images, two, three, tmp_path, batch):
-    work(evaluations(images, tmp_path), tmp_path, count=1, devices=2)
-    one, *others = (
+def test_any_number_of_processes_evaluates_every_example_once(one, two, three, batch):
+    alone, *others = (
         json.loads((folder / f"evaluation_{batch}.json").read_text())
-        for folder in (tmp_path, two, three)
+        for folder in (one, two, three)
     )
-    assert one["examples_test"] == 2 * TESTS_PER_CLASS
+    assert alone["examples_test"] == 2 * TESTS_PER_CLASS
     for other in others:
-        assert other == pytest.approx(one, rel=1e-6)
+        assert other == pytest.approx(alone, rel=1e-6)
         # Counts are exact.
         assert {k: v for k, v in other.items() if k != "loss_test"} == {
-            k: v for k, v in one.items() if k != "loss_test"
+            k: v for k, v in alone.items() if k != "loss_test"
         }
 
 

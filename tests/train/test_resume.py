@@ -80,15 +80,15 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_run(images, uninter
 
 
 def test_sigterm_saves_and_the_run_goes_on(images, uninterrupted, tmp_path):
-    process = processes.start(command(images, tmp_path))
+    process = processes.start(command(images, tmp_path, "--config.data.num_workers=1"))
     wait_for_lines(tmp_path, process, more=3)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as clusters do, to the data's worker too
     ((status, _, errors),) = processes.finish(process)
     (latest,) = {max(tiny_run.stored(tmp_path)), tiny_run.lines(tmp_path)[-1]["step"]}
     assert status == 143
-    assert errors == (
-        f"vit_jax.main: stopped by SIGTERM after step {latest}, which is saved; "
-        "the same command goes on\n"
+    assert latest < 60
+    assert errors.startswith(
+        f"vit_jax.main: stopped by SIGTERM after step {latest}, which is saved"
     )
     processes.succeed(processes.start(command(images, tmp_path)))
     assert_same(tmp_path, uninterrupted)
