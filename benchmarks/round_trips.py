@@ -96,8 +96,8 @@ def weights(path: pathlib.Path) -> pathlib.Path:
 def same(name: str, x, y) -> bool:
     if x.specs.get(name) != y.specs.get(name):
         return False
-    bits = (np.ascontiguousarray(z[name]).reshape(-1).view(np.uint8) for z in (x, y))
-    return np.array_equal(*bits)
+    left, right = (np.ascontiguousarray(z[name]).reshape(-1).view(np.uint8) for z in (x, y))
+    return np.array_equal(left, right)
 
 
 if __name__ == "__main__":
