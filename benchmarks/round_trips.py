@@ -53,7 +53,7 @@ def main() -> int:
 def round_trips(model: str, folder: pathlib.Path) -> int:
     """Prints a line a pair; the number of pairs that lost something."""
     src, failed = folder / "src.npz", 0
-    shapes = param_shapes(resolve(model).config, num_classes=1000, num_patches=196)
+    shapes = param_shapes(resolve(model).config.to_dict(), num_classes=1000, num_patches=196)
     checkpoint.save(src, unflatten(random(shapes)))
     print(f"{model}: {src.stat().st_size / 1e9:.2f} GB", flush=True)
     for first, second in itertools.permutations(formats(model), 2):
