@@ -6,6 +6,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
+from rich.table import Column
 from rich.text import Text
 
 # Seconds between plain lines, where there is no terminal to redraw.
@@ -29,7 +30,7 @@ class RunProgress:
         self._bar = Progress(
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            _Figures(),
+            _Figures(table_column=Column(no_wrap=True)),
             console=self._console,
             disable=not self._console.is_terminal,
         )
