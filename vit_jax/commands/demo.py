@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
     workdir = pathlib.Path(args.workdir)
     data = workdir / "data"
+    before = set(workdir.glob("checkpoint_*"))
     main.run(
         [
             f"--config={digits.__file__}",
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
         ]
     )
 
+    if before == set(workdir.glob("checkpoint_*")):
+        print(f"{workdir} holds a finished run; remove it to train again")
     weights = inference.load_weights(workdir)
     official, timm = workdir / "vit_digits.npz", workdir / "vit_digits.safetensors"
     inference.save_weights(official, weights, "official")
