@@ -236,7 +236,7 @@ def test_bad_input(arguments, message):
 def test_weights_of_another_model_are_refused(tmp_path):
     checkpoint.save(tmp_path / "x.npz", tiny_params())
     other = TINY | {"transformer": TINY["transformer"] | {"num_layers": 2}}
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="does not hold this model"):
         compare(other, weights=tmp_path / "x.npz", image_size=(32, 48))
     missing = tiny_params()
     del missing["cls"]

@@ -199,6 +199,8 @@ def test_bfloat16_adamw_and_scan_train(images, tmp_path):
         ({"batch": 8, "accum_steps": 4}, "4 times accum_steps=4"),
         ({"batch_eval": 3}, "batch_eval=3"),
         ({"total_steps": 0}, "total_steps=0"),
+        ({"keep_best": "accuracy"}, "keep_best='accuracy'"),
+        ({"ema": {"decay": 1.0}}, "ema.decay=1.0"),
         ({"warmup_steps": 6}, "warmup_steps=6"),
         ({"decay_type": "sine"}, "decay_type='sine'"),
         ({"optim": "adamx"}, "Did you mean 'adamw'"),

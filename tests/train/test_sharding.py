@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from recipes import flatten, random_images
@@ -13,6 +14,7 @@ from vit_jax.errors import UserError
 from vit_jax.models import get_model
 from vit_jax.train import engine as engine_lib
 from vit_jax.train.sharding import check_batch, make_mesh, param_shardings
+from vit_jax.train.step import make_train_step
 
 MESHES = {
     "data": {"data": 4},
@@ -72,10 +74,18 @@ def _one_device():
     )
 
 
-@pytest.mark.parametrize("optim", ["sgd", "adamw"])
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
+CASES = [(mesh, "sgd") for mesh in MESHES] + [
+    ("data and fsdp", "adamw"),
+    ("fsdp and model", "adamw"),
+    ("data and fsdp", "adafactor"),
+    ("fsdp and model", "lamb"),
+    ("fsdp", "lion"),
+]
+
+
+@pytest.mark.parametrize(("mesh", "optim"), CASES)
 def test_every_mesh_trains_like_one_device_and_keeps_its_layout(mesh, optim):
-    engine = build(mesh, optim)
+    engine = build(MESHES[mesh], optim)
     state, losses = three_steps(engine)
     params, expected = plain(optim)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -176,6 +186,25 @@ def test_bad_meshes(sizes, message):
     with pytest.raises(UserError) as error:
         make_mesh(sizes)
     assert message in str(error.value)
+
+
+def test_accumulation_keeps_one_buffer_of_gradients():
+    """Of the parameters' size; each part's gradient is added as soon as it is there."""
+    model, tx = get_model("ViT-S_16", num_classes=10), optax.sgd(0.1)
+    init = functools.partial(engine_lib.init_state, model, tx, image_size=32)
+    state = jax.eval_shape(init, jax.random.key(0))
+    size = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
+
+    def temporary(accum_steps: int) -> float:
+        step = jax.jit(make_train_step(model, tx, accum_steps=accum_steps), donate_argnums=0)
+        batch = {
+            "image": jax.ShapeDtypeStruct((2 * accum_steps, 32, 32, 3), np.float32),
+            "label": jax.ShapeDtypeStruct((2 * accum_steps, 10), np.float32),
+        }
+        compiled = step.lower(state, batch, jax.random.key(0)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes / size
+
+    assert temporary(4) - temporary(1) < 1.05
 
 
 def test_the_model_axis_shares_a_batch():

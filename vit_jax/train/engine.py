@@ -160,6 +160,10 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     check_batch("batch", config.batch, mesh, config.accum_steps)
     check_batch("batch_eval", config.batch_eval, mesh)
     profiling.check(config.profile)
+    if config.keep_best not in (None, "accuracy_test", "loss_test"):
+        raise UserError(
+            f"keep_best={config.keep_best!r}; expected None, 'accuracy_test' or 'loss_test'"
+        )
     if not 0 <= config.ema.decay < 1:
         raise UserError(f"ema.decay={config.ema.decay}; expected 0 <= decay < 1")
 

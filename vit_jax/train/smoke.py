@@ -23,7 +23,7 @@ def shrink(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
     folder = pathlib.Path(workdir) / "smoke"
     config.model = _small(config.model)
     config.dataset = str(_write_images(folder / "images"))
-    config.pp.crop = SIZE
+    config.pp.train, config.pp.test, config.pp.crop = "train", "test", SIZE
     config.pp.resize = SIZE + 8 if config.pp.resize else None
     config.batch = config.batch_eval = 2 * jax.device_count() * max(1, config.accum_steps)
     config.total_steps, config.warmup_steps, config.cooldown_steps = STEPS, 1, 0
