@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
@@ -115,13 +116,17 @@ def convert(
         name_tensors, write = _TARGETS[to]
         export = name_tensors(plan)
         tensors = _Watched(lambda file: export(plan.linen(file)), source, progress)
-        sha256 = _sha256(source.archive.path)
-        record = _record(source, to, plan.steps, sha256)
-        metadata = {
-            recorded.OURS: json.dumps(plan.described()),
-            recorded.HISTORY: json.dumps([*recorded.history(source), record]),
-        }
-        write(pathlib.Path(dst), tensors, metadata, plan)
+
+        def metadata(sha256: str) -> dict[str, str]:
+            record = _record(source, to, plan.steps, sha256)
+            return {
+                recorded.OURS: json.dumps(plan.described()),
+                recorded.HISTORY: json.dumps([*recorded.history(source), record]),
+            }
+
+        with _Hashing(source.archive.path, metadata) as hashing:
+            write(pathlib.Path(dst), tensors, hashing, plan)
+            sha256 = hashing.sha256()
         return Conversion(
             src=str(src),
             dst=str(dst),
@@ -371,20 +376,47 @@ def _linen_names(_: _Plan) -> Callable[[Tensors], Tensors]:
     return lambda linen: linen
 
 
-def _write_orbax(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], _: _Plan) -> None:
-    write_orbax(dst, tensors, metadata)
+class _Hashing:
+    """The metadata of a conversion, while a thread takes the hash of the source. A context manager.
+
+    Hashing takes as long as converting: what can wait for it writes a draft first.
+    """
+
+    def __init__(self, path: pathlib.Path, metadata: Callable[[str], dict[str, str]]):
+        self._metadata = metadata
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._sha256 = self._thread.submit(_sha256, path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self._thread.shutdown()
+
+    def sha256(self) -> str:
+        return self._sha256.result()
+
+    def draft(self) -> dict[str, str]:
+        """As long as the final metadata."""
+        return self._metadata("0" * hashlib.sha256().digest_size * 2)
+
+    def final(self) -> dict[str, str]:
+        return self._metadata(self.sha256())
 
 
-def _write_npz(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], plan: _Plan) -> None:
+def _write_orbax(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, _: _Plan) -> None:
+    write_orbax(dst, tensors, hashing.final())
+
+
+def _write_npz(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
+    metadata = hashing.final()
     fitting = recorded.fitting_npz(metadata)
     if fitting != metadata:
         plan.source.notes.append("the class names are left out: an npz file has no room for them")
     write_npz(dst, tensors, fitting)
 
 
-def _write_timm(
-    dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], plan: _Plan
-) -> None:
+def _write_timm(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
     if dst.suffix in (".pth", ".bin"):
         write_torch(dst, dict(tensors))
         return
@@ -394,11 +426,23 @@ def _write_timm(
         image_size=plan.image_size,
         preprocess=plan.preprocess,
     )
-    metadata = {"format": "pt", recorded.TIMM: json.dumps(described), **metadata}
-    write_safetensors(dst, tensors, metadata, tensors.specs)
+    fields = {"format": "pt", recorded.TIMM: json.dumps(described)}
+    _write_hashed(dst, tensors, hashing, fields)
 
 
-def _write_hf(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], plan: _Plan) -> None:
+def _write_hashed(
+    path: pathlib.Path, tensors: _Watched, hashing: _Hashing, fields: dict[str, str]
+) -> None:
+    write_safetensors(
+        path,
+        tensors,
+        {**fields, **hashing.draft()},
+        tensors.specs,
+        late=lambda: {**fields, **hashing.final()},
+    )
+
+
+def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
     """A whole directory takes the place of `dst`, which must be one of ours or absent."""
     if dst.exists() and not (dst / hf_dir.CONFIG).exists():
         raise UserError(f"{str(dst)!r} exists and is no Hugging Face directory; it is left alone")
@@ -417,8 +461,7 @@ def _write_hf(dst: pathlib.Path, tensors: _Watched, metadata: dict[str, str], pl
     with replacing_directory(dst) as folder:
         for name, fields in files.items():
             (folder / name).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
-        metadata = {"format": "pt", **metadata}
-        write_safetensors(folder / hf_dir.WEIGHTS, tensors, metadata, tensors.specs)
+        _write_hashed(folder / hf_dir.WEIGHTS, tensors, hashing, {"format": "pt"})
 
 
 # Target -> what it calls the tensors (and whether it can hold them), and what writes them.

@@ -7,7 +7,8 @@ https://github.com/huggingface/safetensors#format.
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
@@ -115,6 +116,7 @@ def write_safetensors(
     tensors: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
     specs: Mapping[str, Spec] | None = None,
+    late: Callable[[], Mapping[str, str]] | None = None,
 ) -> None:
     """Writes tensors one at a time. `path` appears whole or not at all.
 
@@ -123,6 +125,7 @@ def write_safetensors(
       tensors: By name; may be lazy.
       metadata: Text for the header.
       specs: Shapes and dtypes of lazy tensors, so that none is computed twice.
+      late: The final metadata, as long as `metadata`; called when the tensors are written.
     """
     if specs is None:
         tensors = {name: to_numpy(x) for name, x in tensors.items()}
@@ -141,12 +144,37 @@ def write_safetensors(
             "data_offsets": [end, end + spec.nbytes],
         }
         end += spec.nbytes
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % _ALIGN)
+    encoded = _encoded(header)
     with replacing(path) as f:
         f.write(struct.pack("<Q", len(encoded)) + encoded)
-        for name in names:
-            x = contiguous(to_numpy(tensors[name]))
+        for name, x in zip(names, _one_ahead(tensors, names), strict=True):
             if (x.shape, x.dtype) != tuple(specs[name]):
                 raise ValueError(f"{name!r} was announced as {specs[name]}, is {x.shape} {x.dtype}")
             f.write(as_bytes(x))
+        if late is not None:
+            final = _encoded({**header, "__metadata__": dict(late())})
+            if len(final) != len(encoded):
+                raise ValueError("the final metadata is not as long as the first")
+            f.seek(8)
+            f.write(final)
+
+
+def _encoded(header: Mapping[str, Any]) -> bytes:
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    return encoded + b" " * (-len(encoded) % _ALIGN)
+
+
+def _one_ahead(tensors: Mapping[str, Any], names: Sequence[str]) -> Iterator[np.ndarray]:
+    """The named tensors in order; while one is written, a thread reads and lays out the next."""
+
+    def make(name: str) -> np.ndarray:
+        return contiguous(to_numpy(tensors[name]))
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = thread.submit(make, names[0]) if names else None
+        for following in [*names[1:], None]:
+            if coming is None:
+                return
+            x = coming.result()
+            coming = None if following is None else thread.submit(make, following)
+            yield x
