@@ -60,7 +60,7 @@ def wait_for_lines(workdir: pathlib.Path, process: subprocess.Popen, more: int =
 
 def test_a_run_killed_at_random_moments_is_the_uninterrupted_run(images, uninterrupted, tmp_path):
     """SIGKILL in steps, saves and evaluations; a run that gets through makes way for another."""
-    rng, kills, workdir = random.Random(0), 0, tmp_path / "0"
+    rng, kills, in_saves, workdir = random.Random(0), 0, 0, tmp_path / "0"
     while True:
         process = processes.start(command(images, workdir))
         if kills < KILLS:
@@ -71,12 +71,14 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_run(images, uninter
         ((status, _, errors),) = processes.finish(process)
         if status == -signal.SIGKILL:
             kills += 1
+            in_saves += bool(list(workdir.glob("*tmp*")))
             continue
         assert status == 0, errors[-3000:]
         assert_same(workdir, uninterrupted)
         if kills == KILLS:
             break
         workdir = tmp_path / str(kills)
+    assert in_saves  # or the moments were badly chosen
 
 
 def test_sigterm_saves_and_the_run_goes_on(images, uninterrupted, tmp_path):
