@@ -15,6 +15,8 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     *,
+    bias: jax.Array | None = None,
+    scale: float | None = None,
     on_weights: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
@@ -25,6 +27,9 @@ def attend(
       q: Queries [N, Q, heads, d].
       k: Keys [N, K, heads, d].
       v: Values [N, K, heads, e].
+      bias: Added to the scaled scores, of a rank and shape that broadcasts to
+        [N, heads, Q, K]: relative positions, masks.
+      scale: Of the scores; by default 1 / √d.
       on_weights: Sees the weights [N, heads, Q, K] and returns those that are used: the one
         place for dropout and for looking at attention.
 
@@ -32,10 +37,12 @@ def attend(
       [N, Q, heads, e] in the type of `v`.
     """
     # The original scales the queries, not the scores: the same number, rounded differently.
-    q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+    q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype) if scale is None else q * scale
     scores = jnp.einsum("nqhd,nkhd->nhqk", q, k)
-    wide = jnp.promote_types(scores.dtype, jnp.float32)
-    weights = jax.nn.softmax(scores.astype(wide), axis=-1).astype(v.dtype)
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    if bias is not None:
+        scores = scores + bias.astype(scores.dtype)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     if on_weights is not None:
         weights = on_weights(weights)
     return jnp.einsum("nhqk,nkhe->nqhe", weights, v)
@@ -50,6 +57,8 @@ class MultiHeadDotProductAttention(nn.Module):
     Attributes:
       dropout_rate: On the attention weights.
       out_dropout_rate: On the output.
+      qkv_bias: Whether query, key and value have a bias.
+      kernel_init: Of all four kernels.
 
     Raises:
       UserError: when the heads do not divide the width.
@@ -58,6 +67,8 @@ class MultiHeadDotProductAttention(nn.Module):
     num_heads: int
     dropout_rate: float = 0.0
     out_dropout_rate: float = 0.0
+    qkv_bias: bool = True
+    kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
     dtype: Any = None
 
     @nn.compact
@@ -65,9 +76,10 @@ class MultiHeadDotProductAttention(nn.Module):
         width = x.shape[-1]
         if width % self.num_heads:
             raise UserError(f"num_heads={self.num_heads} does not divide the width {width}")
-        project = {"kernel_init": nn.initializers.xavier_uniform(), "dtype": self.dtype}
+        project = {"kernel_init": self.kernel_init, "dtype": self.dtype}
+        heads = (self.num_heads, width // self.num_heads)
         q, k, v = (
-            nn.DenseGeneral((self.num_heads, width // self.num_heads), name=name, **project)(x)
+            nn.DenseGeneral(heads, use_bias=self.qkv_bias, name=name, **project)(x)
             for name in ("query", "key", "value")
         )
         y = attend(q, k, v, on_weights=self._on_weights(train))

@@ -1,11 +1,12 @@
 """The pre-norm block, and how a model runs a stack of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from vit_jax.errors import UserError
 from vit_jax.layers.drop import DropPath, drop_path_rates
 from vit_jax.layers.norm import LayerNorm
 
@@ -39,13 +40,13 @@ class Block(nn.Module):
 
 
 def run_blocks(
-    block: Factory,
+    block: Factory | Sequence[Factory],
     x: jax.Array,
     *,
     depth: int,
     name: str,
     train: bool,
-    drop_path_rate: float = 0.0,
+    drop_path_rate: float | Sequence[float] = 0.0,
     remat: bool = False,
     scan: bool = False,
 ) -> jax.Array:
@@ -53,13 +54,20 @@ def run_blocks(
 
     Args:
       block: Called as `block(name=…)(x, drop_path_rate, train=…)`; returns the shape of `x`.
+        Where blocks differ (windows that shift), one for each; these cannot be scanned.
       name: Prefix: the blocks are `{name}_0`, `{name}_1`, … With `scan` there is one, `{name}`,
         and every parameter has a leading axis of `depth` (see `vit_jax.checkpoint.scan`).
-      drop_path_rate: Of the last block; grows linearly from 0.
+      drop_path_rate: Of the last block, growing linearly from 0; or that of each block.
       remat: Recompute a block's activations in the backward pass instead of keeping them.
       scan: Compile one block and loop over it: the compile time no longer grows with the depth.
     """
-    rates = drop_path_rates(drop_path_rate, depth)
+    if isinstance(drop_path_rate, Sequence):
+        rates = tuple(map(float, drop_path_rate))
+    else:
+        rates = drop_path_rates(drop_path_rate, depth)
+    blocks = block if isinstance(block, Sequence) else [block] * depth
+    if {len(rates), len(blocks)} != {depth}:
+        raise UserError(f"{depth} blocks, but {len(blocks)} factories and {len(rates)} rates")
 
     def body(module: nn.Module, x: jax.Array, rate: float | jax.Array) -> jax.Array:
         def call(module, x, *traced_rate):
@@ -73,9 +81,11 @@ def run_blocks(
         return nn.remat(call, prevent_cse=not scan)(module, x, *traced)
 
     if not scan:
-        for i, rate in enumerate(rates):
-            x = body(block(name=f"{name}_{i}"), x, rate)
+        for i, (make, rate) in enumerate(zip(blocks, rates, strict=True)):
+            x = body(make(name=f"{name}_{i}"), x, rate)
         return x
+    if isinstance(block, Sequence):
+        raise UserError("blocks that differ cannot be scanned: set scan=False")
 
     def step(module: nn.Module, x: jax.Array, rate: jax.Array | None):
         return body(module, x, 0.0 if rate is None else rate), None
@@ -86,5 +96,5 @@ def run_blocks(
         split_rngs={"params": True, "dropout": True},
         length=depth,
     )
-    x, _ = loop(block(name=name), x, jnp.asarray(rates, jnp.float32) if drop_path_rate else None)
+    x, _ = loop(block(name=name), x, jnp.asarray(rates, jnp.float32) if any(rates) else None)
     return x

@@ -1,4 +1,4 @@
-"""Stochastic depth."""
+"""What a residual branch goes through before it is added: stochastic depth, LayerScale."""
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,24 @@ class DropPath(nn.Module):
         mask = jax.random.bernoulli(self.make_rng("dropout"), keep.astype(jnp.float32), x.shape[:1])
         mask = mask.reshape(x.shape[:1] + (1,) * (x.ndim - 1))
         return jnp.where(mask, x / keep, jnp.zeros((), x.dtype))
+
+
+class LayerScale(nn.Module):
+    """Multiplies a branch by a learned vector `gamma` [D], then drops it as `DropPath` does.
+
+    Touvron et al. 2021 (CaiT, arXiv:2103.17239), equation 4.
+
+    Attributes:
+      init: Of every element of `gamma`.
+    """
+
+    init: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: float | jax.Array, *, train: bool) -> jax.Array:
+        gamma = self.param("gamma", nn.initializers.constant(self.init), (x.shape[-1],))
+        x = x * gamma.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        return DropPath(name="DropPath_0")(x, rate, train=train)
 
 
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Normalisation with the constants of the Google families."""
+"""Normalisation with the constants of the Google families, and PyTorch's batch normalisation."""
 
 import functools
 
@@ -8,3 +8,8 @@ from flax import linen as nn
 # (E[x²] - E[x]²) is the original's choice too; it stays, to match to the last digit.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6)
 GroupNorm = functools.partial(nn.GroupNorm, num_groups=32, epsilon=1e-6)
+
+# Called with `use_running_average=not train`. PyTorch's momentum 0.1 is the weight of the new
+# value, Flax's 0.9 that of the old one. PyTorch's running variance is N / (N - 1) of Flax's, N
+# being the values per channel: training differs by that, evaluation of converted weights not.
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)

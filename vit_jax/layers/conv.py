@@ -1,0 +1,81 @@
+"""Convolutions padded as PyTorch pads them: the same number of zeros on both sides."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from vit_jax.layers.init import torch_default
+from vit_jax.layers.norm import BatchNorm
+
+
+def conv(
+    features: int,
+    kernel: int,
+    *,
+    name: str,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    use_bias: bool = True,
+    dtype: Any = None,
+    kernel_init: Callable[..., jax.Array] = torch_default,
+) -> nn.Conv:
+    """A square convolution of [N, H, W, C]; to be called in a compact method.
+
+    Args:
+      padding: Zeros on each side; by default `kernel // 2`. Flax's 'SAME' puts fewer before than
+        after where the stride is 2, which shifts the image against PyTorch's.
+      groups: The number of channels for a depthwise convolution.
+    """
+    pad = kernel // 2 if padding is None else padding
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        feature_group_count=groups,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch normalisation, activation: `conv/kernel`, `norm/…`.
+
+    [N, H, W, C] -> [N, H', W', features].
+
+    Attributes:
+      padding, groups: As of `conv`.
+      activation: None for none.
+      scale_init: Of the norm; zeros let a residual branch start as nothing.
+    """
+
+    features: int
+    kernel: int
+    stride: int = 1
+    padding: int | None = None
+    groups: int = 1
+    activation: Callable[[jax.Array], jax.Array] | None = None
+    scale_init: Callable[..., jax.Array] = nn.initializers.ones
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = conv(
+            self.features,
+            self.kernel,
+            stride=self.stride,
+            padding=self.padding,
+            groups=self.groups,
+            use_bias=False,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = BatchNorm(
+            use_running_average=not train, scale_init=self.scale_init, dtype=self.dtype, name="norm"
+        )(x)
+        return x if self.activation is None else self.activation(x)
