@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
             # What a damaged image does: 'raise' ends the run; 'skip' takes the next one in
             # training, leaves it out of evaluation, and names it at the end.
             "on_error": "raise",
-            # Repeated augmentation: copies of an image in a row, each augmented differently.
+            # Repeated augmentation: copies of an image in a batch, each augmented differently.
             "repeats": 1,
         }
     )

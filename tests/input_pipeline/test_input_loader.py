@@ -386,18 +386,46 @@ def test_an_unreadable_file_is_not_skipped(damaged):
 # --- repeated augmentation -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", [0, 5])
-def test_repeats(start):
-    def stream(repeats, step, count):
-        dataset = TrainDataset(Numbers(10), Number(), batch_size=4, seed=0, repeats=repeats)
-        batches = itertools.islice(dataset.iterate(step), count)
-        return np.concatenate([batch["image"] for batch in batches])
+def repeated(repeats: int, batch_size: int, steps: range, hosts: int = 1) -> np.ndarray:
+    """(number, draw) of all examples [steps, batch_size, 2], read by `hosts`."""
+    parts = []
+    for host in range(hosts):
+        reading = Reading(process_index=host, process_count=hosts)
+        dataset = TrainDataset(
+            Numbers(100), Number(), batch_size=batch_size, seed=0, reading=reading, repeats=repeats
+        )
+        batches = itertools.islice(dataset.iterate(steps.start), len(steps))
+        parts.append(np.stack([batch["image"] for batch in batches]))
+    return np.concatenate(parts, axis=1)
 
-    thrice = stream(3, start, 30)
-    once = numbers(train(10, 4).iterate(), 25)
-    places = np.arange(4 * start, 4 * (start + 30))
-    np.testing.assert_array_equal(thrice[:, 0], np.array(once)[places // 3])
-    assert len(np.unique(thrice[:, 1])) == len(thrice)  # Each copy draws anew.
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize(
+    ("repeats", "batch_size", "rounds"),
+    [(3, 12, [4, 4, 4]), (2, 12, [6, 6]), (3, 20, [7, 7, 6]), (5, 4, [1, 1, 1, 1])],
+    ids=str,
+)
+def test_repeats(repeats, batch_size, rounds, start):
+    """Copy r of image i stands at r N / R + i; what does not divide ends the last round early."""
+    batches = repeated(repeats, batch_size, range(start, start + 30))
+    images = rounds[0]
+    order = numbers(train(100, images).iterate(start), 30)
+    for batch, fresh in zip(batches, np.reshape(order, (30, images)), strict=True):
+        expected = np.concatenate([fresh[:count] for count in rounds])
+        np.testing.assert_array_equal(batch[:, 0], expected)
+    draws = batches[..., 1].ravel()
+    assert len(np.unique(draws)) == len(draws)  # Each copy draws anew.
+
+
+@pytest.mark.parametrize(("repeats", "batch_size"), [(3, 12), (2, 12), (3, 20)], ids=str)
+def test_repeats_are_of_the_global_batch(repeats, batch_size):
+    one = repeated(repeats, batch_size, range(2, 12))
+    np.testing.assert_array_equal(repeated(repeats, batch_size, range(2, 12), hosts=2), one)
+    np.testing.assert_array_equal(repeated(repeats, batch_size, range(7, 9)), one[5:7])
+    # What an example is mixed with (vit_jax/train/mixing.py) is never the same image.
+    number = one[..., 0]
+    assert (number != np.roll(number, 1, axis=1)).all()
+    assert (np.sort(number, axis=1)[:, 1:] == np.sort(number, axis=1)[:, :-1]).any()
 
 
 # --- closing -------------------------------------------------------------------------------------

@@ -89,19 +89,28 @@ class _LocalRows(grain.MapDataset):
 
 
 class _Repeated(grain.MapDataset):
-    """Every example `times` times in a row, for repeated augmentation (arXiv:1901.09335)."""
+    """Batches in which an image comes `times` times (Hoffer et al. 2019, arXiv:1901.09335).
+
+    A batch of N holds the next U = ⌈N / times⌉ images, one copy of each after the other, and then
+    all of them again: copy r of image i stands at r U + i. Mixing, which takes an example's
+    neighbour, so meets another image. Where `times` does not divide N the round of the last copies
+    ends early, and the last images of the batch have one copy less.
+    """
 
     _MUTATES_ELEMENT_SPEC = False
 
-    def __init__(self, parent: grain.MapDataset, times: int):
+    def __init__(self, parent: grain.MapDataset, batch_size: int, times: int):
         super().__init__(parent)
-        self._times = times
+        self._batch_size, self._images = batch_size, -(-batch_size // times)
 
     def __len__(self) -> int:
-        return len(self._parent) * self._times
+        return len(self._parent)  # Without end.
 
     def __getitem__(self, index: Any) -> Any:
-        return self.slice(index) if isinstance(index, slice) else self._parent[index // self._times]
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, self._batch_size)
+        return self._parent[batch * self._images + place % self._images]
 
 
 class Batches(Iterator[Batch]):
@@ -347,8 +356,8 @@ class TrainDataset(_Dataset):
       reading: Threads, workers, hosts.
       on_error: What a damaged image does: 'raise' names it and ends the stream; 'skip' puts the
         next good record of the source in its place, and adds it to `errors`.
-      repeats: How often an example comes in a row, augmented differently each time; an epoch is
-        so many times longer.
+      repeats: How often a batch holds an example, augmented differently each time and spread
+        over the batch; an epoch is so many times longer.
     """
 
     def __init__(
@@ -363,11 +372,11 @@ class TrainDataset(_Dataset):
         repeats: int = 1,
     ):
         super().__init__(source, batch_size, reading)
-        records = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle()
+        records = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
         if repeats > 1:
-            records = _Repeated(records, repeats)
+            records = _Repeated(records, batch_size, repeats)
         make = _TrainExamples(source, transform, on_error)
-        self._examples = records.repeat().random_map(make)
+        self._examples = records.random_map(make)
 
     def iterate(self, start_step: int = 0) -> Batches:
         """Batches from number `start_step` on, without making the ones before.

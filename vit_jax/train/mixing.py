@@ -1,8 +1,9 @@
 """Mixup and CutMix on the device, inside the step.
 
 Every image is mixed with the one before it in the global batch (a roll by one). Any fixed partner
-is as good as a permutation where the order of examples is random already; of these, the roll
-moves one image between neighbouring devices, where a reversal would move the whole batch.
+is as good as a permutation where the order of examples is random already (the loader keeps the
+copies of repeated augmentation apart); of these, the roll moves one image between neighbouring
+devices, where a reversal would move the whole batch.
 """
 
 import dataclasses
