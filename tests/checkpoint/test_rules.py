@@ -15,8 +15,17 @@ QKV = rule("qkv.weight", ("q/kernel", "k/kernel", "v/kernel"), "(n heads d) c ->
 
 def test_tables_nest_like_modules():
     table = under("blocks.3", "block_3", under("attn", "mha", rule("w", ("a", "b"))))
-    assert table == [("blocks.3.attn.w", ("block_3/mha/a", "block_3/mha/b"), "... -> ...")]
+    row = ("blocks.3.attn.w", ("block_3/mha/a", "block_3/mha/b"), "... -> ...", ())
+    assert table == [row]
     assert under("x", "", rule("w", "a"))[0].ours == ("a",)
+
+
+def test_a_row_has_the_axes_of_the_innermost_module_that_gives_them():
+    table = under("a", "a", under("b", "b", QKV, heads=2) + QKV, heads=4)
+    weight = np.zeros((24, 5))
+    ours = Imported(table, {"a.b.qkv.weight": weight, "a.qkv.weight": weight}, heads=8)
+    assert ours["a/b/k/kernel"].shape == (5, 2, 4)
+    assert ours["a/k/kernel"].shape == (5, 4, 2)
 
 
 def test_qkv_is_split_by_part_then_head():

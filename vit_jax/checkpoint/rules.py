@@ -22,11 +22,15 @@ MAX_LISTED = 60
 
 
 class Rule(NamedTuple):
-    """One row: `theirs` holds what our names hold, after `pattern` (einops, theirs -> ours)."""
+    """One row: `theirs` holds what our names hold, after `pattern` (einops, theirs -> ours).
+
+    `axes` are sizes of named axes that shapes leave open, such as `heads`.
+    """
 
     theirs: str
     ours: tuple[str, ...]
     pattern: str = SAME
+    axes: tuple[tuple[str, int], ...] = ()
 
 
 Table = list[Rule]
@@ -37,11 +41,20 @@ def rule(theirs: str, ours: str | tuple[str, ...], pattern: str = SAME) -> Table
     return [Rule(theirs, (ours,) if isinstance(ours, str) else ours, pattern)]
 
 
-def under(theirs: str, ours: str, table: Iterable[Rule], sep: str = ".") -> Table:
-    """Puts a table below a module: its name on their side, its name on ours (or "": none)."""
+def under(theirs: str, ours: str, table: Iterable[Rule], sep: str = ".", **axes: int) -> Table:
+    """Puts a table below a module: its name on their side, its name on ours (or "": none).
+
+    `axes` are sizes for the rows that do not have them yet: stages differ in their `heads`.
+    """
+    theirs += sep if theirs else ""
     ours += "/" if ours else ""
     return [
-        Rule(f"{theirs}{sep}{r.theirs}", tuple(f"{ours}{o}" for o in r.ours), r.pattern)
+        Rule(
+            f"{theirs}{r.theirs}",
+            tuple(f"{ours}{o}" for o in r.ours),
+            r.pattern,
+            tuple((axes | dict(r.axes)).items()),
+        )
         for r in table
     ]
 
@@ -53,7 +66,7 @@ class Imported(Mapping[str, np.ndarray]):
       rules: The table.
       theirs: Their tensors by name, with exactly the table's names (else UserError).
       ignore: Regular expressions (full match) of their names that carry no information.
-      **axes: Sizes of named axes that the shapes leave open, such as `heads`.
+      **axes: Sizes of named axes for every row that does not have its own.
     """
 
     def __init__(self, rules: Table, theirs: Mapping, *, ignore: Iterable[str] = (), **axes: int):
@@ -66,7 +79,7 @@ class Imported(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         row, index = self._rows[name]
         if self._last[0] is not row:  # one row of several names is read once, not once a name
-            x = _apply(row.theirs, self._theirs[row.theirs], row.pattern, len(row.ours), self._axes)
+            x = _apply(row.theirs, self._theirs[row.theirs], row.pattern, row, self._axes)
             self._last = (row, x)
         return self._last[1][index] if len(row.ours) > 1 else self._last[1]
 
@@ -93,7 +106,7 @@ class Exported(Mapping[str, np.ndarray]):
             raise UserError(f"{name!r} is made of tensors that must have one shape; got {shapes}")
         left, right = row.pattern.split("->")
         x = np.stack(parts) if len(parts) > 1 else parts[0]
-        return _apply(", ".join(row.ours), x, f"{right} -> {left}", len(parts), self._axes)
+        return _apply(", ".join(row.ours), x, f"{right} -> {left}", row, self._axes)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -102,8 +115,9 @@ class Exported(Mapping[str, np.ndarray]):
         return len(self._rows)
 
 
-def _apply(name: str, x, pattern: str, n: int, axes: Mapping[str, int]) -> np.ndarray:
-    sizes = {a: s for a, s in {**axes, "n": n}.items() if re.search(rf"\b{a}\b", pattern)}
+def _apply(name: str, x, pattern: str, row: Rule, axes: Mapping[str, int]) -> np.ndarray:
+    known = {**axes, **dict(row.axes), "n": len(row.ours)}
+    sizes = {a: s for a, s in known.items() if re.search(rf"\b{a}\b", pattern)}
     try:
         return rearrange(x, pattern, **sizes)
     except EinopsError:

@@ -1,13 +1,18 @@
 """The pre-norm block, and how a model runs a stack of them."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.errors import UserError
+from vit_jax.layers.attention import MultiHeadDotProductAttention
 from vit_jax.layers.drop import DropPath, drop_path_rates
+from vit_jax.layers.init import normal_02
+from vit_jax.layers.mlp import MlpBlock
 from vit_jax.layers.norm import LayerNorm
 
 Factory = Callable[..., nn.Module]
@@ -37,6 +42,64 @@ class Block(nn.Module):
         y = self.norm(name="LayerNorm_1")(x)
         y = self.mlp(name="MlpBlock_0")(y, train=train)
         return x + self.residual(name="residual_1")(y, drop_path_rate, train=train)
+
+
+exact_gelu = functools.partial(nn.gelu, approximate=False)
+
+
+def vit_block(
+    num_heads: int,
+    mlp_dim: int,
+    *,
+    activation: Callable[[jax.Array], jax.Array] = exact_gelu,
+    norm: Factory = LayerNorm,
+    residual: Factory = DropPath,
+    qkv_bias: bool = True,
+    dropout_rate: float = 0.0,
+    attention_dropout_rate: float = 0.0,
+    dtype: Any = None,
+) -> Factory:
+    """The plain block with PyTorch's habits: erf form of GELU, kernels from N(0, 0.02²), biases 0.
+
+    Args:
+      dropout_rate: On the output of the attention, and twice in the MLP.
+      attention_dropout_rate: On the attention weights.
+    """
+    attention = functools.partial(
+        MultiHeadDotProductAttention,
+        num_heads,
+        dropout_rate=attention_dropout_rate,
+        out_dropout_rate=dropout_rate,
+        qkv_bias=qkv_bias,
+        kernel_init=normal_02,
+        dtype=dtype,
+    )
+    return functools.partial(
+        Block,
+        attention=attention,
+        mlp=torch_mlp(mlp_dim, activation=activation, dropout_rate=dropout_rate, dtype=dtype),
+        norm=functools.partial(norm, dtype=dtype),
+        residual=residual,
+    )
+
+
+def torch_mlp(
+    mlp_dim: int,
+    *,
+    activation: Callable[[jax.Array], jax.Array] = exact_gelu,
+    dropout_rate: float = 0.0,
+    dtype: Any = None,
+) -> Factory:
+    """The plain MLP with PyTorch's habits, as of `vit_block`."""
+    return functools.partial(
+        MlpBlock,
+        mlp_dim,
+        dropout_rate=dropout_rate,
+        activation=activation,
+        kernel_init=normal_02,
+        bias_init=nn.initializers.zeros,
+        dtype=dtype,
+    )
 
 
 def run_blocks(

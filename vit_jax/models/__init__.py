@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vit_jax.models.mixer import MlpMixer
     from vit_jax.models.vit import VisionTransformer
 
-__all__ = ["MlpMixer", "VisionTransformer", "from_config", "get_model"]
+__all__ = ["MlpMixer", "VisionTransformer", "feature_maps", "from_config", "get_model"]
 
 _LAZY = {"VisionTransformer": "vit", "MlpMixer": "mixer"}
 
@@ -53,6 +53,23 @@ def get_model(name: str, *, num_classes: int | None = None, **overrides: Any) ->
     return from_config(config, num_classes=spec.num_classes if num_classes is None else num_classes)
 
 
+def feature_maps(model: "nn.Module", variables: Mapping[str, Any], images: Any) -> list[Any]:
+    """The output of every stage of a hierarchical model, [N, H / s, W / s, C] with falling sizes.
+
+    For segmentation and detection (timm's `features_only`); in evaluation mode, and traceable.
+
+    Raises:
+      UserError: for a model without stages.
+    """
+    from vit_jax.errors import UserError
+
+    _, state = model.apply(variables, images, train=False, mutable=["intermediates"])
+    stages = {k: v[0] for k, v in state["intermediates"].items() if k.startswith("stage_map_")}
+    if not stages:
+        raise UserError(f"{type(model).__name__} has no stages: its tokens keep one resolution")
+    return [stages[f"stage_map_{i}"] for i in range(len(stages))]
+
+
 def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -> "nn.Module":
     """Builds the model whose constructor fields `config` holds.
 
@@ -64,6 +81,8 @@ def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -
 
     cls = registry.model_class(registry.family_of(config))
     fields = {f for f in cls.__dataclass_fields__ if f not in ("parent", "name")}
+    # What says which model this is, to those classes that do not keep it.
+    config = {k: v for k, v in config.items() if k in fields or k not in ("family", "model_name")}
     for field in config:
         if field not in fields:
             raise UserError(

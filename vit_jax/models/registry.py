@@ -2,7 +2,8 @@
 
 Two spellings lead to the same model: the official name (`ViT-B_16`), with the official
 preprocessing, and timm's (`vit_base_patch16_384`), where the resolution is an override and the
-preprocessing is timm's.
+preprocessing is timm's. The survey's families stand in `vit_jax.models.variants`, under timm's
+names where timm has them; their configs say the family, `config.family`.
 """
 
 import dataclasses
@@ -15,13 +16,11 @@ from ml_collections import ConfigDict
 
 from vit_jax.configs.models import MODEL_CONFIGS
 from vit_jax.errors import UserError, suggest
+from vit_jax.models import variants
 from vit_jax.models.preprocess import Preprocess
 
-# Family -> where its class stands, and the constructor fields by which a config is recognised.
-_CLASSES = {
-    "vit": "vit_jax.models.vit:VisionTransformer",
-    "mixer": "vit_jax.models.mixer:MlpMixer",
-}
+# Google's families -> module and class.
+_CLASSES = {"vit": "vit:VisionTransformer", "mixer": "mixer:MlpMixer"}
 
 # timm's name without the resolution -> official name.
 _TIMM_ARCHITECTURES = {
@@ -52,8 +51,8 @@ class ModelSpec:
 
     Attributes:
       name: As it was registered.
-      family: 'vit' (hybrids too) or 'mixer'.
-      config: Constructor fields of the model, locked.
+      family: 'vit' (hybrids too), 'mixer', or a name of `vit_jax.models.variants`.
+      config: Constructor fields of the model, locked; and `family` where that is of the survey.
       num_classes: Classes of the published head.
       timm_name: The architecture that timm's `create_model` knows, or None where timm has none.
       preprocess: How it wants its images; `preprocess.size` is its image size.
@@ -102,6 +101,15 @@ def registered() -> Mapping[str, ModelSpec]:
                 timm_name=name,
                 preprocess=_timm_preprocess(family, size),
             )
+    for family, facts in variants.families().items():
+        for name, variant in facts.variants.items():
+            if name in specs:
+                raise ValueError(f"model {name!r} is registered twice")
+            config = ConfigDict({"family": family, "model_name": name, **variant.config})
+            timm_name = name if facts.reference == "timm" else None
+            specs[name] = ModelSpec(
+                name, family, config.lock(), variant.num_classes, timm_name, variant.preprocess
+            )
     return specs
 
 
@@ -121,17 +129,42 @@ def resolve(name: str) -> ModelSpec:
 
 def family_of(config: Mapping[str, Any] | ConfigDict) -> str:
     """The family whose constructor fields `config` holds."""
+    if "family" in config:
+        if (family := str(config["family"])) not in _models():
+            raise UserError(f"unknown family {family!r}; known: {', '.join(sorted(_models()))}")
+        return family
     if "tokens_mlp_dim" in config:
         return "mixer"
     if "hidden_size" in config:
         return "vit"
     raise UserError(
-        "a model config needs the fields of a Vision Transformer (hidden_size, patches, …) or of "
-        f"an MLP-Mixer (hidden_dim, tokens_mlp_dim, …); got {sorted(config)}"
+        "a model config needs the fields of a Vision Transformer (hidden_size, patches, …), of an "
+        "MLP-Mixer (hidden_dim, tokens_mlp_dim, …), or a `family` and its fields; got "
+        f"{sorted(config)}"
     )
+
+
+def is_google(config: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether this is a Vision Transformer, hybrid or Mixer of the original code."""
+    return family_of(config) in _CLASSES
 
 
 def model_class(family: str) -> type:
     """The linen class of a family; imports Flax."""
-    module, name = _CLASSES[family].split(":")
-    return getattr(importlib.import_module(module), name)
+    module, name = _models()[family].split(":")
+    return getattr(importlib.import_module(f"vit_jax.models.{module}"), name)
+
+
+def family_of_class(cls: type) -> str:
+    """The family that a linen class is the model of; UserError for another class."""
+    place = f"{cls.__module__.removeprefix('vit_jax.models.')}:{cls.__name__}"
+    for family, model in _models().items():
+        if model == place:
+            return family
+    raise UserError(f"{cls.__name__} is the model of no registered family")
+
+
+@functools.cache
+def _models() -> dict[str, str]:
+    """Family -> module:class."""
+    return _CLASSES | {name: family.model for name, family in variants.families().items()}

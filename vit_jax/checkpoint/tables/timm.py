@@ -9,40 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.checkpoint.rules import Table, rule, under
+from vit_jax.checkpoint.tables.parts import (
+    CONV,
+    DENSE,
+    ENCODER_BLOCK,
+    HEADS,
+    KERNEL,
+    MLP,
+    NORM,
+    OUT,
+    merged,
+)
 from vit_jax.errors import UserError
 from vit_jax.models.registry import family_of
 
 IGNORE = ()  # names in its state dicts that carry no information
 HEAD = "head."
-QKV = ("query", "key", "value")
-
-BIAS = rule("bias", "bias")
-NORM = rule("weight", "scale") + BIAS
-DENSE = rule("weight", "kernel", "o i -> i o") + BIAS
-KERNEL = rule("weight", "kernel", "o i h w -> h w i o")
-CONV = KERNEL + BIAS
-
-HEADS = rule("weight", "kernel", "(heads d) c -> c heads d") + rule(
-    "bias", "bias", "(heads d) -> heads d"
-)
-OUT = rule("weight", "kernel", "c (heads d) -> heads d c") + BIAS
-
-
-def _merged(parts: tuple[str, ...]) -> Table:
-    """One linear layer on their side, several on ours."""
-    return rule(
-        "weight", tuple(f"{x}/kernel" for x in parts), "(n heads d) c -> n c heads d"
-    ) + rule("bias", tuple(f"{x}/bias" for x in parts), "(n heads d) -> n heads d")
-
-
-ATTENTION = under("qkv", "", _merged(QKV)) + under("proj", "out", OUT)
-MLP = under("fc1", "Dense_0", DENSE) + under("fc2", "Dense_1", DENSE)
-ENCODER_BLOCK = (
-    under("norm1", "LayerNorm_0", NORM)
-    + under("attn", "MultiHeadDotProductAttention_0", ATTENTION)
-    + under("norm2", "LayerNorm_1", NORM)
-    + under("mlp", "MlpBlock_0", MLP)
-)
 MIXER_BLOCK = (
     under("norm1", "LayerNorm_0", NORM)
     + under("mlp_tokens", "token_mixing", MLP)
@@ -53,7 +35,7 @@ KV = ("key", "value")
 MAP_HEAD = (
     rule("latent", "probe")
     + under("q", "MultiHeadDotProductAttention_0/query", HEADS)
-    + under("kv", "MultiHeadDotProductAttention_0", _merged(KV))
+    + under("kv", "MultiHeadDotProductAttention_0", merged(KV))
     + under("proj", "MultiHeadDotProductAttention_0/out", OUT)
     + under("norm", "LayerNorm_0", NORM)
     + under("mlp", "MlpBlock_0", MLP)

@@ -1,0 +1,71 @@
+"""DeiT and DeiT III: the Vision Transformer's names, a second token and head, LayerScale."""
+
+from typing import Any
+
+from vit_jax.checkpoint.resize import resize_posembed, square
+from vit_jax.checkpoint.rules import Table, rule, under
+from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
+from vit_jax.checkpoint.tables.parts import CONV, DENSE, ENCODER_BLOCK, NORM
+
+POSITIONS = "posembed_input/pos_embedding"
+LAYER_SCALE = rule("ls1.gamma", "residual_0/gamma") + rule("ls2.gamma", "residual_1/gamma")
+
+
+def _body(config: Config, block: Table) -> Table:
+    transformer = config["transformer"]
+    rows = rule("cls_token", "cls") + rule("pos_embed", POSITIONS)
+    rows += under("patch_embed.proj", "embedding", CONV)
+    for i in range(transformer["num_layers"]):
+        ours = f"Transformer/encoderblock_{i}"
+        rows += under(f"blocks.{i}", ours, block, heads=transformer["num_heads"])
+    return rows + under("norm", "Transformer/encoder_norm", NORM) + under("head", "head", DENSE)
+
+
+def deit(config: Config) -> Table:
+    return _body(config, ENCODER_BLOCK)
+
+
+def distilled(config: Config) -> Table:
+    return deit(config) + rule("dist_token", "dist") + under("head_dist", "head_dist", DENSE)
+
+
+def deit3(config: Config) -> Table:
+    return _body(config, ENCODER_BLOCK + LAYER_SCALE)
+
+
+def timm_args(config: Config) -> dict[str, Any]:
+    width, transformer = config["hidden_size"], config["transformer"]
+    return {
+        "patch_size": config["patches"]["size"][0],
+        "embed_dim": width,
+        "depth": transformer["num_layers"],
+        "num_heads": transformer["num_heads"],
+        "mlp_ratio": transformer["mlp_dim"] / width,
+    }
+
+
+def _names(layout: Any, prefix: int) -> Names:
+    """`prefix` is the number of tokens that have a position and are no patches."""
+
+    def image_size(config: Config, shapes: Shapes) -> Size:
+        rows, columns = square(shapes[POSITIONS][1] - prefix, "the weights'")
+        height, width = config["patches"]["size"]
+        return rows * height, columns * width
+
+    def resize(config: Config, old: Size, new: Size, method: str) -> Edits:
+        before, after = _grid(config, old), _grid(config, new)
+        return {POSITIONS: lambda x: resize_posembed(x, before, after, prefix, method)}
+
+    return Names({"timm": layout}, timm_args, image_size=image_size, resize=resize)
+
+
+def _grid(config: Config, size: Size) -> tuple[int, int]:
+    height, width = config["patches"]["size"]
+    return size[0] // height, size[1] // width
+
+
+FAMILIES = {
+    "deit": _names(deit, prefix=1),
+    "deit_distilled": _names(distilled, prefix=2),
+    "deit3": _names(deit3, prefix=0),
+}

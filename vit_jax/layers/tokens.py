@@ -1,0 +1,17 @@
+"""Learned tokens before those of the image."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vit_jax.layers.init import normal_02
+
+
+def prepend_tokens(module: nn.Module, x: jax.Array, *names: str) -> jax.Array:
+    """[N, T, D] -> [N, len(names) + T, D]: one token a name, in that order, before the others.
+
+    To be called in a compact method: `module` gets a parameter [1, 1, D] for each name.
+    """
+    tokens = [module.param(name, normal_02, (1, 1, x.shape[-1])) for name in names]
+    shape = (x.shape[0], 1, x.shape[-1])
+    return jnp.concatenate([*(jnp.broadcast_to(t.astype(x.dtype), shape) for t in tokens), x], 1)

@@ -1,0 +1,148 @@
+"""DeiT, with and without a distillation token, and DeiT III.
+
+Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention"
+(arXiv:2012.12877), and Touvron et al. 2022, "DeiT III: Revenge of the ViT" (arXiv:2204.07118).
+Sizes: `vit_jax.models.variants.deit`.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from vit_jax.layers.block import Factory, run_blocks, vit_block
+from vit_jax.layers.drop import DropPath, LayerScale
+from vit_jax.layers.head import classify
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.patch import embed_patches
+from vit_jax.layers.position import AddPositionEmbs
+from vit_jax.layers.tokens import prepend_tokens
+
+
+class Encoder(nn.Module):
+    """Blocks and final norm: [N, T, D] -> [N, T, D].
+
+    Attributes:
+      drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
+      residual: What a branch goes through before it is added.
+      remat, scan: As of `run_blocks`.
+    """
+
+    num_layers: int
+    mlp_dim: int
+    num_heads: int
+    dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    residual: Factory = DropPath
+    remat: bool = False
+    scan: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        block = vit_block(
+            self.num_heads,
+            self.mlp_dim,
+            residual=self.residual,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+        )
+        x = run_blocks(
+            block,
+            x,
+            depth=self.num_layers,
+            name="encoderblock",
+            train=train,
+            drop_path_rate=self.drop_path_rate,
+            remat=self.remat,
+            scan=self.scan,
+        )
+        return LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
+
+
+class DeiT(nn.Module):
+    """A Vision Transformer with the erf form of GELU (arXiv:2012.12877, section 3).
+
+    Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
+
+    Attributes:
+      num_classes: 0 returns the features [N, D] that the head would get.
+      patches: {'size': (height, width)} in pixels.
+      hidden_size: D, the width of a token.
+      transformer: Fields of `Encoder`.
+      dtype: Type to compute in; None follows images and parameters.
+    """
+
+    num_classes: int
+    patches: Mapping[str, Any]
+    hidden_size: int
+    transformer: Mapping[str, Any]
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = _patch_tokens(self, images)
+        x = prepend_tokens(self, x, "cls")
+        x = AddPositionEmbs(name="posembed_input")(x)
+        x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
+        return classify(x[:, 0], self.num_classes, dtype=self.dtype)
+
+
+class DistilledDeiT(nn.Module):
+    """DeiT with a second token and head, which learn from a teacher (ibid., section 4).
+
+    Tokens stand in the order class, distillation, patches. Training returns the logits of both
+    heads, evaluation their mean; without classes the mean of the two features.
+
+    Attributes: as of `DeiT`.
+    """
+
+    num_classes: int
+    patches: Mapping[str, Any]
+    hidden_size: int
+    transformer: Mapping[str, Any]
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool):
+        x = _patch_tokens(self, images)
+        x = prepend_tokens(self, x, "cls", "dist")
+        x = AddPositionEmbs(name="posembed_input")(x)
+        x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
+        logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
+        distilled = classify(x[:, 1], self.num_classes, dtype=self.dtype, name="head_dist")
+        return (logits, distilled) if train else (logits + distilled) / 2
+
+
+class DeiT3(nn.Module):
+    """DeiT with LayerScale and a class token that has no position (arXiv:2204.07118, section 3).
+
+    Attributes: as of `DeiT`; and
+      layer_scale_init: Of each branch's scale.
+    """
+
+    num_classes: int
+    patches: Mapping[str, Any]
+    hidden_size: int
+    transformer: Mapping[str, Any]
+    layer_scale_init: float = 1e-6
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = _patch_tokens(self, images)
+        x = AddPositionEmbs(name="posembed_input")(x)
+        x = prepend_tokens(self, x, "cls")
+        residual = functools.partial(LayerScale, self.layer_scale_init)
+        fields = {"dtype": self.dtype, "residual": residual, **self.transformer}
+        x = Encoder(name="Transformer", **fields)(x, train=train)
+        return classify(x[:, 0], self.num_classes, dtype=self.dtype)
+
+
+def _patch_tokens(model: Any, images: jax.Array) -> jax.Array:
+    """[N, H, W, 3] -> [N, T, D], row by row."""
+    size = model.patches["size"]
+    x = embed_patches(images, model.hidden_size, size, dtype=model.dtype, name="embedding")
+    return x.reshape(x.shape[0], -1, x.shape[-1])

@@ -1,0 +1,78 @@
+"""The survey's families as data: what is registered of each, and where its parts stand. No JAX.
+
+A module here holds `FAMILIES`, one entry a family, and cites the paper's tables for the sizes.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from vit_jax.models.preprocess import Preprocess
+
+# Modules beside this one.
+MODULES = ("deit",)
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One registered name.
+
+    Attributes:
+      config: Constructor fields of the family's class; `num_classes` is not among them.
+      preprocess: How it wants its images.
+      top1: Published accuracy on ImageNet-1k in percent, at that image size; None if there is none.
+      num_classes: Of the published head.
+    """
+
+    config: Mapping[str, Any]
+    preprocess: Preprocess
+    top1: float | None = None
+    num_classes: int = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Models of one class.
+
+    Attributes:
+      title: As the field calls it.
+      paper: arXiv number.
+      model: Module below `vit_jax.models`, and the linen class in it: 'deit:DeiT'.
+      tables: Module below `vit_jax.checkpoint.tables` that holds its names elsewhere.
+      reference: What it is proven against, and the layout that means it: 'timm', 'hf', …
+      variants: By name.
+    """
+
+    title: str
+    paper: str
+    model: str
+    tables: str
+    variants: Mapping[str, Variant]
+    reference: str = "timm"
+
+
+def timm_preprocess(
+    size: int,
+    crop: float = 0.9,
+    *,
+    mean: tuple[float, float, float] = _MEAN,
+    std: tuple[float, float, float] = _STD,
+    method: Literal["bilinear", "bicubic"] = "bicubic",
+    resize: Literal["squash", "shortest"] = "shortest",
+) -> Preprocess:
+    """timm's way: the shorter side resized with antialiasing, a central crop."""
+    return Preprocess(size, crop, resize, method, antialias=True, mean=mean, std=std)
+
+
+def families() -> dict[str, Family]:
+    """Every family of the survey by name; ValueError where two modules claim one name."""
+    found: dict[str, Family] = {}
+    for module in MODULES:
+        new = importlib.import_module(f"{__name__}.{module}").FAMILIES
+        if twice := found.keys() & new.keys():
+            raise ValueError(f"family {sorted(twice)} is registered twice")
+        found |= new
+    return found
