@@ -49,7 +49,7 @@ def attend(
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Self-attention with separate query, key and value projections: [N, T, D] -> [N, T, D].
+    """Attention with separate query, key and value projections: [N, T, D] -> [N, T, D].
 
     Kernels are `query|key|value/kernel` [D, heads, d] and `out/kernel` [heads, d, D], d = D/heads.
     The weights are sown as 'attention_weights' when the caller makes 'intermediates' mutable.
@@ -72,15 +72,17 @@ class MultiHeadDotProductAttention(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, queries: jax.Array | None = None) -> jax.Array:
+        """`queries` [N, Q, D] ask in place of all of `x`: a class token, x[:, :1]. [N, Q, D]."""
         width = x.shape[-1]
         if width % self.num_heads:
             raise UserError(f"num_heads={self.num_heads} does not divide the width {width}")
         project = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         heads = (self.num_heads, width // self.num_heads)
+        inputs = (("query", x if queries is None else queries), ("key", x), ("value", x))
         q, k, v = (
-            nn.DenseGeneral(heads, use_bias=self.qkv_bias, name=name, **project)(x)
-            for name in ("query", "key", "value")
+            nn.DenseGeneral(heads, use_bias=self.qkv_bias, name=name, **project)(y)
+            for name, y in inputs
         )
         y = attend(q, k, v, on_weights=self._on_weights(train))
         y = nn.DenseGeneral(width, axis=(-2, -1), name="out", **project)(y)

@@ -1,5 +1,8 @@
 """What a residual branch goes through before it is added: stochastic depth, LayerScale."""
 
+import itertools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -44,3 +47,9 @@ class LayerScale(nn.Module):
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
     """Rates growing linearly from 0 at the first block to `rate` at the last (ibid., section 3)."""
     return tuple(float(rate * i / max(depth - 1, 1)) for i in range(depth))
+
+
+def stage_drop_path_rates(rate: float, depths: Sequence[int]) -> list[tuple[float, ...]]:
+    """`drop_path_rates` over the blocks of all stages, cut into stages."""
+    rates = iter(drop_path_rates(rate, sum(depths)))
+    return [tuple(itertools.islice(rates, depth)) for depth in depths]

@@ -5,11 +5,11 @@ from flax import linen as nn
 
 
 class AddPositionEmbs(nn.Module):
-    """Adds a learned embedding `pos_embedding` [1, T, D] to tokens [N, T, D]."""
+    """Adds a learned `pos_embedding` [1, …, D] to tokens [N, T, D] or a map [N, H, W, D]."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (1, x.shape[1], x.shape[2])
+        shape = (1, *x.shape[1:])
         table = self.param("pos_embedding", nn.initializers.normal(stddev=0.02), shape)
         # The table follows the tokens' type: float32 parameters must not widen bfloat16 tokens.
         return x + table.astype(x.dtype)
