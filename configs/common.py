@@ -59,6 +59,9 @@ def get_config() -> ConfigDict:
     # Images per optimizer update, over all devices, and per evaluation step.
     config.batch = 512
     config.batch_eval = 512
+    # Images that a device evaluates at once. It is the one shape that the model is evaluated in, so
+    # that figures are the same to the last bit for any number of devices and any `batch_eval`.
+    config.batch_eval_device = 16
     # Parts into which a batch is cut to save memory.
     config.accum_steps = 8
     config.total_steps = placeholder(int)
@@ -97,8 +100,9 @@ def get_config() -> ConfigDict:
     config.freeze_rules = ((r".*", False),)
     # Factor of the learning rate from each block to the one before it; 1 for none.
     config.layer_decay = 1.0
-    # Sharpness-aware minimisation: radius (0 for none), GSAM's least radius and alpha.
-    config.sam = ConfigDict({"rho": 0.0, "rho_min": 0.0, "alpha": 0.0})
+    # Sharpness-aware minimisation: radius (0 for none), GSAM's least radius and alpha, and whether
+    # each of the `accum_steps` parts is perturbed on its own, as the papers do on each device.
+    config.sam = ConfigDict({"rho": 0.0, "rho_min": 0.0, "alpha": 0.0, "per_part": False})
     # Gradients are scaled down to this global norm; 0 or None leaves them.
     config.grad_norm_clip = 1.0
     config.base_lr = 0.03

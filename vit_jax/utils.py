@@ -10,7 +10,7 @@ import jax
 from absl import logging
 
 from vit_jax.train.schedules import create_learning_rate_schedule
-from vit_jax.train.step import accumulate
+from vit_jax.train.step import accumulated
 
 __all__ = ["accumulate_gradient", "add_gfile_logger", "create_learning_rate_schedule"]
 
@@ -23,13 +23,15 @@ def accumulate_gradient(
     accum_steps: int,
 ) -> tuple[jax.Array, Any]:
     """Mean of `loss_and_grad_fn(params, images, labels)` over `accum_steps` parts of the batch."""
-    return accumulate(
-        lambda params, batch, _: loss_and_grad_fn(params, batch["image"], batch["label"]),
-        params,
-        {"image": images, "label": labels},
-        jax.random.key(0),  # the caller's function draws nothing of ours
-        accum_steps,
-    )
+
+    def gradient(params: Any, statistics: Any, batch: Any, key: jax.Array):
+        loss, grads = loss_and_grad_fn(params, batch["image"], batch["label"])
+        return (loss, statistics), grads
+
+    batch = {"image": images, "label": labels}
+    key = jax.random.key(0)  # the caller's function draws nothing of ours
+    (loss, _), grads = accumulated(gradient, accum_steps=accum_steps)(params, {}, batch, key)
+    return loss, grads
 
 
 def add_gfile_logger(

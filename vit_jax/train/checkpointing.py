@@ -1,7 +1,7 @@
 """Checkpoints of a run, `workdir/checkpoint_N`: every call of Orbax stands here.
 
 A checkpoint has two items: 'params', which other commands read alone, and 'rest', what training
-needs besides.
+needs besides. Running statistics lie among the parameters, see `vit_jax.variables`.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from etils import epath
 
 from vit_jax.errors import UserError
 from vit_jax.train.state import TrainState
+from vit_jax.variables import collections, named
 
 _PREFIX = "checkpoint"
 _ITEMS = ("params", "rest")
@@ -214,14 +215,20 @@ def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
     """What other commands read, the moving average where there is one, and what they do not."""
     rest = {"step": state.step, "opt_state": state.opt_state}
     if state.ema is not None:
-        rest["trained_params"] = state.params
+        rest["trained_params"] = named(state.variables)
     return state.best_params, rest
 
 
 def _join(params: Any, rest: dict[str, Any]) -> TrainState:
-    if "trained_params" not in rest:
-        return TrainState(rest["step"], params, rest["opt_state"])
-    return TrainState(rest["step"], rest["trained_params"], rest["opt_state"], ema=params)
+    best, averaged = collections(params), "trained_params" in rest
+    trained = collections(rest["trained_params"]) if averaged else best
+    return TrainState(
+        rest["step"],
+        trained["params"],
+        rest["opt_state"],
+        ema=best if averaged else None,
+        batch_stats=trained["batch_stats"],
+    )
 
 
 def _refuse_files(path: epath.Path) -> None:

@@ -19,13 +19,14 @@ from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.train import profiling
 from vit_jax.train.ema import ema_decay, update_ema
-from vit_jax.train.losses import get_loss
+from vit_jax.train.losses import get_loss, of_heads
 from vit_jax.train.mixing import Mixing
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.rules import stop_frozen
-from vit_jax.train.sam import gsam_rho, sam_gradient
+from vit_jax.train.sam import LossAndGrad, gsam_rho, sam_gradient
 from vit_jax.train.schedules import Schedule, create_learning_rate_schedule
 from vit_jax.train.sharding import (
+    batch_shards,
     check_batch,
     like_params,
     param_shardings,
@@ -33,7 +34,7 @@ from vit_jax.train.sharding import (
     split_batch,
 )
 from vit_jax.train.state import TrainState, init_state
-from vit_jax.train.step import LossAndGrad, make_eval_step, make_train_step
+from vit_jax.train.step import make_eval_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Engine:
       batch: Sharding of a batch.
       init: `key -> state`, fresh, in `shardings`.
       train_step: `(state, batch, key) -> (state, scalars)`; consumes the state it is given.
-      eval_step: `(params, batch) -> sums`.
+      eval_step: `(variables, batch) -> figures`, see `make_eval_step`.
     """
 
     mesh: Mesh
@@ -105,10 +106,11 @@ def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
                 model,
                 tx,
                 accum_steps=config.accum_steps,
-                loss=get_loss(config.loss, config.label_smoothing),
+                objective=of_heads(get_loss(config.loss, config.label_smoothing)),
                 mixing=Mixing(**config.mixing),
                 trained=functools.partial(stop_frozen, rules=config.freeze_rules),
                 sharpen=_sharpen(config, rate),
+                sharpen_parts=config.sam.per_part,
                 average=_average(config),
             ),
             in_shardings=(shardings, split, full),
@@ -116,8 +118,13 @@ def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            make_eval_step(model, loss=get_loss(config.loss)),
-            in_shardings=(shardings.params, split),
+            make_eval_step(
+                model,
+                loss=get_loss(config.loss),
+                shards=batch_shards(mesh),
+                rows=config.batch_eval_device,
+            ),
+            in_shardings=(shardings.best_variables, split),
             out_shardings=full,
         ),
     )
@@ -127,9 +134,12 @@ def _average(config: ConfigDict) -> Callable[..., Any] | None:
     if not config.ema.decay:
         return None
 
-    def average(ema: Any, params: Any, step: jax.Array) -> Any:
+    def average(ema: Any, variables: Any, step: jax.Array) -> Any:
+        # Statistics too, though they are averages already: those of the last parameters are not
+        # those of the averaged ones. Being the mean of activations, they follow the parameters in
+        # the first order, and the average of both over the same steps fits together.
         decay = ema_decay(step, config.ema.decay, warmup=config.ema.warmup)
-        return update_ema(ema, params, decay)
+        return update_ema(ema, variables, decay)
 
     return average
 
@@ -159,6 +169,8 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(f"dtype={config.dtype!r}; expected 'float32' or 'bfloat16'")
     check_batch("batch", config.batch, mesh, config.accum_steps)
     check_batch("batch_eval", config.batch_eval, mesh)
+    if config.batch_eval_device < 1:
+        raise UserError(f"batch_eval_device={config.batch_eval_device}; expected at least 1")
     profiling.check(config.profile)
     if config.keep_best not in (None, "accuracy_test", "loss_test"):
         raise UserError(
@@ -171,9 +183,11 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 def state_shardings(abstract: TrainState, mesh: Mesh, config: ConfigDict) -> TrainState:
     """How a state of these shapes lies on `mesh`."""
     params = param_shardings(abstract.params, mesh, tuple(map(tuple, config.sharding_rules)))
-    return TrainState(
+    layout = TrainState(
         step=replicated(mesh),
         params=params,
         opt_state=like_params(abstract.opt_state, abstract.params, params, mesh),
-        ema=None if abstract.ema is None else params,
+        # Small, and each a sum over the whole batch: every device has it anyway.
+        batch_stats=jax.tree.map(lambda _: replicated(mesh), abstract.batch_stats),
     )
+    return layout if abstract.ema is None else dataclasses.replace(layout, ema=layout.variables)

@@ -1,8 +1,11 @@
 """Accuracy over a whole split."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
+
+import numpy as np
 
 from vit_jax.train.engine import Engine
 from vit_jax.train.sharding import to_devices
@@ -10,7 +13,7 @@ from vit_jax.train.sharding import to_devices
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Figures of one pass: exact counts, and the mean loss.
+    """Figures of one pass: exact counts, and the mean loss, whose sum is rounded but once.
 
     Attributes:
       examples: All of the split.
@@ -45,10 +48,17 @@ class Evaluation:
         }
 
 
-def evaluate(engine: Engine, params: Any, batches: Iterable[Any], ahead: int) -> Evaluation:
-    """Counts over `batches`, whose padding the mask leaves out; the same in every process."""
-    # The sums stay on the devices until the pass is over: nothing waits within it.
-    sums = [engine.eval_step(params, batch) for batch in to_devices(batches, engine.batch, ahead)]
-    totals = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
-    loss = totals.pop("loss") / max(totals["examples"], 1)
-    return Evaluation(loss=loss, **{name: round(total) for name, total in totals.items()})
+def evaluate(engine: Engine, variables: Any, batches: Iterable[Any], ahead: int) -> Evaluation:
+    """Figures over `batches`, whose padding the mask leaves out.
+
+    They are the same to the last bit in every process, for any number of processes and devices
+    that split the batch, and for any size of it: an example's loss is (see `make_eval_step`), and
+    `fsum` does not depend on the order.
+    """
+    # What is found stays on the devices until the pass is over: nothing waits within it.
+    found = [
+        engine.eval_step(variables, batch) for batch in to_devices(batches, engine.batch, ahead)
+    ]
+    losses = np.concatenate([np.asarray(figures.pop("losses"), np.float64) for figures in found])
+    counted = {name: sum(int(figures[name]) for figures in found) for name in found[0]}
+    return Evaluation(loss=math.fsum(losses) / max(counted["examples"], 1), **counted)

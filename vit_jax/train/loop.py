@@ -30,6 +30,7 @@ from vit_jax.train.profiling import Profiler
 from vit_jax.train.resume import require_same_config
 from vit_jax.train.sharding import make_mesh, to_devices
 from vit_jax.train.state import TrainState
+from vit_jax.variables import collections, named
 
 
 def train_and_evaluate(
@@ -43,7 +44,8 @@ def train_and_evaluate(
       allow_other_config: Go on even where `config` differs from that of the run in `workdir`.
 
     Returns:
-      The parameters at the end, on the devices.
+      The parameters at the end, on the devices; running statistics of a model that has them lie
+      among them (`vit_jax.variables`).
 
     Raises:
       UserError: for bad input, before any long work; for a loss that is not finite.
@@ -67,10 +69,10 @@ def train_and_evaluate(
             require_same_config(config, workdir)
         state = engine.init(init_key)
         if pretrained and checkpoints.latest_step is None:
-            params = _pretrained_params(pretrained, state, config, engine)
+            variables = _pretrained(pretrained, state, config, engine)
             # A moving average starts there too, as arrays of its own: the step donates both.
-            ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-            state = dataclasses.replace(state, params=params, ema=ema)
+            ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
+            state = dataclasses.replace(state, **variables, ema=ema)
         state = checkpoints.restore(like=state)
         first_step = int(state.step)
         image_flops = None
@@ -98,7 +100,7 @@ def train_and_evaluate(
 
                 if _due(step, config.eval_every, config.total_steps):
                     with clock.paused():
-                        result = evaluate(engine, state.best_params, ds_test, config.prefetch)
+                        result = evaluate(engine, state.best_variables, ds_test, config.prefetch)
                     log.evaluation(step, result)
                     figures = result.figures
 
@@ -163,7 +165,7 @@ def _require_finite(loss: float, step: int, state: TrainState, checkpoints: Chec
     if math.isfinite(loss):
         return
     checkpoints.wait()
-    flat = arrays(jax.tree.map(lambda x: bool(jnp.isfinite(x).all()), state.params))
+    flat = arrays(jax.tree.map(lambda x: bool(jnp.isfinite(x).all()), named(state.variables)))
     bad = [name for name, finite in flat.items() if not finite]
     good = checkpoints.latest_step
     raise UserError(
@@ -178,16 +180,17 @@ def _require_finite(loss: float, step: int, state: TrainState, checkpoints: Chec
     )
 
 
-def _pretrained_params(
+def _pretrained(
     path: os.PathLike, state: TrainState, config: ConfigDict, engine: engine_lib.Engine
-) -> Any:
+) -> dict[str, Any]:
+    """The `variables` of a state, from a checkpoint."""
     # The fresh parameters give names and shapes, and the head where the classes differ.
-    fresh = multihost_utils.process_allgather(state.params, tiled=True)
+    fresh = multihost_utils.process_allgather(named(state.variables), tiled=True)
     params = checkpoint.load_pretrained(
         pretrained_path=path, init_params=fresh, model_config=config.model
     )
     return jax.tree.map(
         lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]),
-        params,
-        engine.shardings.params,
+        collections(params),
+        engine.shardings.variables,
     )

@@ -1,6 +1,6 @@
 """Losses: logits [N, K] and labels [N, K] to one number an example, [N], in float32 or wider."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -70,6 +70,27 @@ def get_loss(name: str, label_smoothing: float = 0.0) -> Loss:
         return loss(logits, smooth_labels(labels, label_smoothing))
 
     return smoothed
+
+
+def of_heads(loss: Loss) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+    """`loss` of all that a model returns in training: logits, or a tuple of them, one a head.
+
+    All heads are told the same label and count alike, as models with a head for a teacher train
+    without one. Where a head gives logits for tokens, [N, …, K], it is their mean.
+
+    Returns:
+      A function of (what the model returns, batch) to [N].
+    """
+
+    def of_head(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        tokens = tuple(range(1, logits.ndim - 1))
+        return loss(logits, jnp.expand_dims(labels, tokens)).mean(axis=tokens)
+
+    def of_all(outputs: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
+        heads = jax.tree.leaves(outputs)
+        return jnp.mean(jnp.stack([of_head(x, batch["label"]) for x in heads]), axis=0)
+
+    return of_all
 
 
 def smooth_labels(labels: jax.Array, amount: float) -> jax.Array:

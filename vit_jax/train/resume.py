@@ -16,6 +16,7 @@ from vit_jax.train import run_info
 # among them, for the learning rate depends on it, nor `accum_steps`, for dropout does.
 HARMLESS = (
     "batch_eval",
+    "batch_eval_device",
     "checkpoint_every",
     "data.num_workers",
     "eval_every",

@@ -4,8 +4,9 @@ SAM: Foret et al. 2021, arXiv:2010.01412, equations 2 and 3. GSAM: Zhuang et al.
 arXiv:2203.08065, algorithm 1.
 
 The perturbation follows the gradient that `loss_and_grad` returns. Over the whole batch, it is
-the papers' SAM with m = batch size; to perturb for each part of a batch on its own (m-sharpness,
-arXiv:2010.01412, section 4.1), accumulate the gradients that `sam_gradient` makes of each part.
+SAM with m = batch size. The papers perturb for the examples of each device on their own, and a
+smaller m does better (m-sharpness, arXiv:2010.01412, section 4.1): `config.sam.per_part` does so
+for each part of the accumulation, m = batch / accum_steps.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,8 @@ def sam_gradient(
     """Loss at `params`, and the gradient to follow; `loss_and_grad` is called twice.
 
     Args:
-      loss_and_grad: Parameters to (loss, gradient). Both calls must draw the same dropout.
+      loss_and_grad: Parameters to (loss, gradient); the loss may be any tree, which is handed on.
+        Both calls must draw the same dropout.
       params: Any tree.
       rho: L2 norm of the perturbation; 0 gives the plain gradient. May be traced.
       alpha: Of GSAM: takes this share of the clean gradient's part that is orthogonal to the

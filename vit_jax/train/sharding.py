@@ -73,9 +73,14 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts `split_batch` cuts."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_batch(name: str, size: int, mesh: Mesh, accum_steps: int = 1) -> None:
     """Raises UserError unless the parts of a batch are equal on all devices."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = batch_shards(mesh)
     if size <= 0 or size % (shards * max(accum_steps, 1)):
         parts = f" times accum_steps={accum_steps}" if accum_steps > 1 else ""
         raise UserError(
