@@ -17,6 +17,7 @@ def attend(
     *,
     bias: jax.Array | None = None,
     scale: float | None = None,
+    on_scores: Callable[[jax.Array], jax.Array] | None = None,
     on_weights: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
@@ -24,32 +25,36 @@ def attend(
     The softmax runs in float32 or wider, whatever the type of the inputs.
 
     Args:
-      q: Queries [N, Q, heads, d].
-      k: Keys [N, K, heads, d].
-      v: Values [N, K, heads, e].
+      q: Queries [N, …, Q, heads, d]; the axes of … are windows, each with its own attention.
+      k: Keys [N, …, K, heads, d].
+      v: Values [N, …, K, heads, e].
       bias: Added to the scaled scores, of a rank and shape that broadcasts to
-        [N, heads, Q, K]: relative positions, masks.
+        [N, …, heads, Q, K]: relative positions, masks.
       scale: Of the scores; by default 1 / √d.
-      on_weights: Sees the weights [N, heads, Q, K] and returns those that are used: the one
+      on_scores: Sees the scaled scores [N, …, heads, Q, K], float32 or wider, before `bias`, and
+        returns those that are used: heads that talk.
+      on_weights: Sees the weights [N, …, heads, Q, K] and returns those that are used: the one
         place for dropout and for looking at attention.
 
     Returns:
-      [N, Q, heads, e] in the type of `v`.
+      [N, …, Q, heads, e] in the type of `v`.
     """
     # The original scales the queries, not the scores: the same number, rounded differently.
     q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype) if scale is None else q * scale
-    scores = jnp.einsum("nqhd,nkhd->nhqk", q, k)
+    scores = jnp.einsum("...qhd,...khd->...hqk", q, k)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    if on_scores is not None:
+        scores = on_scores(scores)
     if bias is not None:
         scores = scores + bias.astype(scores.dtype)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     if on_weights is not None:
         weights = on_weights(weights)
-    return jnp.einsum("nhqk,nkhe->nqhe", weights, v)
+    return jnp.einsum("...hqk,...khe->...qhe", weights, v)
 
 
 class MultiHeadDotProductAttention(nn.Module):
-    """Attention with separate query, key and value projections: [N, T, D] -> [N, T, D].
+    """Attention with separate query, key and value projections: [N, …, T, D] -> the same shape.
 
     Kernels are `query|key|value/kernel` [D, heads, d] and `out/kernel` [heads, d, D], d = D/heads.
     The weights are sown as 'attention_weights' when the caller makes 'intermediates' mutable.
@@ -59,6 +64,7 @@ class MultiHeadDotProductAttention(nn.Module):
       out_dropout_rate: On the output.
       qkv_bias: Whether query, key and value have a bias.
       kernel_init: Of all four kernels.
+      scale: Of the scores; by default 1 / √d.
 
     Raises:
       UserError: when the heads do not divide the width.
@@ -69,24 +75,49 @@ class MultiHeadDotProductAttention(nn.Module):
     out_dropout_rate: float = 0.0
     qkv_bias: bool = True
     kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
+    scale: float | None = None
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, queries: jax.Array | None = None) -> jax.Array:
-        """`queries` [N, Q, D] ask in place of all of `x`: a class token, x[:, :1]. [N, Q, D]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        queries: jax.Array | None = None,
+        values: jax.Array | None = None,
+        bias: jax.Array | None = None,
+    ) -> jax.Array:
+        """Args:
+        x: What queries, keys and values are made of, [N, …, T, D].
+        queries: [N, …, Q, D] ask in place of all of `x`: a class token, x[:, :1].
+        values: [N, …, T, D] are answered in place of `x`.
+        bias: As of `attend`.
+
+        Returns:
+          [N, …, Q, D].
+        """
         width = x.shape[-1]
         if width % self.num_heads:
             raise UserError(f"num_heads={self.num_heads} does not divide the width {width}")
         project = {"kernel_init": self.kernel_init, "dtype": self.dtype}
         heads = (self.num_heads, width // self.num_heads)
-        inputs = (("query", x if queries is None else queries), ("key", x), ("value", x))
+        inputs = {
+            "query": x if queries is None else queries,
+            "key": x,
+            "value": x if values is None else values,
+        }
         q, k, v = (
             nn.DenseGeneral(heads, use_bias=self.qkv_bias, name=name, **project)(y)
-            for name, y in inputs
+            for name, y in inputs.items()
         )
-        y = attend(q, k, v, on_weights=self._on_weights(train))
+        hooks = {"on_scores": self._on_scores(), "on_weights": self._on_weights(train)}
+        y = attend(q, k, v, bias=bias, scale=self.scale, **hooks)
         y = nn.DenseGeneral(width, axis=(-2, -1), name="out", **project)(y)
         return nn.Dropout(self.out_dropout_rate, name="Dropout_0")(y, deterministic=not train)
+
+    def _on_scores(self) -> Callable[[jax.Array], jax.Array] | None:
+        return None
 
     def _on_weights(self, train: bool) -> Callable[[jax.Array], jax.Array] | None:
         drop = train and self.dropout_rate > 0
