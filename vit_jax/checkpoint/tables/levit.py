@@ -1,0 +1,97 @@
+"""LeViT in timm, with linear layers or with 1×1 convolutions in their place."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint.resize import resize_posembed, square
+from vit_jax.checkpoint.rules import Table, rule, under
+from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
+from vit_jax.checkpoint.tables.parts import BATCH_NORM, DENSE, KERNEL
+
+BIASES = rule("attention_biases", "attention_biases")
+_STRIDE = 16  # of the stem
+_ATTENTION = "MultiHeadDotProductAttention_0"
+
+
+def _table(config: Config, kernel: str) -> Table:
+    dense_norm = under("linear", "dense", rule("weight", "kernel", kernel))
+    dense_norm += under("bn", "norm", BATCH_NORM)
+    mlp = under("ln1", "Dense_0", dense_norm) + under("ln2", "Dense_1", dense_norm)
+    out = BIASES + under("proj.ln", "out", dense_norm)
+    block = under("attn", _ATTENTION, under("qkv", "qkv", dense_norm) + out)
+    block += under("mlp", "MlpBlock_0", mlp)
+    shrink = under("kv", "kv", dense_norm) + under("q.ln", "query", dense_norm) + out
+    shrink = under("attn_downsample", "downsample", shrink) + under("mlp", "downsample_mlp", mlp)
+
+    conv_norm = under("linear", "conv", KERNEL) + under("bn", "norm", BATCH_NORM)
+    rows = [r for i in range(4) for r in under(f"stem.conv{i + 1}", f"stem_{i}", conv_norm)]
+    for i, depth in enumerate(config["depths"]):
+        if i > 0:
+            rows += under(f"stages.{i}.downsample", f"stage_{i}", shrink)
+        for j in range(depth):
+            rows += under(f"stages.{i}.blocks.{j}", f"stage_{i}/encoderblock_{j}", block)
+    for head in ("head", "head_dist"):
+        rows += under(f"{head}.bn", f"{head}_norm", BATCH_NORM)
+        rows += under(f"{head}.linear", head, DENSE)
+    return rows
+
+
+def timm_args(config: Config) -> dict[str, Any]:
+    return {
+        "embed_dim": tuple(config["hidden_sizes"]),
+        "num_heads": tuple(config["num_heads"]),
+        "depth": tuple(config["depths"]),
+        "key_dim": config["key_dim"],
+    }
+
+
+def resize_biases(table: np.ndarray, old: Size, new: Size, method: str) -> np.ndarray:
+    """Biases [heads, rows · columns] of distances, for another number of rows and columns.
+
+    Nobody has published a rule. Here the table is mirrored to offsets of either sign, resized as
+    `resize_posembed` does, and cut back: like Swin's tables, and distance 0 stays where it is.
+    """
+    rows, columns = old
+    mirrored = table.reshape(-1, rows, columns)
+    mirrored = np.pad(mirrored, ((0, 0), (rows - 1, 0), (columns - 1, 0)), mode="reflect")
+    before, after = ((2 * size[0] - 1, 2 * size[1] - 1) for size in (old, new))
+    tokens = mirrored.reshape(len(table), -1).T[None]
+    resized = resize_posembed(tokens, before, after, 0, method)[0].T
+    resized = resized.reshape(-1, *after)[:, new[0] - 1 :, new[1] - 1 :]
+    return resized.reshape(len(table), -1)
+
+
+def _image_size(config: Config, shapes: Shapes) -> Size:
+    del config
+    name = f"stage_0/encoderblock_0/{_ATTENTION}/attention_biases"
+    rows, columns = square(shapes[name][1], "the weights'")
+    return rows * _STRIDE, columns * _STRIDE
+
+
+def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
+    edits: Edits = {}
+    before, after = (tuple(-(-side // _STRIDE) for side in size) for size in (old, new))
+    for i, depth in enumerate(config["depths"]):
+        edit = functools.partial(resize_biases, old=before, new=after, method=method)
+        if i > 0:
+            edits[f"stage_{i}/downsample/attention_biases"] = edit
+            before, after = (tuple(-(-side // 2) for side in size) for size in (before, after))
+            edit = functools.partial(resize_biases, old=before, new=after, method=method)
+        for j in range(depth):
+            edits[f"stage_{i}/encoderblock_{j}/{_ATTENTION}/attention_biases"] = edit
+    return edits
+
+
+def _names(kernel: str) -> Names:
+    return Names(
+        {"timm": lambda config: _table(config, kernel)},
+        timm_args,
+        ignore=(r".*\.attention_bias_idxs",),  # an index that older files hold
+        image_size=_image_size,
+        resize=_resize,
+    )
+
+
+FAMILIES = {"levit": _names("o i -> i o"), "levit_conv": _names("o i 1 1 -> i o")}
