@@ -1,11 +1,15 @@
 """Images to patches."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import linen as nn
 
 from vit_jax.errors import UserError
+from vit_jax.layers.conv import conv
+from vit_jax.layers.init import torch_default
+from vit_jax.layers.norm import LayerNorm5
 
 
 def embed_patches(
@@ -27,3 +31,43 @@ def embed_patches(
             f"{patch[0]}×{patch[1]}"
         )
     return nn.Conv(features, patch, strides=patch, padding="VALID", dtype=dtype, name=name)(x)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches that may overlap, projected and normalised, as the hierarchical models have them.
+
+    [N, H, W, C] -> [N, H', W', features], H' = (H + 2 padding - kernel) // stride + 1.
+
+    Attributes:
+      kernel, stride, padding: In cells of the map, the same in both directions. By default patches
+        lie side by side.
+
+    Raises:
+      UserError: when the map is smaller than one patch.
+    """
+
+    features: int
+    kernel: int
+    stride: int | None = None
+    padding: int = 0
+    kernel_init: Callable[..., jax.Array] = torch_default
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        height, width = x.shape[1:3]
+        if min(height, width) + 2 * self.padding < self.kernel:
+            raise UserError(
+                f"a map of {height}×{width} (height × width) is smaller than one patch of "
+                f"{self.kernel}×{self.kernel}: take larger images"
+            )
+        x = conv(
+            self.features,
+            self.kernel,
+            stride=self.stride or self.kernel,
+            padding=self.padding,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        return LayerNorm5(dtype=self.dtype, name="norm")(x)

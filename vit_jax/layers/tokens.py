@@ -1,10 +1,15 @@
-"""Learned tokens before those of the image."""
+"""The tokens of a map, and learned ones before them."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.init import normal_02
+
+
+def map_tokens(x: jax.Array) -> jax.Array:
+    """[N, H, W, D] -> [N, H * W, D], row by row."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def prepend_tokens(module: nn.Module, x: jax.Array, *names: str) -> jax.Array:
