@@ -108,6 +108,13 @@ class NormMlp(nn.Module):
         return last(nn.hard_swish(y), train=train)
 
 
+class NoNorm(nn.Module):
+    """Nothing: LeViT's blocks normalise behind each layer, not before a branch."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
 class Stage(nn.Module):
     """Shrinking attention where `downsample` says so, then blocks: [N, H, W, D] -> [N, H', W', D'].
 
@@ -138,7 +145,7 @@ class Stage(nn.Module):
             Block,
             attention=functools.partial(Attention, self.num_heads, **attention),
             mlp=mlp,
-            norm=_no_norm,
+            norm=NoNorm,
         )
         return run_blocks(
             block,
@@ -241,8 +248,3 @@ def _offset_biases(
         return abs(x[queries].reshape(-1, 1) - x.reshape(1, -1))
 
     return table[:, distances(rows) * width + distances(columns)][None]
-
-
-def _no_norm(*, name: str) -> Callable[[jax.Array], jax.Array]:
-    del name
-    return lambda x: x

@@ -72,16 +72,20 @@ def _image_size(config: Config, shapes: Shapes) -> Size:
 
 def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
     edits: Edits = {}
-    before, after = (tuple(-(-side // _STRIDE) for side in size) for size in (old, new))
+    before, after = _shrunk(old, _STRIDE), _shrunk(new, _STRIDE)
     for i, depth in enumerate(config["depths"]):
         edit = functools.partial(resize_biases, old=before, new=after, method=method)
         if i > 0:
             edits[f"stage_{i}/downsample/attention_biases"] = edit
-            before, after = (tuple(-(-side // 2) for side in size) for size in (before, after))
+            before, after = _shrunk(before, 2), _shrunk(after, 2)
             edit = functools.partial(resize_biases, old=before, new=after, method=method)
         for j in range(depth):
             edits[f"stage_{i}/encoderblock_{j}/{_ATTENTION}/attention_biases"] = edit
     return edits
+
+
+def _shrunk(size: Size, stride: int) -> Size:
+    return -(-size[0] // stride), -(-size[1] // stride)
 
 
 def _names(kernel: str) -> Names:
