@@ -54,6 +54,7 @@ def vit_block(
     activation: Callable[[jax.Array], jax.Array] = exact_gelu,
     norm: Factory = LayerNorm,
     residual: Factory = DropPath,
+    attention: Factory = MultiHeadDotProductAttention,
     qkv_bias: bool = True,
     dropout_rate: float = 0.0,
     attention_dropout_rate: float = 0.0,
@@ -62,24 +63,45 @@ def vit_block(
     """The plain block with PyTorch's habits: erf form of GELU, kernels from N(0, 0.02²), biases 0.
 
     Args:
+      attention: Takes the fields of `MultiHeadDotProductAttention`.
       dropout_rate: On the output of the attention, and twice in the MLP.
       attention_dropout_rate: On the attention weights.
     """
-    attention = functools.partial(
-        MultiHeadDotProductAttention,
+    attend = torch_attention(
+        num_heads,
+        attention=attention,
+        qkv_bias=qkv_bias,
+        dropout_rate=dropout_rate,
+        attention_dropout_rate=attention_dropout_rate,
+        dtype=dtype,
+    )
+    return functools.partial(
+        Block,
+        attention=attend,
+        mlp=torch_mlp(mlp_dim, activation=activation, dropout_rate=dropout_rate, dtype=dtype),
+        norm=functools.partial(norm, dtype=dtype),
+        residual=residual,
+    )
+
+
+def torch_attention(
+    num_heads: int,
+    *,
+    attention: Factory = MultiHeadDotProductAttention,
+    qkv_bias: bool = True,
+    dropout_rate: float = 0.0,
+    attention_dropout_rate: float = 0.0,
+    dtype: Any = None,
+) -> Factory:
+    """Attention with PyTorch's habits, as of `vit_block`."""
+    return functools.partial(
+        attention,
         num_heads,
         dropout_rate=attention_dropout_rate,
         out_dropout_rate=dropout_rate,
         qkv_bias=qkv_bias,
         kernel_init=normal_02,
         dtype=dtype,
-    )
-    return functools.partial(
-        Block,
-        attention=attention,
-        mlp=torch_mlp(mlp_dim, activation=activation, dropout_rate=dropout_rate, dtype=dtype),
-        norm=functools.partial(norm, dtype=dtype),
-        residual=residual,
     )
 
 

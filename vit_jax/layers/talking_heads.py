@@ -1,0 +1,47 @@
+"""Talking-heads attention (Shazeer et al. 2020, arXiv:2003.02436)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vit_jax.layers.attention import MultiHeadDotProductAttention
+from vit_jax.layers.init import normal_02
+
+
+class TalkingHeadsAttention(MultiHeadDotProductAttention):
+    """Attention whose heads are mixed linearly before and after the softmax.
+
+    As `MultiHeadDotProductAttention`, with `scores_mix` and `weights_mix`, both `kernel`
+    [heads, heads] and `bias` [heads]. Scores are mixed in float32 or wider.
+
+    Attributes:
+      mix_bias: Whether the mixtures have a bias.
+    """
+
+    mix_bias: bool = True
+
+    def _on_scores(self) -> Callable[[jax.Array], jax.Array]:
+        return lambda scores: self._mix(scores, "scores_mix")
+
+    def _on_weights(self, train: bool) -> Callable[[jax.Array], jax.Array]:
+        after = super()._on_weights(train)
+
+        def on_weights(weights: jax.Array) -> jax.Array:
+            weights = self._mix(weights, "weights_mix")
+            return weights if after is None else after(weights)
+
+        return on_weights
+
+    def _mix(self, x: jax.Array, name: str) -> jax.Array:
+        """[N, heads, Q, K] -> [N, heads, Q, K]."""
+        mix = nn.DenseGeneral(
+            self.num_heads,
+            axis=1,
+            use_bias=self.mix_bias,
+            kernel_init=normal_02,
+            dtype=x.dtype,
+            name=name,
+        )
+        return jnp.moveaxis(mix(x), -1, 1)
