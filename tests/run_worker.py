@@ -35,7 +35,7 @@ def do(job: dict) -> None:
         _, test = input_pipeline.get_datasets(
             config, process_index=jax.process_index(), process_count=jax.process_count()
         )
-        found = evaluate(built, state.params, test, config.prefetch).figures
+        found = evaluate(built, state.best_variables, test, config.prefetch).figures
     if jax.process_index() == 0:
         tiny_run.write_json(pathlib.Path(job["out"]), found)
 
