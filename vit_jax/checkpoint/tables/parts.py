@@ -25,12 +25,19 @@ def merged(parts: tuple[str, ...], *, bias: bool = True) -> Table:
 
 ATTENTION = under("qkv", "", merged(QKV)) + under("proj", "out", OUT)
 MLP = under("fc1", "Dense_0", DENSE) + under("fc2", "Dense_1", DENSE)
-ENCODER_BLOCK = (
-    under("norm1", "LayerNorm_0", NORM)
-    + under("attn", "MultiHeadDotProductAttention_0", ATTENTION)
-    + under("norm2", "LayerNorm_1", NORM)
-    + under("mlp", "MlpBlock_0", MLP)
-)
+
+
+def encoder_block(attention: Table) -> Table:
+    """The pre-norm block, as most of timm's models call its parts."""
+    return (
+        under("norm1", "LayerNorm_0", NORM)
+        + under("attn", "MultiHeadDotProductAttention_0", attention)
+        + under("norm2", "LayerNorm_1", NORM)
+        + under("mlp", "MlpBlock_0", MLP)
+    )
+
+
+ENCODER_BLOCK = encoder_block(ATTENTION)
 LINEAR = rule("weight", "kernel", "o i -> i o")  # without a bias
 
 # The statistics are told from parameters by their leaves, `mean` and `var`, which no parameter has.

@@ -1,0 +1,130 @@
+"""CaiT: deeper Transformers, and a class token that only the last layers see.
+
+Touvron et al. 2021, "Going deeper with Image Transformers" (arXiv:2103.17239). Sizes:
+`vit_jax.models.variants.cait`.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vit_jax.layers.block import Factory, run_blocks, torch_attention, torch_mlp, vit_block
+from vit_jax.layers.drop import LayerScale
+from vit_jax.layers.head import classify
+from vit_jax.layers.init import normal_02
+from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.patch import embed_patches
+from vit_jax.layers.position import AddPositionEmbs
+from vit_jax.layers.talking_heads import TalkingHeadsAttention
+
+
+class ClassAttentionBlock(nn.Module):
+    """The class token reads the patches, which stay as they are (ibid., section 3, Figure 2).
+
+    Class token [N, 1, D] and patches [N, T, D] to class token [N, 1, D].
+
+    Attributes: as of `vit_jax.layers.block.Block`; `attention` takes `queries`.
+    """
+
+    attention: Factory
+    mlp: Factory
+    norm: Factory
+    residual: Factory
+
+    @nn.compact
+    def __call__(self, cls: jax.Array, x: jax.Array, *, train: bool) -> jax.Array:
+        y = self.norm(name="LayerNorm_0")(jnp.concatenate([cls, x], axis=1))
+        y = self.attention(name="MultiHeadDotProductAttention_0")(y, queries=y[:, :1], train=train)
+        # Stochastic depth is for the layers of the patches, as in the official code.
+        cls = cls + self.residual(name="residual_0")(y, 0.0, train=train)
+        y = self.norm(name="LayerNorm_1")(cls)
+        y = self.mlp(name="MlpBlock_0")(y, train=train)
+        return cls + self.residual(name="residual_1")(y, 0.0, train=train)
+
+
+class Encoder(nn.Module):
+    """Blocks of the patches [N, T, D], then those of the class token [1, 1, D]: [N, D].
+
+    Attributes:
+      num_class_layers: Class-attention blocks behind the `num_layers` blocks of the patches.
+      layer_scale_init: Of each branch's scale.
+      drop_path_rate: Stochastic depth, the same in every block of the patches (ibid., section 5.1).
+      remat, scan: As of `run_blocks`, for the blocks of the patches.
+    """
+
+    num_layers: int
+    mlp_dim: int
+    num_heads: int
+    num_class_layers: int = 2
+    layer_scale_init: float = 1e-5
+    dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    scan: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, cls: jax.Array, *, train: bool) -> jax.Array:
+        residual = functools.partial(LayerScale, self.layer_scale_init)
+        fields: dict[str, Any] = {"dropout_rate": self.dropout_rate, "dtype": self.dtype}
+        norm = functools.partial(LayerNorm, dtype=self.dtype)
+        x = run_blocks(
+            vit_block(
+                self.num_heads,
+                self.mlp_dim,
+                attention=TalkingHeadsAttention,
+                residual=residual,
+                **fields,
+            ),
+            x,
+            depth=self.num_layers,
+            name="encoderblock",
+            train=train,
+            drop_path_rate=(self.drop_path_rate,) * self.num_layers,
+            remat=self.remat,
+            scan=self.scan,
+        )
+        cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        for i in range(self.num_class_layers):
+            cls = ClassAttentionBlock(
+                attention=torch_attention(self.num_heads, **fields),
+                mlp=torch_mlp(self.mlp_dim, **fields),
+                norm=norm,
+                residual=residual,
+                name=f"classblock_{i}",
+            )(cls, x, train=train)
+        return norm(name="encoder_norm")(cls[:, 0])
+
+
+class CaiT(nn.Module):
+    """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
+
+    Attributes:
+      num_classes: 0 returns the features [N, D] that the head would get.
+      patches: {'size': (height, width)} in pixels.
+      hidden_size: D, the width of a token.
+      transformer: Fields of `Encoder`.
+      dtype: Type to compute in; None follows images and parameters.
+    """
+
+    num_classes: int
+    patches: Mapping[str, Any]
+    hidden_size: int
+    transformer: Mapping[str, Any]
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = embed_patches(
+            images, self.hidden_size, self.patches["size"], dtype=self.dtype, name="embedding"
+        )
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        x = AddPositionEmbs(name="posembed_input")(x)
+        cls = self.param("cls", normal_02, (1, 1, self.hidden_size))
+        encoder = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})
+        x = encoder(x, cls, train=train)
+        return classify(x, self.num_classes, dtype=self.dtype)
