@@ -13,9 +13,15 @@ from vit_jax.layers.norm import LayerNorm5
 
 
 def embed_patches(
-    x: jax.Array, features: int, size: tuple[int, int], *, dtype: Any, name: str
+    x: jax.Array,
+    features: int,
+    size: tuple[int, int],
+    *,
+    stride: int | None = None,
+    dtype: Any,
+    name: str,
 ) -> jax.Array:
-    """Non-overlapping patches of `size` (height, width), projected to `features`.
+    """Patches of `size` (height, width), projected to `features`; they overlap where `stride` says.
 
     To be called in a compact method: it adds a convolution called `name`. [N, H, W, C] ->
     [N, H // size[0], W // size[1], features]; rows and columns beyond the last whole patch are
@@ -24,13 +30,21 @@ def embed_patches(
     Raises:
       UserError: when the image is smaller than one patch.
     """
-    patch = (int(size[0]), int(size[1]))
-    if x.shape[1] < patch[0] or x.shape[2] < patch[1]:
-        raise UserError(
-            f"an input of {x.shape[1]}×{x.shape[2]} (height × width) is smaller than one patch of "
-            f"{patch[0]}×{patch[1]}"
-        )
-    return nn.Conv(features, patch, strides=patch, padding="VALID", dtype=dtype, name=name)(x)
+    patch = _checked(x, size)
+    strides = patch if stride is None else (stride, stride)
+    return nn.Conv(features, patch, strides=strides, padding="VALID", dtype=dtype, name=name)(x)
+
+
+def split_patches(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """[N, H, W, C] -> [N, H // size[0], W // size[1], *size, C]: patches, row by row.
+
+    Raises:
+      UserError: when the image is smaller than one patch.
+    """
+    height, width = _checked(x, size)
+    rows, columns = x.shape[1] // height, x.shape[2] // width
+    x = x[:, : rows * height, : columns * width]
+    return x.reshape(-1, rows, height, columns, width, x.shape[-1]).swapaxes(2, 3)
 
 
 class PatchEmbedding(nn.Module):
@@ -71,3 +85,13 @@ class PatchEmbedding(nn.Module):
             name="conv",
         )(x)
         return LayerNorm5(dtype=self.dtype, name="norm")(x)
+
+
+def _checked(x: jax.Array, size: tuple[int, int]) -> tuple[int, int]:
+    patch = (int(size[0]), int(size[1]))
+    if x.shape[1] < patch[0] or x.shape[2] < patch[1]:
+        raise UserError(
+            f"an input of {x.shape[1]}×{x.shape[2]} (height × width) is smaller than one patch of "
+            f"{patch[0]}×{patch[1]}"
+        )
+    return patch

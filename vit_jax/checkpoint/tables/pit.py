@@ -1,0 +1,77 @@
+"""PiT in timm, which also reads the official names (`pools.k` is its `transformers.k+1.pool`)."""
+
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint.resize import resize_posembed
+from vit_jax.checkpoint.rules import Table, rule, under
+from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
+from vit_jax.checkpoint.tables.parts import CONV, DENSE, ENCODER_BLOCK, NORM
+
+POSITIONS = "posembed_input/pos_embedding"
+POOL = under("conv", "conv", CONV) + under("fc", "tokens", DENSE)
+
+
+def _table(config: Config, heads: dict[str, str]) -> Table:
+    """`heads`: class token to the head that reads it."""
+    rows = rule("cls_token", tuple(heads), "1 n d -> n 1 1 d" if len(heads) > 1 else "... -> ...")
+    rows += rule("pos_embed", POSITIONS, "1 d h w -> 1 h w d")
+    rows += under("patch_embed.conv", "embedding", CONV)
+    for i, depth in enumerate(config["depths"]):
+        stage = f"transformers.{i}"
+        if i > 0:
+            rows += under(f"{stage}.pool", f"pool_{i}", POOL)
+        for j in range(depth):
+            ours = f"stage_{i}/encoderblock_{j}"
+            block = under(f"{stage}.blocks.{j}", ours, ENCODER_BLOCK, heads=config["num_heads"][i])
+            rows += block
+    rows += under("norm", "encoder_norm", NORM)
+    return rows + [row for head in heads.values() for row in under(head, head, DENSE)]
+
+
+def pit(config: Config) -> Table:
+    return _table(config, {"cls": "head"})
+
+
+def distilled(config: Config) -> Table:
+    return _table(config, {"cls": "head", "dist": "head_dist"})
+
+
+def timm_args(config: Config) -> dict[str, Any]:
+    sizes = zip(config["hidden_sizes"], config["num_heads"], strict=True)
+    return {
+        "patch_size": config["patch_size"],
+        "stride": config["stride"],
+        "base_dims": [width // heads for width, heads in sizes],
+        "heads": list(config["num_heads"]),
+        "depth": list(config["depths"]),
+    }
+
+
+def _image_size(config: Config, shapes: Shapes) -> Size:
+    # The smallest image with that many patches: what its stride leaves over is not looked at.
+    rows, columns = ((n - 1) * config["stride"] for n in shapes[POSITIONS][1:3])
+    return rows + config["patch_size"], columns + config["patch_size"]
+
+
+def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
+    before, after = _grid(config, old), _grid(config, new)
+
+    def resize(x: np.ndarray) -> np.ndarray:
+        x = x.reshape(1, -1, x.shape[-1])
+        return resize_posembed(x, before, after, 0, method).reshape(1, *after, -1)
+
+    return {POSITIONS: resize}
+
+
+def _grid(config: Config, size: Size) -> Size:
+    patch, stride = config["patch_size"], config["stride"]
+    return (size[0] - patch) // stride + 1, (size[1] - patch) // stride + 1
+
+
+def _names(layout: Any) -> Names:
+    return Names({"timm": layout}, timm_args, image_size=_image_size, resize=_resize)
+
+
+FAMILIES = {"pit": _names(pit), "pit_distilled": _names(distilled)}
