@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from vit_jax.layers.mlp import MlpBlock
 from vit_jax.layers.norm import LayerNorm
 
 Factory = Callable[..., nn.Module]
+Tokens = TypeVar("Tokens")  # an array, or a tree of arrays where a block has several streams
 
 
 class Block(nn.Module):
@@ -126,7 +127,7 @@ def torch_mlp(
 
 def run_blocks(
     block: Factory | Sequence[Factory],
-    x: jax.Array,
+    x: Tokens,
     *,
     depth: int,
     name: str,
@@ -134,7 +135,7 @@ def run_blocks(
     drop_path_rate: float | Sequence[float] = 0.0,
     remat: bool = False,
     scan: bool = False,
-) -> jax.Array:
+) -> Tokens:
     """Runs `depth` blocks one after the other; to be called in a compact method.
 
     Args:
@@ -154,7 +155,7 @@ def run_blocks(
     if {len(rates), len(blocks)} != {depth}:
         raise UserError(f"{depth} blocks, but {len(blocks)} factories and {len(rates)} rates")
 
-    def body(module: nn.Module, x: jax.Array, rate: float | jax.Array) -> jax.Array:
+    def body(module: nn.Module, x: Tokens, rate: float | jax.Array) -> Tokens:
         def call(module, x, *traced_rate):
             # A static rate stays outside the arguments: `remat` would trace it.
             return module(x, *(traced_rate or (rate,)), train=train)
@@ -172,7 +173,7 @@ def run_blocks(
     if isinstance(block, Sequence):
         raise UserError("blocks that differ cannot be scanned: set scan=False")
 
-    def step(module: nn.Module, x: jax.Array, rate: jax.Array | None):
+    def step(module: nn.Module, x: Tokens, rate: jax.Array | None):
         return body(module, x, 0.0 if rate is None else rate), None
 
     loop = nn.scan(

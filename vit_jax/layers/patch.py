@@ -21,11 +21,14 @@ def embed_patches(
     dtype: Any,
     name: str,
 ) -> jax.Array:
-    """Patches of `size` (height, width), projected to `features`; they overlap where `stride` says.
+    """Patches of `size` (height, width), projected to `features`.
 
     To be called in a compact method: it adds a convolution called `name`. [N, H, W, C] ->
     [N, H // size[0], W // size[1], features]; rows and columns beyond the last whole patch are
     not looked at, as in the original.
+
+    Args:
+      stride: From a patch to the next, where they overlap: (H - size[0]) // stride + 1 rows.
 
     Raises:
       UserError: when the image is smaller than one patch.
