@@ -1,0 +1,140 @@
+"""LV-ViT: a deeper stem, damped residuals, and a head for every token.
+
+Jiang et al. 2021, "All Tokens Matter: Token Labeling for Training Better Vision Transformers"
+(arXiv:2104.10858). Sizes: `vit_jax.models.variants.lvvit`.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vit_jax.layers.block import run_blocks, vit_block
+from vit_jax.layers.conv import ConvNorm
+from vit_jax.layers.drop import DropPath
+from vit_jax.layers.head import classify
+from vit_jax.layers.norm import LayerNorm5
+from vit_jax.layers.patch import embed_patches
+from vit_jax.layers.position import AddPositionEmbs
+from vit_jax.layers.tokens import map_tokens, prepend_tokens
+
+
+class Stem(nn.Module):
+    """Three convolutions, the first of which halves the sides: [N, H, W, 3] -> [N, H/2, W/2, C].
+
+    Attributes:
+      features: C, of all three.
+    """
+
+    features: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for i, (kernel, stride) in enumerate(((7, 2), (3, 1), (3, 1))):
+            x = ConvNorm(
+                self.features,
+                kernel,
+                stride=stride,
+                activation=nn.relu,
+                dtype=self.dtype,
+                name=f"conv_{i}",
+            )(x, train=train)
+        return x
+
+
+class Damped(nn.Module):
+    """A residual branch over a constant (ibid., section 3.1).
+
+    Attributes:
+      divisor: λ. Branches of a deep model add up to less when it is larger than 1.
+    """
+
+    divisor: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: float | jax.Array, *, train: bool) -> jax.Array:
+        return DropPath(name="DropPath_0")(x, rate, train=train) / self.divisor
+
+
+class Encoder(nn.Module):
+    """Blocks and final norm: [N, T, D] -> [N, T, D].
+
+    Attributes:
+      residual_divisor: As of `Damped`.
+      drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
+      remat, scan: As of `run_blocks`.
+    """
+
+    num_layers: int
+    mlp_dim: int
+    num_heads: int
+    residual_divisor: float = 1.0
+    dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    scan: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        block = vit_block(
+            self.num_heads,
+            self.mlp_dim,
+            norm=LayerNorm5,
+            residual=functools.partial(Damped, self.residual_divisor),
+            qkv_bias=False,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+        )
+        x = nn.Dropout(self.dropout_rate, name="Dropout_0")(x, deterministic=not train)
+        x = run_blocks(
+            block,
+            x,
+            depth=self.num_layers,
+            name="encoderblock",
+            train=train,
+            drop_path_rate=self.drop_path_rate,
+            remat=self.remat,
+            scan=self.scan,
+        )
+        return LayerNorm5(dtype=self.dtype, name="encoder_norm")(x)
+
+
+class LVViT(nn.Module):
+    """Images [N, H, W, 3] to logits, float32 or wider.
+
+    Training returns the class token's logits [N, num_classes] and those of every patch
+    [N, T, num_classes]; evaluation the former plus half of the latter's maximum over the patches.
+
+    Attributes:
+      num_classes: 0 returns what evaluation makes of the features [N, D] that the heads would get.
+      patches: {'size': (height, width)} in pixels, even: the stem makes half of it.
+      hidden_size: D, the width of a token.
+      stem_features: Channels of the stem.
+      transformer: Fields of `Encoder`.
+      dtype: Type to compute in; None follows images and parameters.
+    """
+
+    num_classes: int
+    patches: Mapping[str, Any]
+    hidden_size: int
+    transformer: Mapping[str, Any]
+    stem_features: int = 64
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool):
+        x = Stem(self.stem_features, dtype=self.dtype, name="stem")(images, train=train)
+        height, width = self.patches["size"]
+        half = (height // 2, width // 2)
+        x = embed_patches(x, self.hidden_size, half, dtype=self.dtype, name="embedding")
+        x = prepend_tokens(self, map_tokens(x), "cls")
+        x = AddPositionEmbs(name="posembed_input")(x)
+        x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
+        logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
+        of_tokens = classify(x[:, 1:], self.num_classes, dtype=self.dtype, name="head_tokens")
+        return (logits, of_tokens) if train else logits + jnp.max(of_tokens, axis=1) / 2
