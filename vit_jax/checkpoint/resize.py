@@ -1,11 +1,14 @@
 """Position embeddings for another grid, as one small matrix an axis: exact and NumPy only.
 
-Three implementations are in use and none equals another. 'official' is the original code's
+Several implementations are in use and none equals another. 'official' is the original code's
 `scipy.ndimage.zoom(order=1)`: bilinear between the corner points ("align corners"). 'timm' is
 `torch.nn.functional.interpolate(mode='bicubic', antialias=True)`: half-pixel centres, Keys's
-cubic with a = -0.5, widened by the scale when shrinking.
+cubic with a = -0.5, widened by the scale when shrinking. 'bilinear' and 'bicubic' are PyTorch's
+without antialiasing: half-pixel centres, the border repeated, and a = -0.75. 'geometric' is BEiT's
+for tables of relative positions, in timm's linear form.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -29,7 +32,7 @@ def resize_posembed(
       posemb: [1, num_prefix + rows * columns, D].
       old_grid, new_grid: (rows, columns) of patches.
       num_prefix: Leading tokens that are no patches.
-      method: 'official' or 'timm'.
+      method: 'official', 'timm', 'bilinear', 'bicubic' or 'geometric'.
 
     Returns:
       [1, num_prefix + new rows * new columns, D], in the dtype of `posemb`.
@@ -111,7 +114,7 @@ def square(num_patches: int, whose: str = "the") -> Grid:
 def _align_corners(old: int, new: int) -> np.ndarray:
     """[new, old]: linear weights; the first and the last points stay where they are."""
     position = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
-    return _normalised(position, old, lambda x: np.maximum(1 - np.abs(x), 0))
+    return _normalised(position, old, _linear)
 
 
 def _antialiased_cubic(old: int, new: int) -> np.ndarray:
@@ -119,6 +122,41 @@ def _antialiased_cubic(old: int, new: int) -> np.ndarray:
     scale = old / new
     position = (np.arange(new) + 0.5) * scale - 0.5
     return _normalised(position / max(scale, 1.0), old, _keys_cubic, max(scale, 1.0))
+
+
+def _geometric(old: int, new: int) -> np.ndarray:
+    """[new, old] for odd sizes, whose middle is distance 0.
+
+    The old table's distances are taken to grow as sums of 1, q, q², …, with q such that the last
+    one is the new table's: near cells keep what was learned of them, far ones are stretched.
+    Bao et al. 2022 (BEiT, arXiv:2106.08254), official code, whose bounds and precision q has.
+    """
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        q = (low + high) / 2
+        low, high = (low, q) if (q ** (old // 2) - 1) / (q - 1) > new // 2 else (q, high)
+    distances = np.cumsum(q ** np.arange(old // 2))
+    known = np.concatenate([-distances[::-1], [0.0], distances])
+    wanted = np.arange(new) - new // 2
+    return np.stack([np.interp(wanted, known, row) for row in np.eye(old)], axis=1)
+
+
+def _plain(kernel: Callable[[np.ndarray], np.ndarray]) -> Callable[[int, int], np.ndarray]:
+    """(old, new) to [new, old]: half-pixel centres, no antialiasing, the border repeated."""
+
+    def weights(old: int, new: int) -> np.ndarray:
+        position = (np.arange(new) + 0.5) * (old / new) - 0.5
+        taps = np.floor(position).astype(int)[:, None] + np.arange(-1, 3)
+        matrix = np.zeros((new, old))
+        rows = np.broadcast_to(np.arange(new)[:, None], taps.shape)
+        np.add.at(matrix, (rows, taps.clip(0, old - 1)), kernel(position[:, None] - taps))
+        return matrix
+
+    return weights
+
+
+def _linear(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
 
 
 def _keys_cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
@@ -136,4 +174,10 @@ def _normalised(
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-_WEIGHTS = {"official": _align_corners, "timm": _antialiased_cubic}
+_WEIGHTS = {
+    "official": _align_corners,
+    "timm": _antialiased_cubic,
+    "bilinear": _plain(_linear),
+    "bicubic": _plain(functools.partial(_keys_cubic, a=-0.75)),
+    "geometric": _geometric,
+}

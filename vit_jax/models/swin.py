@@ -1,0 +1,206 @@
+"""Swin Transformer.
+
+Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows"
+(arXiv:2103.14030). Sizes: `vit_jax.models.variants.swin`.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from vit_jax.layers.block import run_blocks, vit_block
+from vit_jax.layers.drop import stage_drop_path_rates
+from vit_jax.layers.head import classify
+from vit_jax.layers.init import normal_02
+from vit_jax.layers.norm import LayerNorm5
+from vit_jax.layers.patch import PatchEmbedding
+from vit_jax.layers.windows import Size, WindowAttention, padded_size, partition
+
+# Added to the scores of tokens that the shift made neighbours; the official code's figure.
+_MASKED = -100.0
+
+
+class SwinTransformer(nn.Module):
+    """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
+
+    The parameters depend on the image size where a stage's map is smaller than the windows:
+    these shrink to the map, and their tables of relative positions with them.
+
+    Attributes:
+      num_classes: 0 returns the features [N, D] that the head would get.
+      embed_dim: Width of the first stage; it doubles with every stage.
+      depths, num_heads: Of each stage.
+      window_size: Side of the windows, in cells of a map.
+      patch_size: In pixels.
+      drop_path_rate: Stochastic depth of the last block, growing linearly from 0 over all stages.
+      remat: As of `run_blocks`.
+      dtype: Type to compute in; None follows images and parameters.
+
+    Raises:
+      UserError: for an image smaller than one patch.
+    """
+
+    num_classes: int
+    embed_dim: int
+    depths: Sequence[int]
+    num_heads: Sequence[int]
+    window_size: int
+    patch_size: int = 4
+    drop_path_rate: float = 0.0
+    remat: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        embedding = PatchEmbedding(
+            self.embed_dim, self.patch_size, dtype=self.dtype, name="embedding"
+        )
+        x = embedding(images)
+        rates = stage_drop_path_rates(self.drop_path_rate, self.depths)
+        for i, (num_heads, drop_path_rates) in enumerate(zip(self.num_heads, rates, strict=True)):
+            x = Stage(
+                num_heads,
+                self.window_size,
+                drop_path_rates,
+                merges=i > 0,
+                remat=self.remat,
+                dtype=self.dtype,
+                name=f"stage_{i}",
+            )(x, train=train)
+            self.sow("intermediates", f"stage_map_{i}", x)
+        x = LayerNorm5(dtype=self.dtype, name="encoder_norm")(x)
+        return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
+
+
+class Stage(nn.Module):
+    """Patch merging, then blocks whose windows are shifted in every second one (equation 3).
+
+    [N, H, W, D] -> [N, H, W, D], or with `merges` [N, ⌈H / 2⌉, ⌈W / 2⌉, 2D].
+
+    Attributes:
+      drop_path_rates: Of each block.
+    """
+
+    num_heads: int
+    window_size: int
+    drop_path_rates: Sequence[float]
+    merges: bool
+    remat: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if self.merges:
+            x = PatchMerging(dtype=self.dtype, name="merging")(x)
+        window, shift = window_and_shift((x.shape[1], x.shape[2]), self.window_size)
+        blocks = [
+            vit_block(
+                self.num_heads,
+                4 * x.shape[-1],
+                norm=LayerNorm5,
+                attention=functools.partial(
+                    ShiftedWindowAttention, window=window, shift=shift if j % 2 else (0, 0)
+                ),
+                dtype=self.dtype,
+            )
+            for j in range(len(self.drop_path_rates))
+        ]
+        return run_blocks(
+            blocks,
+            x,
+            depth=len(blocks),
+            name="encoderblock",
+            train=train,
+            drop_path_rate=self.drop_path_rates,
+            remat=self.remat,
+        )
+
+
+def window_and_shift(size: Size, largest: int) -> tuple[Size, Size]:
+    """Windows no larger than the map; one as wide as the map is not shifted in that direction."""
+    height, width = size
+    shift = largest // 2
+    return (
+        (min(height, largest), min(width, largest)),
+        (shift if height > largest else 0, shift if width > largest else 0),
+    )
+
+
+class PatchMerging(nn.Module):
+    """2 × 2 cells side by side, projected to twice the width of one (section 3.1).
+
+    [N, H, W, D] -> [N, ⌈H / 2⌉, ⌈W / 2⌉, 2D]; a row or column of zeros makes H and W even.
+    """
+
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, height, width, d = x.shape
+        x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+        x = x.reshape(n, -(-height // 2), 2, -(-width // 2), 2, d)
+        # Column by column, as in the official code: (0, 0), (1, 0), (0, 1), (1, 1).
+        x = x.transpose(0, 1, 3, 4, 2, 5).reshape(n, x.shape[1], x.shape[3], 4 * d)
+        x = LayerNorm5(dtype=self.dtype, name="norm")(x)
+        init = normal_02
+        return nn.Dense(
+            2 * d, use_bias=False, kernel_init=init, dtype=self.dtype, name="reduction"
+        )(x)
+
+
+class ShiftedWindowAttention(WindowAttention):
+    """Attention in windows of a map rolled by `shift`, with biases of relative positions.
+
+    Equation 4, section 3.2 and figure 4. Parameter `relative_position_bias`
+    [(2 height - 1) (2 width - 1), heads] has a row for each distance of two cells of a window.
+
+    Attributes: as of `WindowAttention`; and
+      shift: How many rows and columns go from the beginning to the end.
+    """
+
+    shift: Size = (0, 0)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        height, width = self.window
+        distances = (2 * height - 1) * (2 * width - 1)
+        table = self.param("relative_position_bias", normal_02, (distances, self.num_heads))
+        bias = table[relative_position_index(self.window)].transpose(2, 0, 1)[None, None]
+        if not any(self.shift):
+            return super().__call__(x, train=train, bias=bias)
+        regions = shifted_regions((x.shape[1], x.shape[2]), self.window, self.shift)
+        apart = regions[:, None, None, :] != regions[:, None, :, None]
+        bias = bias + jnp.where(apart, _MASKED, 0.0).astype(bias.dtype)[None]
+        back = self.shift
+        x = jnp.roll(x, (-back[0], -back[1]), (1, 2))
+        return jnp.roll(super().__call__(x, train=train, bias=bias), back, (1, 2))
+
+
+def relative_position_index(window: Size) -> np.ndarray:
+    """[T, T]: the row of the bias table for query i and key j, T = height · width."""
+    height, width = window
+    row, column = (x.reshape(-1, 1) for x in np.mgrid[:height, :width])
+    down, right = row - row.T + height - 1, column - column.T + width - 1
+    return down * (2 * width - 1) + right
+
+
+def shifted_regions(size: Size, window: Size, shift: Size) -> jax.Array:
+    """[windows, T]: which cells of a rolled map were neighbours before, by equal numbers.
+
+    As timm, where the map is not whole windows: it is padded after it was rolled, and its last
+    rows are counted from the end of the padding.
+    """
+    padded = padded_size(size, window)
+    rows, columns = (_regions(*axis) for axis in zip(padded, window, shift, strict=True))
+    regions = jnp.asarray(3 * rows[:, None] + columns[None])
+    return partition(regions[None, :, :, None], window)[0, :, :, 0]
+
+
+def _regions(length: int, window: int, shift: int) -> np.ndarray:
+    cell = np.arange(length)
+    return ((cell >= length - window) + 1 * (cell >= length - shift)) * bool(shift)
