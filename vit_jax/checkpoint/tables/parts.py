@@ -27,13 +27,13 @@ ATTENTION = under("qkv", "", merged(QKV)) + under("proj", "out", OUT)
 MLP = under("fc1", "Dense_0", DENSE) + under("fc2", "Dense_1", DENSE)
 
 
-def encoder_block(attention: Table) -> Table:
+def encoder_block(attention: Table, mlp: Table = MLP) -> Table:
     """The pre-norm block, as most of timm's models call its parts."""
     return (
         under("norm1", "LayerNorm_0", NORM)
         + under("attn", "MultiHeadDotProductAttention_0", attention)
         + under("norm2", "LayerNorm_1", NORM)
-        + under("mlp", "MlpBlock_0", MLP)
+        + under("mlp", "MlpBlock_0", mlp)
     )
 
 
@@ -43,3 +43,12 @@ LINEAR = rule("weight", "kernel", "o i -> i o")  # without a bias
 # The statistics are told from parameters by their leaves, `mean` and `var`, which no parameter has.
 BATCH_NORM = NORM + rule("running_mean", "mean") + rule("running_var", "var")
 CONV_NORM = under("conv", "conv", KERNEL) + under("bn", "norm", BATCH_NORM)
+
+# Of the hierarchical models: patches with a norm, and attention whose keys and values are fewer.
+PATCH_EMBEDDING = under("proj", "conv", CONV) + under("norm", "norm", NORM)
+REDUCED_ATTENTION = (
+    under("q", "query", HEADS)
+    + under("kv", "", merged(("key", "value")))
+    + under("proj", "out", OUT)
+)
+REDUCTION = under("sr", "reduction/conv", CONV) + under("norm", "reduction/norm", NORM)

@@ -9,16 +9,15 @@ import numpy as np
 from vit_jax.checkpoint.resize import resize_posembed
 from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
-from vit_jax.checkpoint.tables.parts import CONV, DENSE, ENCODER_BLOCK, LINEAR, NORM
+from vit_jax.checkpoint.tables.parts import DENSE, ENCODER_BLOCK, LINEAR, NORM, PATCH_EMBEDDING
 
 _BIAS = "MultiHeadDotProductAttention_0/relative_position_bias"
 BLOCK = ENCODER_BLOCK + rule("attn.relative_position_bias_table", _BIAS)
 MERGING = under("norm", "norm", NORM) + under("reduction", "reduction", LINEAR)
-EMBEDDING = under("proj", "conv", CONV) + under("norm", "norm", NORM)
 
 
 def swin(config: Config) -> Table:
-    rows = under("patch_embed", "embedding", EMBEDDING)
+    rows = under("patch_embed", "embedding", PATCH_EMBEDDING)
     for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):
         if i > 0:
             rows += under(f"layers.{i}.downsample", f"stage_{i}/merging", MERGING)
