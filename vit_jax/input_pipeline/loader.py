@@ -4,15 +4,9 @@ Shuffling is global, and an example's augmentation is seeded by (seed, place in 
 that batch `step` is the same for any number of threads, workers or restarts.
 """
 
-import concurrent.futures
-import contextlib
-import dataclasses
-import functools
 import os
-import signal
-import weakref
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, Self
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -21,280 +15,12 @@ from vit_jax.configs import common
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline import recipes
 from vit_jax.input_pipeline import transforms as tr
-from vit_jax.input_pipeline.decode import DamagedImage
+from vit_jax.input_pipeline.examples import RECORD, SKIPPED, OnError, TestExamples, TrainExamples
+from vit_jax.input_pipeline.order import Repeated
 from vit_jax.input_pipeline.sources import FolderSource, Source, TfdsSource, open_source
+from vit_jax.input_pipeline.streams import IN_THREADS, Batch, Batches, Reading
 
-Batch = dict[str, np.ndarray]
 Mode = Literal["train", "test"]
-OnError = Literal["raise", "skip"]
-
-# So many damaged images in a row are no accident.
-_MOST_DAMAGED = 100
-# Seconds that a worker goes on after SIGTERM.
-_GRACE = 20
-# Fields of an example that are not for the model: the record it is of, and how many were skipped.
-_RECORD, _SKIPPED = "_record", "_skipped"
-
-# --- reading -------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Reading:
-    """How batches are read; none of it changes what is in them.
-
-    Attributes:
-      num_workers: Processes that decode and augment; 0 does it in threads of this one.
-      prefetch: Batches made ahead.
-      process_index, process_count: This host's place among those that train together: host p
-        reads rows [p * B / n, (p + 1) * B / n) of every batch of B.
-    """
-
-    num_workers: int = 0
-    prefetch: int = 2
-    process_index: int = 0
-    process_count: int = 1
-
-    def local(self, batch_size: int) -> int:
-        """This host's rows of a batch.
-
-        Raises:
-          UserError: if the batch does not divide evenly among the hosts.
-        """
-        if batch_size % self.process_count:
-            raise UserError(
-                f"a batch of {batch_size} does not divide among {self.process_count} processes"
-            )
-        return batch_size // self.process_count
-
-
-class _LocalRows(grain.MapDataset):
-    """Of every global batch's examples, those that this host reads."""
-
-    _MUTATES_ELEMENT_SPEC = False
-
-    def __init__(self, parent: grain.MapDataset, batch_size: int, reading: Reading):
-        super().__init__(parent)
-        self._batch_size = batch_size
-        self._rows = reading.local(batch_size)
-        self._first = reading.process_index * self._rows
-
-    def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._rows
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.slice(index)
-        batch, row = divmod(index, self._rows)
-        return self._parent[batch * self._batch_size + self._first + row]
-
-
-class _Repeated(grain.MapDataset):
-    """Batches in which an image comes `times` times (Hoffer et al. 2019, arXiv:1901.09335).
-
-    A batch of N holds the next U = ⌈N / times⌉ images, one copy of each after the other, and then
-    all of them again: copy r of image i stands at r U + i. Mixing, which takes an example's
-    neighbour, so meets another image. Where `times` does not divide N the round of the last copies
-    ends early, and the last images of the batch have one copy less.
-    """
-
-    _MUTATES_ELEMENT_SPEC = False
-
-    def __init__(self, parent: grain.MapDataset, batch_size: int, times: int):
-        super().__init__(parent)
-        self._batch_size, self._images = batch_size, -(-batch_size // times)
-
-    def __len__(self) -> int:
-        return len(self._parent)  # Without end.
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.slice(index)
-        batch, place = divmod(index, self._batch_size)
-        return self._parent[batch * self._images + place % self._images]
-
-
-class Batches(Iterator[Batch]):
-    """A stream of batches that can be closed, which ends its threads or worker processes.
-
-    Also a context manager that closes itself. It has no state to save beyond the number of the
-    next batch: `TrainDataset.iterate(step)` goes on from any step, on any number of hosts.
-    """
-
-    def __init__(self, batches: grain.DatasetIterator, note: Callable[[Batch], None], shared: bool):
-        self._note, self._shared = note, shared
-        # Emptied when this is closed, or forgotten, or at the process's exit while that is still
-        # orderly: whichever comes first.
-        self._stream = [batches]
-        self._end = weakref.finalize(self, _end, self._stream, shared)
-
-    def __next__(self) -> Batch:
-        if not self._stream:
-            raise StopIteration
-        batch = next(self._stream[0])
-        self._note(batch)
-        # Workers hand over shared memory, which lives as long as what refers to it: an array on
-        # the device may do so, and outlive this process's chance to free it.
-        return {name: np.array(part) for name, part in batch.items()} if self._shared else batch
-
-    def close(self) -> None:
-        """Ends whatever makes batches; there are none afterwards."""
-        if self._stream:
-            _close_workers(self._stream[0])
-        self._end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
-def _close_workers(batches: grain.DatasetIterator) -> None:
-    """Closes workers at once: Grain alone waits a second for each, one after the other."""
-    workers = getattr(batches, "_iterators_in_use", ())  # None where none was started yet.
-    with concurrent.futures.ThreadPoolExecutor(max(len(workers), 1)) as pool:
-        for worker in filter(None, workers):
-            pool.submit(worker.close)
-
-
-def _end(stream: list[grain.DatasetIterator], shared: bool) -> None:
-    batches = stream.pop()
-    batches.close()
-    del batches  # Grain's own clean-up, at exit, would find its modules gone.
-    if shared:
-        _free_shared_memory()
-
-
-def _free_shared_memory() -> None:
-    """Waits until the memory of the last batches is free.
-
-    Grain frees it in one thread, in order, and forgets what is left when the process ends; Python
-    then warns of leaked memory. Without these insides of Grain there would be just the warning.
-    """
-    with contextlib.suppress(ImportError, AttributeError):
-        from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
-
-        if pool := SharedMemoryArray._del_thread_pool:
-            pool.apply(int)  # Its turn comes after all that was asked for before.
-
-
-def _read(
-    examples: grain.MapDataset, batch_size: int, reading: Reading, start: int = 0
-) -> grain.DatasetIterator:
-    """Batches from number `start` on, in order, made ahead in threads or processes."""
-    rows = reading.local(batch_size)
-    examples = _LocalRows(examples, batch_size, reading)[start * rows :]
-    ahead = max(1, reading.prefetch)
-    if reading.num_workers:
-        _parse_absl_flags()
-        # A worker takes every num_workers-th batch, whole.
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        workers = grain.MultiprocessingOptions(
-            num_workers=reading.num_workers,
-            per_worker_buffer_size=-(-ahead // reading.num_workers),
-        )
-        batches = examples.batch(rows).to_iter_dataset(options)
-        batches = batches.mp_prefetch(workers, worker_init_fn=_prepare_worker)
-    else:
-        # Threads take single examples: the first batch is ready sooner, and memory is bounded.
-        options = grain.ReadOptions(
-            num_threads=os.cpu_count() or 1, prefetch_buffer_size=rows * ahead
-        )
-        batches = examples.to_iter_dataset(options).batch(rows)
-    return iter(batches)
-
-
-def _prepare_worker(worker_index: int, worker_count: int) -> None:
-    import cv2
-
-    # The workers are the parallelism; each with a thread pool of its own would be too much.
-    cv2.setNumThreads(1)
-    # A cluster sends SIGTERM to every process of a job: live on until the run's last step is saved.
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
-
-
-def _parse_absl_flags() -> None:
-    """Grain's workers are sent absl flags, which exist only once they are parsed."""
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-
-
-# --- examples ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainExamples:
-    """Makes the example at a place in the stream from a record's number.
-
-    In place of a damaged image stands the next good one in the source, with the same draws:
-    whichever process makes the example, it is the same.
-    """
-
-    source: Source
-    transform: tr.Transform
-    on_error: OnError
-
-    def __call__(self, index: int, rng: np.random.Generator) -> Batch:
-        if self.on_error == "raise":
-            return self.transform(dict(self.source[index]), rng)
-        count = len(self.source)
-        for skipped in range(min(count, _MOST_DAMAGED)):
-            with contextlib.suppress(DamagedImage):
-                record = dict(self.source[(index + skipped) % count])
-                return {**self.transform(record, rng), **_origin(index, skipped)}
-        raise _all_damaged(self.source, index)
-
-
-class _TestExamples:
-    """A source's examples with a mask; after the last, and for a damaged one, zeros with mask 0."""
-
-    def __init__(self, source: Source, transform: tr.Transform, length: int, on_error: OnError):
-        self._source, self._transform, self._length = source, transform, length
-        self._on_error = on_error
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Batch:
-        if index >= len(self._source):
-            return {**self._blank, **self._origin(index, 0)}
-        try:
-            example = self._transform(dict(self._source[index]))
-        except DamagedImage:
-            if self._on_error == "raise":
-                raise
-            return {**self._blank, **self._origin(index, 1)}
-        return {**example, "mask": np.ones((), np.float32), **self._origin(index, 0)}
-
-    def _origin(self, index: int, skipped: int) -> Batch:
-        return _origin(index, skipped) if self._on_error == "skip" else {}
-
-    @functools.cached_property
-    def _blank(self) -> Batch:
-        for index in range(min(len(self._source), _MOST_DAMAGED)):
-            try:
-                example = self._transform(dict(self._source[index]))
-            except DamagedImage:
-                if self._on_error == "raise":
-                    raise
-                continue
-            zeros = {name: np.zeros_like(value) for name, value in example.items()}
-            return {**zeros, "mask": np.zeros((), np.float32)}
-        raise _all_damaged(self._source, 0)
-
-
-def _origin(index: int, skipped: int) -> Batch:
-    return {_RECORD: np.array(index), _SKIPPED: np.array(skipped)}
-
-
-def _all_damaged(source: Source, index: int) -> UserError:
-    return UserError(
-        f"{min(len(source), _MOST_DAMAGED)} images in a row cannot be decoded, the first of them "
-        f"{source[index]['name']}; is this a dataset of images?"
-    )
-
 
 # --- datasets ------------------------------------------------------------------------------------
 
@@ -329,12 +55,11 @@ class _Dataset:
         return [self._source[index]["name"] for index in sorted(self._damaged)]
 
     def _batches(self, examples: grain.MapDataset, start: int = 0) -> Batches:
-        batches = _read(examples, self.batch_size, self._reading, start)
-        return Batches(batches, self._note_damaged, shared=self._reading.num_workers > 0)
+        return Batches(examples, self.batch_size, self._reading, start, self._note_damaged)
 
     def _note_damaged(self, batch: Batch) -> None:
         """Takes the fields that are not for the model out of a batch, and remembers them."""
-        records, skipped = batch.pop(_RECORD, None), batch.pop(_SKIPPED, None)
+        records, skipped = batch.pop(RECORD, None), batch.pop(SKIPPED, None)
         if records is None or skipped is None:
             return
         for row in np.flatnonzero(skipped):
@@ -367,15 +92,15 @@ class TrainDataset(_Dataset):
         *,
         batch_size: int,
         seed: int,
-        reading: Reading = Reading(),
+        reading: Reading = IN_THREADS,
         on_error: OnError = "raise",
         repeats: int = 1,
     ):
         super().__init__(source, batch_size, reading)
         records = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
         if repeats > 1:
-            records = _Repeated(records, batch_size, repeats)
-        make = _TrainExamples(source, transform, on_error)
+            records = Repeated(records, batch_size, repeats)
+        make = TrainExamples(source, transform, on_error)
         self._examples = records.random_map(make)
 
     def iterate(self, start_step: int = 0) -> Batches:
@@ -418,11 +143,11 @@ class TestDataset(_Dataset):
         transform: tr.Transform,
         *,
         batch_size: int,
-        reading: Reading = Reading(),
+        reading: Reading = IN_THREADS,
         on_error: OnError = "raise",
     ):
         super().__init__(source, batch_size, reading)
-        examples = _TestExamples(source, transform, len(self) * batch_size, on_error)
+        examples = TestExamples(source, transform, len(self) * batch_size, on_error)
         self._examples = grain.MapDataset.source(examples)
 
     def __len__(self) -> int:

@@ -1,0 +1,83 @@
+"""Batches through memory that is used again, and streams that end."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+from input_pipeline.test_input_loader import train
+
+from vit_jax.errors import UserError
+from vit_jax.input_pipeline import shared_batches
+from vit_jax.input_pipeline.shared_batches import Inbox, Outbox
+
+
+@pytest.fixture
+def place():
+    with shared_batches.directory() as name:
+        yield name
+
+
+def examples(count: int, fill: float, side: int = 3) -> list[dict[str, np.ndarray]]:
+    return [
+        {
+            "image": np.full((side, side, 1), fill + i, np.float32),
+            "label": np.arange(5, dtype=np.float32),
+            "mask": np.ones((), np.float32),
+            "_record": np.array(i),
+        }
+        for i in range(count)
+    ]
+
+
+def assert_whole(batch, parts) -> None:
+    assert batch.keys() == parts[0].keys()
+    for name, value in batch.items():
+        expected = np.stack([part[name] for part in parts])
+        assert value.dtype == expected.dtype
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_a_piece_is_used_again_once_it_was_read(place):
+    outbox, inbox = Outbox(place), Inbox()
+    sent = [outbox(examples(4, fill)) for fill in (0, 10)]  # Both on their way.
+    assert len({one.path for one in sent}) == 2
+    first = inbox.open(sent[0])
+    third = outbox(examples(4, 20))
+    assert third.path == sent[0].path
+    second = inbox.open(sent[1])
+    assert_whole(inbox.open(third), examples(4, 20))
+    # What was read before has not been written over.
+    assert_whole(first, examples(4, 0))
+    assert_whole(second, examples(4, 10))
+    for fill in range(20):
+        assert_whole(inbox.open(outbox(examples(4, fill))), examples(4, fill))
+    assert len(outbox._pieces) == len(inbox._pieces) == 2
+    assert os.listdir(place) == []  # Nothing that could outlive a killed run.
+
+
+def test_a_larger_batch_takes_a_larger_piece(place):
+    outbox, inbox = Outbox(place), Inbox()
+    for count, side in ((2, 3), (4, 30), (1, 1)):
+        batch = examples(count, 0, side)
+        assert_whole(inbox.open(outbox(batch)), batch)
+
+
+def test_no_memory_is_one_clear_message(place, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shared_batches, "_allocate", full)
+    with pytest.raises(UserError, match=r"no memory in .* for a batch of \d+ bytes: No space left"):
+        Outbox(place)(examples(4, 0))
+
+
+def test_a_stream_of_workers_keeps_its_pieces_few():
+    with train(50, 8, num_workers=2, prefetch=2).iterate() as stream:
+        batches = [next(stream) for _ in range(40)]
+        assert stream._inbox is not None
+        # Five of a worker are on their way at most, in the making or in Grain's queues.
+        assert len(stream._inbox._pieces) <= 2 * 6
+    with train(50, 8).iterate() as threads:
+        for batch, expected in zip(batches, threads, strict=False):
+            np.testing.assert_array_equal(batch["image"], expected["image"])
