@@ -11,7 +11,19 @@ from typing import Any, Literal
 from vit_jax.models.preprocess import Preprocess
 
 # Modules beside this one.
-MODULES = ("deit", "cait", "cct", "lvvit", "levit", "pit", "tnt", "crossvit", "swin", "pvt_v2")
+MODULES = (
+    "deit",
+    "cait",
+    "cct",
+    "lvvit",
+    "levit",
+    "pit",
+    "tnt",
+    "crossvit",
+    "swin",
+    "pvt_v2",
+    "twins",
+)
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 

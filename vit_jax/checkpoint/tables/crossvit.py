@@ -1,0 +1,104 @@
+"""CrossViT in timm; the official files write `pos_embed.0` for its `pos_embed_0`."""
+
+from typing import Any
+
+from vit_jax.checkpoint.resize import resize_posembed, square
+from vit_jax.checkpoint.rules import Table, rule, under
+from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
+from vit_jax.checkpoint.tables.parts import CONV, DENSE, ENCODER_BLOCK, HEADS, NORM, OUT
+
+_PROJECT = under("0", "norm", NORM) + under("2", "dense", DENSE)
+_QKV = (("wq", "query"), ("wk", "key"), ("wv", "value"))
+_CROSS_ATTENTION = [row for theirs, ours in _QKV for row in under(theirs, ours, HEADS)]
+_FUSION = under("norm1", "LayerNorm_0", NORM) + under(
+    "attn",
+    "MultiHeadDotProductAttention_0",
+    _CROSS_ATTENTION + under("proj", "out", OUT),
+)
+# Between the convolutions stands a ReLU, which counts as a module.
+_EMBEDDING = [row for i in range(3) for row in under(f"{2 * i}", f"conv_{i}", CONV)]
+
+
+def _crossvit(config: Config) -> Table:
+    rows: Table = []
+    embedding = _EMBEDDING if config.get("conv_embedding", False) else CONV
+    branches = range(len(config["patch_sizes"]))
+    for b in branches:
+        rows += rule(f"cls_token_{b}", f"cls_{b}") + rule(f"pos_embed_{b}", _positions(b))
+        rows += under(f"patch_embed.{b}.proj", f"embedding_{b}", embedding)
+    for k, depths in enumerate(config["depths"]):
+        for b in branches:
+            rows += under(f"blocks.{k}", f"encoder_{k}", _branch(b, depths[b], config["num_heads"]))
+    for b in branches:
+        rows += under(f"norm.{b}", f"encoder_norm_{b}", NORM)
+        rows += under(f"head.{b}", f"head_{b}", DENSE)
+    return rows
+
+
+def _branch(b: int, depth: int, num_heads: list[int]) -> Table:
+    rows: Table = []
+    for j in range(depth):
+        block = under(f"blocks.{b}.{j}", f"branch_{b}_block_{j}", ENCODER_BLOCK, heads=num_heads[b])
+        rows += block
+    rows += under(f"projs.{b}", f"project_{b}", _PROJECT)
+    # The heads of the branch that is looked at.
+    rows += under(f"fusion.{b}", f"fusion_{b}", _FUSION, heads=num_heads[b - 1])
+    return rows + under(f"revert_projs.{b}", f"revert_{b}", _PROJECT)
+
+
+def _positions(branch: int) -> str:
+    return f"posembed_{branch}/pos_embedding"
+
+
+def _timm_args(config: Config) -> dict[str, Any]:
+    return {
+        "patch_size": list(config["patch_sizes"]),
+        "img_scale": tuple(config["image_scales"]),
+        "embed_dim": list(config["hidden_sizes"]),
+        "num_heads": list(config["num_heads"]),
+        "mlp_ratio": [*config["mlp_ratios"], 1],
+        "depth": [[*depths, 0] for depths in config["depths"]],
+        "multi_conv": config.get("conv_embedding", False),
+    }
+
+
+def _grids(config: Config, size: Size) -> list[Size]:
+    """Rows and columns of patches in each branch."""
+    convolutions = config.get("conv_embedding", False)
+
+    def patches(side: int, patch: int) -> int:
+        # The first convolution has stride 4 and rounds up; for patches of 12 the next rounds down.
+        up = -(-side // (4 if patch == 12 else patch))
+        return (up // 3 if patch == 12 else up) if convolutions else side // patch
+
+    return [
+        (patches(int(size[0] * scale), patch), patches(int(size[1] * scale), patch))
+        for scale, patch in zip(config["image_scales"], config["patch_sizes"], strict=True)
+    ]
+
+
+def _image_size(config: Config, shapes: Shapes) -> Size:
+    """The smallest square image from which all branches have so many patches."""
+    grids = [square(shapes[_positions(b)][1] - 1, "the weights'") for b in (0, 1)]
+    side = grids[0][0] * config["patch_sizes"][0]
+    while any(g < wanted for g, wanted in zip(_grids(config, (side, side)), grids, strict=True)):
+        side += 1
+    return side, side
+
+
+def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
+    def edit(before: Size, after: Size):
+        return lambda x: resize_posembed(x, before, after, 1, method)
+
+    grids = zip(_grids(config, old), _grids(config, new), strict=True)
+    return {_positions(b): edit(before, after) for b, (before, after) in enumerate(grids)}
+
+
+FAMILIES = {
+    "crossvit": Names(
+        {"timm": _crossvit},
+        _timm_args,
+        image_size=_image_size,
+        resize=_resize,
+    )
+}
