@@ -41,7 +41,8 @@ FAMILIES = {
     "cct": Names(
         {"vit_pytorch": _cct},
         points=encoder_points(
-            embedding=("tokenizer", "tokenizer.conv_layers"),
+            # vit-pytorch adds positions in place: a module before that shows them too.
+            embedding=("posembed_input", "classifier.dropout"),
             blocks="classifier.blocks",
             norm="classifier.norm",
         ),
