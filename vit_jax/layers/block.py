@@ -132,6 +132,7 @@ def run_blocks(
     depth: int,
     name: str,
     train: bool,
+    first: int = 0,
     drop_path_rate: float | Sequence[float] = 0.0,
     remat: bool = False,
     scan: bool = False,
@@ -143,6 +144,7 @@ def run_blocks(
         Where blocks differ (windows that shift), one for each; these cannot be scanned.
       name: Prefix: the blocks are `{name}_0`, `{name}_1`, … With `scan` there is one, `{name}`,
         and every parameter has a leading axis of `depth` (see `vit_jax.checkpoint.scan`).
+      first: Number of the first block, where something stands between the blocks of one name.
       drop_path_rate: Of the last block, growing linearly from 0; or that of each block.
       remat: Recompute a block's activations in the backward pass instead of keeping them.
       scan: Compile one block and loop over it: the compile time no longer grows with the depth.
@@ -168,7 +170,7 @@ def run_blocks(
 
     if not scan:
         for i, (make, rate) in enumerate(zip(blocks, rates, strict=True)):
-            x = body(make(name=f"{name}_{i}"), x, rate)
+            x = body(make(name=f"{name}_{first + i}"), x, rate)
         return x
     if isinstance(block, Sequence):
         raise UserError("blocks that differ cannot be scanned: set scan=False")

@@ -14,7 +14,7 @@ class PositionEncodingGenerator(nn.Module):
     """Adds a 3 × 3 depthwise convolution of the map to it: [N, H, W, D] -> [N, H, W, D].
 
     The zeros around the map say where its borders are. Chu et al. 2021 (CPVT, arXiv:2102.10882),
-    section 3.2.
+    section 3.
     """
 
     kernel_init: Callable[..., jax.Array] = torch_default

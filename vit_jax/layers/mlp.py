@@ -39,7 +39,7 @@ class MlpBlock(nn.Module):
 class ConvMlpBlock(nn.Module):
     """Dense, 3 × 3 depthwise convolution, GELU, Dense: a map [N, H, W, D] -> [N, H, W, D].
 
-    Wang et al. 2022 (PVT v2, arXiv:2106.13797), section 3.2 and figure 1.
+    Wang et al. 2022 (PVT v2, arXiv:2106.13797), section 3.
 
     Attributes:
       mlp_dim: Width of the hidden layer.

@@ -18,7 +18,7 @@ from vit_jax.layers.tokens import map_tokens
 class PooledReduction(nn.Module):
     """The map averaged to `size`², whatever its size is: [N, H, W, D] -> [N, size, size, D].
 
-    Of "linear" attention (Wang et al. 2022, arXiv:2106.13797, section 3.2).
+    Of "linear" attention (Wang et al. 2022, arXiv:2106.13797, section 3).
     """
 
     size: int = 7

@@ -1,0 +1,40 @@
+"""Twins in timm, whose names are the official ones."""
+
+from typing import Any
+
+from vit_jax.checkpoint.rules import Table, under
+from vit_jax.checkpoint.tables.family import Config, Names
+from vit_jax.checkpoint.tables.parts import (
+    CONV,
+    DENSE,
+    ENCODER_BLOCK,
+    NORM,
+    PATCH_EMBEDDING,
+    REDUCED_ATTENTION,
+    REDUCTION,
+    encoder_block,
+)
+
+
+def twins(config: Config) -> Table:
+    rows: Table = []
+    for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):
+        reduces = config["sr_ratios"][i] > 1
+        everywhere = encoder_block(REDUCED_ATTENTION + (REDUCTION if reduces else []))
+        rows += under(f"patch_embeds.{i}", f"stage_{i}/embedding", PATCH_EMBEDDING)
+        rows += under(f"pos_block.{i}.proj.0", f"stage_{i}/positions/conv", CONV)
+        for j in range(depth):
+            nearby = config["window_size"] is not None and j % 2 == 0
+            block = ENCODER_BLOCK if nearby else everywhere
+            rows += under(f"blocks.{i}.{j}", f"stage_{i}/encoderblock_{j}", block, heads=heads)
+    return rows + under("norm", "encoder_norm", NORM) + under("head", "head", DENSE)
+
+
+def timm_args(config: Config) -> dict[str, Any]:
+    sizes = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
+    args: dict[str, Any] = {name: tuple(config[name]) for name in sizes}
+    window = config["window_size"]
+    return args | {"wss": None if window is None else (window,) * len(args["depths"])}
+
+
+FAMILIES = {"twins": Names({"timm": twins}, timm_args)}
