@@ -6,8 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 
 from vit_jax.errors import UserError
+from vit_jax.layers.implementation import packed_over_mesh, takes_cudnn, takes_packed
+from vit_jax.layers.packed_attention import Heads
 
 
 def attend(
@@ -22,7 +25,8 @@ def attend(
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
 
-    The softmax runs in float32 or wider, whatever the type of the inputs.
+    The softmax runs in float32 or wider, whatever the type of the inputs. What computes it is
+    chosen in `./implementation.py`.
 
     Args:
       q: Queries [N, …, Q, heads, d]; the axes of … are windows, each with its own attention.
@@ -39,6 +43,9 @@ def attend(
     Returns:
       [N, …, Q, heads, e] in the type of `v`.
     """
+    watched = on_scores is not None or on_weights is not None
+    if bias is None and not watched and takes_cudnn(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
     # The original scales the queries, not the scores: the same number, rounded differently.
     q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype) if scale is None else q * scale
     scores = jnp.einsum("...qhd,...khd->...hqk", q, k)
@@ -100,21 +107,49 @@ class MultiHeadDotProductAttention(nn.Module):
         width = x.shape[-1]
         if width % self.num_heads:
             raise UserError(f"num_heads={self.num_heads} does not divide the width {width}")
+        heads = Heads(self.num_heads, width // self.num_heads, self.scale)
+        hooks = {"on_scores": self._on_scores(), "on_weights": self._on_weights(train)}
+        plain = all(y is None for y in (queries, values, bias, *hooks.values()))
+        if plain and not self.is_initializing() and takes_packed(x, heads, self.dtype):
+            y = self._packed(x, heads)
+        else:
+            y = self._separate(x, queries, values, heads, bias=bias, **hooks)
+        return nn.Dropout(self.out_dropout_rate, name="Dropout_0")(y, deterministic=not train)
+
+    def _separate(self, x, queries, values, heads: Heads, **how) -> jax.Array:
         project = {"kernel_init": self.kernel_init, "dtype": self.dtype}
-        heads = (self.num_heads, width // self.num_heads)
         inputs = {
             "query": x if queries is None else queries,
             "key": x,
             "value": x if values is None else values,
         }
         q, k, v = (
-            nn.DenseGeneral(heads, use_bias=self.qkv_bias, name=name, **project)(y)
+            nn.DenseGeneral(
+                (heads.count, heads.width), use_bias=self.qkv_bias, name=name, **project
+            )(y)
             for name, y in inputs.items()
         )
-        hooks = {"on_scores": self._on_scores(), "on_weights": self._on_weights(train)}
-        y = attend(q, k, v, bias=bias, scale=self.scale, **hooks)
-        y = nn.DenseGeneral(width, axis=(-2, -1), name="out", **project)(y)
-        return nn.Dropout(self.out_dropout_rate, name="Dropout_0")(y, deterministic=not train)
+        y = attend(q, k, v, scale=self.scale, **how)
+        return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out", **project)(y)
+
+    def _packed(self, x: jax.Array, heads: Heads) -> jax.Array:
+        """The same, with one product for query, key and value and the kernel after it."""
+        params = self.variables["params"]
+        width, unused = x.shape[-1], heads.lanes - x.shape[-1]
+
+        def fused(field: str, *shape: int) -> jax.Array:
+            parts = [params[part][field].reshape(shape) for part in ("query", "key", "value")]
+            pad = [(0, 0)] * (len(shape) - 1) + [(0, unused)]
+            return jnp.concatenate([jnp.pad(part, pad) for part in parts], axis=-1)
+
+        bias = fused("bias", width) if self.qkv_bias else jnp.zeros(3 * heads.lanes, x.dtype)
+        x, kernel = promote_dtype(x, fused("kernel", width, width), dtype=self.dtype)
+        y = packed_over_mesh(x @ kernel, bias, heads)
+        out = params["out"]["kernel"].reshape(width, width)
+        y, kernel, bias = promote_dtype(
+            y, jnp.pad(out, ((0, unused), (0, 0))), params["out"]["bias"], dtype=self.dtype
+        )
+        return y @ kernel + bias.reshape(1, 1, -1)
 
     def _on_scores(self) -> Callable[[jax.Array], jax.Array] | None:
         return None
