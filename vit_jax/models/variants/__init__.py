@@ -16,11 +16,13 @@ MODULES = (
     "cait",
     "cct",
     "lvvit",
+    "simple_vit",
     "levit",
     "pit",
     "tnt",
     "crossvit",
     "swin",
+    "pvt",
     "pvt_v2",
     "twins",
 )
