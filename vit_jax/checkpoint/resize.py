@@ -15,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.layers.interpolation import half_pixel_weights, keys_cubic, linear, torch_bicubic
 
 Grid = tuple[int, int]
 
@@ -84,23 +85,6 @@ def interpolate_posembed(
     return resize_posembed(posemb, old_grid, new_grid, prefix)
 
 
-def sincos2d(grid: Grid, width: int, temperature: float = 10_000.0) -> np.ndarray:
-    """Fixed position embeddings [1, rows * columns, width], float32.
-
-    As big_vision's `posemb="sincos2d"` (Beyer et al. 2022, arXiv:2205.01580): a quarter of the
-    width each for the sine and cosine of the column, then of the row.
-    """
-    if width % 4 or width < 8:
-        raise UserError(
-            f"sincos2d needs a width that is a multiple of 4, and 8 or more; got {width}"
-        )
-    rows, columns = np.mgrid[: grid[0], : grid[1]]
-    omega = 1.0 / temperature ** (np.arange(width // 4) / (width // 4 - 1))
-    y, x = (positions.reshape(-1, 1) * omega for positions in (rows, columns))
-    table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
-    return table[None].astype(np.float32)
-
-
 def square(num_patches: int, whose: str = "the") -> Grid:
     """The square grid of so many patches; UserError when there is none."""
     side = math.isqrt(max(num_patches, 0))
@@ -114,14 +98,14 @@ def square(num_patches: int, whose: str = "the") -> Grid:
 def _align_corners(old: int, new: int) -> np.ndarray:
     """[new, old]: linear weights; the first and the last points stay where they are."""
     position = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
-    return _normalised(position, old, _linear)
+    return _normalised(position, old, linear)
 
 
 def _antialiased_cubic(old: int, new: int) -> np.ndarray:
     """[new, old]: cubic weights at half-pixel centres, cut off at the border and renormalised."""
     scale = old / new
     position = (np.arange(new) + 0.5) * scale - 0.5
-    return _normalised(position / max(scale, 1.0), old, _keys_cubic, max(scale, 1.0))
+    return _normalised(position / max(scale, 1.0), old, keys_cubic, max(scale, 1.0))
 
 
 def _geometric(old: int, new: int) -> np.ndarray:
@@ -141,32 +125,6 @@ def _geometric(old: int, new: int) -> np.ndarray:
     return np.stack([np.interp(wanted, known, row) for row in np.eye(old)], axis=1)
 
 
-def _plain(kernel: Callable[[np.ndarray], np.ndarray]) -> Callable[[int, int], np.ndarray]:
-    """(old, new) to [new, old]: half-pixel centres, no antialiasing, the border repeated."""
-
-    def weights(old: int, new: int) -> np.ndarray:
-        position = (np.arange(new) + 0.5) * (old / new) - 0.5
-        taps = np.floor(position).astype(int)[:, None] + np.arange(-1, 3)
-        matrix = np.zeros((new, old))
-        rows = np.broadcast_to(np.arange(new)[:, None], taps.shape)
-        np.add.at(matrix, (rows, taps.clip(0, old - 1)), kernel(position[:, None] - taps))
-        return matrix
-
-    return weights
-
-
-def _linear(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1 - np.abs(x), 0)
-
-
-def _keys_cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
-    """Keys 1981 ("Cubic convolution interpolation"), equation 4 for general a."""
-    x = np.abs(x)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
 def _normalised(
     position: np.ndarray, old: int, kernel: Callable[[np.ndarray], np.ndarray], widen: float = 1.0
 ) -> np.ndarray:
@@ -177,7 +135,7 @@ def _normalised(
 _WEIGHTS = {
     "official": _align_corners,
     "timm": _antialiased_cubic,
-    "bilinear": _plain(_linear),
-    "bicubic": _plain(functools.partial(_keys_cubic, a=-0.75)),
+    "bilinear": functools.partial(half_pixel_weights, kernel=linear),
+    "bicubic": functools.partial(half_pixel_weights, kernel=torch_bicubic),
     "geometric": _geometric,
 }
