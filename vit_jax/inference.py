@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax.checkpoint import describe, official, recorded, timm_file
-from vit_jax.checkpoint.identify import fitting_models, grid_of
+from vit_jax.checkpoint.identify import fitting_models, image_size_of
 from vit_jax.checkpoint.scan import stack_blocks
 from vit_jax.checkpoint.shapes import Shape
 from vit_jax.checkpoint.source import Source, open_source
@@ -19,7 +19,8 @@ from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.class_names import class_names
 from vit_jax.errors import UserError
 from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import ModelSpec, resolve
+from vit_jax.models.registry import ModelSpec, is_google, resolve
+from vit_jax.variables import collections, is_statistic
 
 if TYPE_CHECKING:
     from flax import linen as nn
@@ -35,7 +36,8 @@ class Weights:
     Attributes:
       name: Of the model.
       config: Constructor fields of the model.
-      params: Nested dict of NumPy arrays in linen names, blocks unstacked.
+      params: Nested dict of NumPy arrays in linen names, blocks unstacked; running statistics
+        among them, see `vit_jax.variables`.
       preprocess: How the model wants its images.
       class_names: In the order of the logits; None where nobody knows them.
     """
@@ -52,7 +54,7 @@ class Weights:
 
     @property
     def num_params(self) -> int:
-        return sum(x.size for x in arrays(self.params).values())
+        return sum(x.size for n, x in arrays(self.params).items() if not is_statistic(n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ class LoadedModel:
     Attributes:
       weights: Where everything about it came from.
       model: The linen module.
-      variables: {'params': nested dict of float32 arrays}.
+      variables: {'params': nested dict of float32 arrays, 'batch_stats': the same}.
     """
 
     weights: Weights
@@ -135,7 +137,7 @@ def load_model(path: Path, model: str | None = None) -> LoadedModel:
     if describe.is_scanned(weights.config):
         params = stack_blocks(params)
     module = from_config(weights.config, num_classes=weights.num_classes)
-    return LoadedModel(weights, module, {"params": params})
+    return LoadedModel(weights, module, collections(params))
 
 
 def load_weights(path: Path, model: str | None = None) -> Weights:
@@ -166,7 +168,7 @@ def described(source: Source, model: str | None = None) -> Weights:
     """
     config, spec = _config(source, model)
     shapes = {name: s.shape for name, s in source.specs().items()}
-    size = _size(source, config, shapes)
+    size = _size(source, shapes)
     preprocess = recorded.preprocess(source) or (spec.preprocess if spec else Preprocess())
     num_classes = describe.num_classes(shapes)
     names = recorded.class_names(source)
@@ -193,21 +195,22 @@ def _config(source: Source, model: str | None) -> tuple[Mapping[str, Any], Model
             "model that it should be, --model=NAME, to see where they differ; `vit-jax models` "
             "lists the names"
         )
+    if not is_google(source.config):
+        return source.config, spec
     # A file pretrained on ImageNet-21k has a layer before the head, a fine-tuned one not.
     own = ("representation_size", "classifier")
     found = {field: source.config[field] for field in own if field in source.config}
     return spec.config.to_dict() | found, spec
 
 
-def _size(source: Source, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> int:
+def _size(source: Source, shapes: Mapping[str, Shape]) -> int:
     """Height and width in pixels of the model's images."""
-    grid = grid_of(source, shapes)
-    if grid is None or grid[0] != grid[1]:
+    size = image_size_of(source, shapes)
+    if size is None or size[0] != size[1]:
         raise UserError(
-            f"{str(source.archive.path)!r}: the grid of patches, "
-            f"{describe.num_patches(config, shapes)} of them, is not square, as images here are"
+            f"{str(source.archive.path)!r}: its images are not square, as images here are"
         )
-    return grid[0] * describe.downsampling(config)
+    return size[0]
 
 
 def save_weights(path: Path, weights: Weights, to: str) -> None:

@@ -39,7 +39,7 @@ class Case:
         self.images = random_images((2, *size, 3))
 
     def ours(self, dtype) -> np.ndarray:
-        return trace_ours(self.model, self.params, self.images, [], dtype).logits
+        return trace_ours(self.model, {"params": self.params}, self.images, [], dtype).logits
 
     @functools.cached_property
     def ours64(self) -> np.ndarray:
@@ -152,7 +152,7 @@ def test_the_check_sees_a_half_pixel_resize(tiny, align_corners):
     tiny_params = source.params | {
         "Transformer": source.params["Transformer"] | {"posembed_input": {"pos_embedding": resized}}
     }
-    ours = trace_ours(tiny.model, tiny_params, tiny.images, [], np.float64).logits
+    ours = trace_ours(tiny.model, {"params": tiny_params}, tiny.images, [], np.float64).logits
 
     grid = torch.from_numpy(positions[:, 1:].reshape(1, *source.grid, -1)).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(

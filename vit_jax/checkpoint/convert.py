@@ -6,7 +6,6 @@ byte is written, and on the real ones.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -16,31 +15,22 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vit_jax import __version__
-from vit_jax.checkpoint import describe, hf_dir, recorded
+from vit_jax.checkpoint import describe, hf_dir, recorded, zoo
 from vit_jax.checkpoint.archive import Edited, replacing_directory
 from vit_jax.checkpoint.formats import write_npz, write_orbax, write_safetensors, write_torch
-from vit_jax.checkpoint.identify import fitting_models, grid_of
-from vit_jax.checkpoint.resize import Grid, resize_posembed
+from vit_jax.checkpoint.planning import POSEMB, Plan, planned
+from vit_jax.checkpoint.resize import Grid
 from vit_jax.checkpoint.rules import Exported
 from vit_jax.checkpoint.source import Source, Tensors, open_source, specs_of
 from vit_jax.checkpoint.tables import big_vision, released
 from vit_jax.checkpoint.timm_file import timm_description
 from vit_jax.checkpoint.torch_names import exported
-from vit_jax.class_names import class_names as known_class_names
 from vit_jax.errors import UserError
-from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import family_of
-
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-POSEMB = big_vision.POSEMB
+from vit_jax.models.registry import family_of, is_google
+from vit_jax.variables import is_statistic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +99,11 @@ def convert(
       UserError: if the source is unreadable, cannot be held by the target, or nothing can be
         written to `dst`.
     """
-    if to not in _TARGETS:
-        raise UserError(f"unknown format {to!r}; known: {', '.join(_TARGETS)}")
+    if to not in TARGETS:
+        raise UserError(f"unknown format {to!r}; known: {', '.join(TARGETS)}")
     with open_source(src, model, image_size) as source:
-        plan = _planned(source, image_size, resize_method, num_classes, drop_pre_logits, dtype)
-        name_tensors, write = _TARGETS[to]
+        plan = planned(source, image_size, resize_method, num_classes, drop_pre_logits, dtype)
+        name_tensors, write = _target(to, plan)
         export = name_tensors(plan)
         tensors = _Watched(lambda file: export(plan.linen(file)), source, progress)
 
@@ -135,7 +125,7 @@ def convert(
             to=to,
             model=plan.name,
             num_tensors=len(tensors.specs),
-            num_params=sum(math.prod(s.shape) for s in tensors.specs.values()),
+            num_params=sum(math.prod(s) for n, s in plan.shapes.items() if not is_statistic(n)),
             steps=tuple(plan.steps),
             skipped=tuple(source.skipped),
             dropped=tuple(plan.dropped),
@@ -143,155 +133,6 @@ def convert(
             notes=tuple(source.notes),
             source_sha256=sha256,
         )
-
-
-@dataclasses.dataclass
-class _Plan:
-    """What becomes of a source: config, edits of its linen tensors, and words for each."""
-
-    source: Source
-    config: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    grid: Grid | None
-    edits: list[Callable[[Tensors], Tensors]] = dataclasses.field(default_factory=list)
-    steps: list[str] = dataclasses.field(default_factory=list)
-    dropped: list[str] = dataclasses.field(default_factory=list)
-
-    def linen(self, file: Tensors) -> Tensors:
-        return functools.reduce(lambda x, edit: edit(x), self.edits, self.source.to_linen(file))
-
-    def edit(self, step: str, edit: Callable[[Tensors], Tensors], **changes: Any) -> None:
-        """Adds a step; `changes` are fields of the config."""
-        self.edits.append(edit)
-        self.steps.append(step)
-        self.config |= changes
-        specs = specs_of(self.linen, self.source.view.specs)
-        self.shapes = {name: spec.shape for name, spec in specs.items()}
-
-    @property
-    def num_classes(self) -> int:
-        return describe.num_classes(self.shapes)
-
-    @property
-    def image_size(self) -> Grid:
-        if self.grid is None:
-            raise UserError(
-                "the grid of patches is neither square nor recorded; give the image size"
-            )
-        stride = describe.downsampling(self.config)
-        return self.grid[0] * stride, self.grid[1] * stride
-
-    @property
-    def name(self) -> str:
-        models = fitting_models(self.config)
-        return recorded.model_name(self.source) or (models[0] if models else "custom")
-
-    @property
-    def class_names(self) -> list[str] | None:
-        names = recorded.class_names(self.source)
-        if names is None:
-            names = known_class_names(self.num_classes)
-        return names if names is not None and len(names) == self.num_classes else None
-
-    @property
-    def preprocess(self) -> Preprocess:
-        found = recorded.preprocess(self.source) or Preprocess()
-        return dataclasses.replace(found, size=max(self.image_size)) if self.grid else found
-
-    def described(self) -> dict[str, Any]:
-        """The model in the words of our own metadata."""
-        fields = recorded.described(self.name, self.config, self.preprocess, self.class_names)
-        return fields | {"image_size": self.image_size if self.grid else None}
-
-
-def _planned(
-    source: Source,
-    image_size: Grid | None,
-    resize_method: str,
-    num_classes: int | None,
-    drop_pre_logits: bool,
-    dtype: str | None,
-) -> _Plan:
-    if source.config is None:
-        raise UserError(f"{str(source.archive.path)!r}: {'; '.join(source.notes)}")
-    source.require_heads()
-    shapes = {name: spec.shape for name, spec in source.specs().items()}
-    plan = _Plan(source, dict(source.config), shapes, grid_of(source, shapes))
-    plan.steps += source.steps
-    if drop_pre_logits:
-        _drop_pre_logits(plan)
-    if num_classes is not None:
-        _replace_head(plan, num_classes)
-    if image_size is not None:
-        _resize(plan, image_size, resize_method)
-    if dtype is not None:
-        _cast(plan, dtype)
-    return plan
-
-
-def _drop_pre_logits(plan: _Plan) -> None:
-    gone = [n for n in plan.shapes if n.startswith("pre_logits/")]
-    if not gone:
-        return
-    gone += [n for n in plan.shapes if n.startswith("head/")]
-    plan.dropped += gone
-    plan.edit(
-        "pre_logits dropped, and the head that reads it",
-        lambda x: Edited(x, dropped=gone),
-        representation_size=None,
-    )
-
-
-def _replace_head(plan: _Plan, num_classes: int) -> None:
-    if num_classes < 0:
-        raise UserError(f"a number of classes is 0 or more; got {num_classes}")
-    gone = [n for n in plan.shapes if n.startswith("head/")]
-    width = plan.config.get("representation_size") or describe.width(plan.config)
-    dtype = next(s.dtype for n, s in plan.source.specs().items() if n.endswith("norm/bias"))
-    added = {
-        "head/kernel": lambda: np.zeros((width, num_classes), dtype),
-        "head/bias": lambda: np.zeros(num_classes, dtype),
-    }
-    plan.dropped += gone
-    plan.edit(
-        f"head replaced by zeros for {num_classes} classes" if num_classes else "head dropped",
-        lambda x: Edited(x, dropped=gone, added=added if num_classes else {}),
-    )
-
-
-def _resize(plan: _Plan, image_size: Grid, method: str) -> None:
-    stride = describe.downsampling(plan.config)
-    new = image_size[0] // stride, image_size[1] // stride
-    if min(new) < 1:
-        raise UserError(f"{image_size} pixels hold no patch of {stride}")
-    if plan.grid is None and math.prod(new) == describe.num_patches(plan.config, plan.shapes):
-        plan.grid = new
-    old = plan.grid
-    if old is None:
-        raise UserError("the file's grid of patches is neither square nor recorded in it")
-    if new == old:
-        return
-    if family_of(plan.config) == "mixer":
-        raise UserError("a Mixer cannot be resized: its token mixing is trained for one grid")
-    prefix = int(describe.has_class_token(plan.config))
-    plan.grid = new
-    plan.edit(
-        f"position embeddings resized from {old} to {new}, method {method!r}",
-        lambda x: Edited(
-            x, changed={POSEMB: lambda p: resize_posembed(p, old, new, prefix, method)}
-        ),
-    )
-
-
-def _cast(plan: _Plan, dtype: str) -> None:
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-
-    def cast(x: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):  # what overflows is reported as not finite
-            return x.astype(DTYPES[dtype])
-
-    plan.edit(f"cast to {dtype}", lambda x: Edited(x, changed=dict.fromkeys(x, cast)))
 
 
 def _count_not_finite(x: np.ndarray) -> int:
@@ -331,7 +172,7 @@ class _Watched(Mapping[str, np.ndarray]):
         return len(self.specs)
 
 
-def _official_names(plan: _Plan) -> Callable[[Tensors], Tensors]:
+def _official_names(plan: Plan) -> Callable[[Tensors], Tensors]:
     if plan.config.get("classifier") == "map":
         raise UserError(
             "the official models have no attention-pooling head; use big_vision or timm"
@@ -340,17 +181,19 @@ def _official_names(plan: _Plan) -> Callable[[Tensors], Tensors]:
     return lambda linen: Exported(rows, linen)
 
 
-def _big_vision_names(plan: _Plan) -> Callable[[Tensors], Tensors]:
+def _big_vision_names(plan: Plan) -> Callable[[Tensors], Tensors]:
+    if not is_google(plan.config):
+        raise UserError(f"big_vision has no models of the family {family_of(plan.config)}")
     rows = big_vision.writing(plan.shapes)
     if describe.has_class_token(plan.config):
         _settle_class_position(plan)
     return lambda linen: Exported(rows, linen)
 
 
-def _settle_class_position(plan: _Plan) -> None:
+def _settle_class_position(plan: Plan) -> None:
     """Current big_vision adds no position to the class token."""
     position = plan.linen(plan.source.view)[POSEMB][:, :1]
-    if position.any() and plan.grid is not None and plan.grid[0] == plan.grid[1]:
+    if position.any() and plan.size is not None and plan.size[0] == plan.size[1]:
         plan.steps.append(
             "the class token keeps its own position, which big_vision folds into `cls` on loading"
         )
@@ -368,11 +211,11 @@ def _settle_class_position(plan: _Plan) -> None:
     plan.edit(step, lambda x: Edited(x, changed=changed))
 
 
-def _torch_names(layout: str) -> Callable[["_Plan"], Callable[[Tensors], Tensors]]:
+def _torch_names(layout: str) -> Callable[["Plan"], Callable[[Tensors], Tensors]]:
     return lambda plan: lambda linen: exported(linen, plan.config, layout)
 
 
-def _linen_names(_: _Plan) -> Callable[[Tensors], Tensors]:
+def _linen_names(_: Plan) -> Callable[[Tensors], Tensors]:
     return lambda linen: linen
 
 
@@ -404,11 +247,11 @@ class _Hashing:
         return self._metadata(self.sha256())
 
 
-def _write_orbax(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, _: _Plan) -> None:
+def _write_orbax(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, _: Plan) -> None:
     write_orbax(dst, tensors, hashing.final())
 
 
-def _write_npz(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
+def _write_npz(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: Plan) -> None:
     metadata = hashing.final()
     fitting = recorded.fitting_npz(metadata)
     if fitting != metadata:
@@ -416,7 +259,7 @@ def _write_npz(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _P
     write_npz(dst, tensors, fitting)
 
 
-def _write_timm(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
+def _write_timm(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: Plan) -> None:
     if dst.suffix in (".pth", ".bin"):
         write_torch(dst, dict(tensors))
         return
@@ -442,7 +285,7 @@ def _write_hashed(
     )
 
 
-def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
+def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: Plan) -> None:
     """A whole directory takes the place of `dst`, which must be one of ours or absent."""
     if dst.exists() and not (dst / hf_dir.CONFIG).exists():
         raise UserError(f"{str(dst)!r} exists and is no Hugging Face directory; it is left alone")
@@ -464,6 +307,14 @@ def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Pl
         _write_hashed(folder / hf_dir.WEIGHTS, tensors, hashing, {"format": "pt"})
 
 
+def _write_state_dict(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: Plan) -> None:
+    """A library's names in a file, without what else that library keeps beside its weights."""
+    if dst.suffix in (".pth", ".bin"):
+        write_torch(dst, dict(tensors))
+    else:
+        _write_hashed(dst, tensors, hashing, {"format": "pt"})
+
+
 # Target -> what it calls the tensors (and whether it can hold them), and what writes them.
 _TARGETS = {
     "official": (_official_names, _write_npz),
@@ -472,6 +323,23 @@ _TARGETS = {
     "timm": (_torch_names("timm"), _write_timm),
     "hf": (_torch_names("hf"), _write_hf),
 }
+# Layouts of families that timm does not have: a file in the names of the library that has them.
+_LIBRARIES = ("torch", "tlt", "vit_pytorch")
+TARGETS = (*_TARGETS, *_LIBRARIES)
+
+
+def _target(to: str, plan: Plan) -> tuple[Any, Any]:
+    """The row of a target; UserError where the model's family does not go there."""
+    if is_google(plan.config):
+        if to in _LIBRARIES:
+            raise UserError(f"{plan.name} has no layout {to!r}; use timm, hf or official")
+        return _TARGETS[to]
+    layouts = zoo.names_of(plan.config).layouts
+    if to in ("timm", "hf", *_LIBRARIES) and to not in layouts:
+        raise UserError(f"{plan.name} has no layout {to!r}; it has {', '.join(layouts)}, official")
+    if to in ("hf", *_LIBRARIES):
+        return _torch_names(to), _write_state_dict
+    return _TARGETS[to]
 
 
 def _record(source: Source, to: str, steps: list[str], sha256: str) -> dict[str, Any]:

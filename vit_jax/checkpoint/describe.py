@@ -8,7 +8,9 @@ import numpy as np
 
 from vit_jax.checkpoint.shapes import Shape
 from vit_jax.errors import UserError
-from vit_jax.models.registry import ModelSpec, family_of, resolve
+from vit_jax.models.registry import GOOGLE, ModelSpec, family_of, family_of_class, resolve
+
+_MODULE_FIELDS = ("parent", "name", "num_classes")  # of a linen module, and no part of a config
 
 
 def config_of(model: Any) -> Mapping[str, Any]:
@@ -24,6 +26,9 @@ def config_of(model: Any) -> Mapping[str, Any]:
         config = model
     elif dataclasses.is_dataclass(model):
         config = {f.name: getattr(model, f.name, None) for f in dataclasses.fields(model)}
+        if (family := family_of_class(type(model))) not in GOOGLE:
+            config = {k: v for k, v in config.items() if k not in _MODULE_FIELDS}
+            config["family"] = family
     elif hasattr(model, "to_dict"):  # an ml_collections.ConfigDict
         config = model.to_dict()
     else:
@@ -63,7 +68,9 @@ def width(config: Mapping[str, Any]) -> int:
 
 
 def num_classes(shapes: Mapping[str, Shape]) -> int:
-    return shapes["head/bias"][0] if "head/bias" in shapes else 0
+    """Of the heads; 0 without one."""
+    kernels = (s[-1] for n, s in shapes.items() if n.startswith("head") and n.endswith("/kernel"))
+    return next(kernels, 0)
 
 
 def shapes_of(params: Mapping[str, Any]) -> dict[str, Shape]:

@@ -6,11 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.checkpoint import describe, infer, recorded
+from vit_jax.checkpoint import describe, infer, recorded, zoo
 from vit_jax.checkpoint.archive import Spec
 from vit_jax.checkpoint.resize import Grid
 from vit_jax.checkpoint.source import Source, open_source
+from vit_jax.checkpoint.tables.family import Size
+from vit_jax.errors import UserError
 from vit_jax.models.preprocess import Preprocess
+from vit_jax.models.registry import is_google
+from vit_jax.variables import is_statistic
 
 # For files without position embeddings, which are read for any size.
 _ANY_SIZE = (224, 224)
@@ -25,6 +29,7 @@ class Identity:
       format: 'npz', 'safetensors', 'torch', 'flax', 'orbax' or 'hf'.
       layout: 'linen', 'released', 'big_vision', 'timm' or 'hf'.
       models: Registered models of these sizes; empty for a size of its own.
+      image_size: (height, width) in pixels that the tensors are for, as far as they tell.
       ambiguous: What the file leaves open, in words.
       config: Constructor fields; None if the tensors are no known family's.
       num_params: Numbers held in parameters.
@@ -49,6 +54,7 @@ class Identity:
     num_params: int
     dtypes: dict[str, int]
     grid: Grid | None
+    image_size: Size | None
     num_classes: int
     head_is_zero: bool | None
     preprocess: Preprocess | None
@@ -93,9 +99,12 @@ def identify(path: str | os.PathLike, model: Any = None) -> Identity:
             models=() if config is None else fitting_models(config),
             ambiguous=_ambiguous(source),
             config=config,
-            num_params=sum(math.prod(shape) for shape in shapes.values()),
+            num_params=sum(
+                math.prod(shape) for name, shape in shapes.items() if not is_statistic(name)
+            ),
             dtypes=dtypes,
             grid=grid_of(source, shapes) if config and source.has_positions else None,
+            image_size=image_size_of(source, shapes) if config and source.has_positions else None,
             num_classes=describe.num_classes(shapes),
             head_is_zero=_head_is_zero(source, shapes),
             preprocess=recorded.preprocess(source),
@@ -108,15 +117,24 @@ def identify(path: str | os.PathLike, model: Any = None) -> Identity:
 
 
 def fitting_models(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Official names of the registered models of these sizes."""
+    """The registered models of these sizes; of the original's, official names."""
+    if not is_google(config):
+        name = config.get("model_name")
+        names = zoo.fitting_models(config)
+        return (name,) if name in names else names
     transformer = config.get("transformer")
     heads = transformer is None or transformer["num_heads"] is not None
     return tuple(s.name for s in infer.official_models() if infer.fits(s, config, heads=heads))
 
 
 def grid_of(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> Grid | None:
-    """(rows, columns) of patches: as recorded, else square; None if it is neither."""
+    """(rows, columns) of patches: as recorded, else square; None if it is neither.
+
+    None too for a family that does not think in one grid, see `zoo.image_size_of`.
+    """
     assert source.config is not None
+    if not is_google(source.config):
+        return None
     patches = describe.num_patches(source.config, shapes)
     if (size := recorded.image_size(source)) is not None:
         stride = describe.downsampling(source.config)
@@ -125,6 +143,20 @@ def grid_of(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> Grid | Non
             return grid
     side = math.isqrt(patches)
     return (side, side) if side and side * side == patches else None
+
+
+def image_size_of(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> Size | None:
+    """(height, width) in pixels: as recorded, else of square images; None if it is neither."""
+    assert source.config is not None
+    if is_google(source.config):
+        grid, stride = grid_of(source, shapes), describe.downsampling(source.config)
+        return grid and (grid[0] * stride, grid[1] * stride)
+    if (size := recorded.image_size(source)) is not None:
+        return size
+    try:
+        return zoo.image_size_of(source.config, shapes)
+    except UserError:
+        return None
 
 
 def _ambiguous(source: Source) -> tuple[str, ...]:
@@ -143,8 +175,10 @@ def _ambiguous(source: Source) -> tuple[str, ...]:
 
 
 def _head_is_zero(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
-    if "head/bias" not in shapes:
+    kernels = [n for n in shapes if n.startswith("head") and n.endswith("/kernel")]
+    if not kernels:
         return None
-    # The head does not depend on the number of attention heads.
+    # A head does not depend on the number of attention heads.
     params = source.to_linen(source.view)
-    return not any(params[name].any() for name in ("head/bias", "head/kernel"))
+    biases = [n.removesuffix("kernel") + "bias" for n in kernels]
+    return not any(params[n].any() for n in (*biases, *kernels) if n in shapes)

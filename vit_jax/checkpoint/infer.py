@@ -12,7 +12,7 @@ from vit_jax.checkpoint import describe
 from vit_jax.checkpoint.rules import require_names
 from vit_jax.checkpoint.shapes import Shape, param_shapes, require_shapes
 from vit_jax.errors import UserError
-from vit_jax.models.registry import ModelSpec, family_of, registered
+from vit_jax.models.registry import ModelSpec, family_of, is_google, registered
 
 
 def from_linen(shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -68,8 +68,8 @@ def with_known_heads(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def official_models() -> list[ModelSpec]:
-    """The registered models, each under its official name only."""
-    return [s for s in registered().values() if s.name != s.timm_name]
+    """The original's models, each under its official name only."""
+    return [s for s in registered().values() if s.name != s.timm_name and is_google(s.config)]
 
 
 def fits(spec: ModelSpec, config: Mapping[str, Any], *, heads: bool = True) -> bool:

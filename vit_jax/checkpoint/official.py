@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.checkpoint import describe, zoo
 from vit_jax.checkpoint.archive import to_numpy
 from vit_jax.checkpoint.formats import write_npz
 from vit_jax.checkpoint.resize import Grid, interpolate_posembed
@@ -17,6 +18,7 @@ from vit_jax.checkpoint.source import open_source
 from vit_jax.checkpoint.tables import released
 from vit_jax.checkpoint.tree import arrays, flatten, unflatten
 from vit_jax.errors import UserError
+from vit_jax.models.registry import is_google
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +125,8 @@ def load_pretrained(
 
     Args:
       pretrained_path: Whatever `load` reads.
-      init_params: The model's parameters, for the head and for every name and shape; if their
-        blocks are stacked, so are the result's.
+      init_params: The model's parameters, running statistics among them, for the head and for
+        every name and shape; if their blocks are stacked, so are the result's.
       model_config: Its `representation_size` and `classifier` are used.
       old_grid, new_grid: (rows, columns) of the file's and the model's patches where they form
         no square.
@@ -138,6 +140,8 @@ def load_pretrained(
     stacked = is_stacked(init_params)
     init = arrays(unstack_blocks(init_params))
     flat = arrays(_load_for(pretrained_path, model_config))
+    if not is_google(model_config):
+        return _as_survey_model(pretrained_path, flat, init, model_config, stacked)
     if model_config.get("representation_size") is None:
         flat = {n: x for n, x in flat.items() if not n.startswith("pre_logits/")}
     flat = {n: x for n, x in flat.items() if not n.startswith("head/")}
@@ -155,8 +159,31 @@ def load_pretrained(
     return stack_blocks(params) if stacked else params
 
 
+def _as_survey_model(
+    path: str | os.PathLike,
+    flat: dict[str, Any],
+    init: dict[str, Any],
+    config: Mapping[str, Any],
+    stacked: bool,
+) -> dict[str, Any]:
+    """The head is the model's own; what depends on the image size is resized, timm's way."""
+    shapes, wanted = describe.shapes_of(flat), describe.shapes_of(init)
+    old, new = zoo.image_size_of(config, shapes), zoo.image_size_of(config, wanted)
+    if old != new:
+        edits = zoo.resize_edits(config, shapes, old, new, "timm")
+        flat |= {name: edit(flat[name]) for name, edit in edits.items()}
+    flat = {n: x for n, x in flat.items() if not n.startswith("head")}
+    flat |= {n: x for n, x in init.items() if n.startswith("head")}
+    params = inspect_params(params=unflatten(flat), expected=unflatten(init))
+    check_shapes(wanted, arrays(params))
+    params = unflatten(_cast_like(arrays(params), init, path))
+    return stack_blocks(params) if stacked else params
+
+
 def _load_for(path: str | os.PathLike, model_config: Mapping[str, Any]) -> dict[str, Any]:
     """`load`; where only the model tells the number of attention heads, as the model has it."""
+    if not is_google(model_config):
+        return load(path, model_config)
     with open_source(path) as source:
         model = None if source.heads_known else model_config
     return load(path, model)

@@ -17,6 +17,7 @@ from vit_jax.checkpoint.source import Source, metadata_json
 from vit_jax.class_names import class_names as known_class_names
 from vit_jax.errors import UserError
 from vit_jax.models.preprocess import Preprocess
+from vit_jax.models.registry import is_google
 
 OURS, TIMM, HISTORY = "vit_jax", "timm", "vit_jax_conversion"
 
@@ -69,6 +70,8 @@ def config(source: Source) -> dict[str, Any] | None:
     fields = _object(source, OURS).get("config")
     if not isinstance(fields, dict) or source.config is None:
         return None
+    if not is_google(source.config):
+        return source.config  # `open_source` took it from here, where it stands here
     same = ("representation_size",)
     with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
         if infer.sizes(fields) == infer.sizes(source.config) and all(

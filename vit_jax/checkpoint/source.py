@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint import describe, hf_dir, infer
+from vit_jax.checkpoint import describe, hf_dir, infer, zoo
 from vit_jax.checkpoint.archive import Archive, Edited, Spec, View, reading
 from vit_jax.checkpoint.fetch import fetch
 from vit_jax.checkpoint.formats import open_archive
 from vit_jax.checkpoint.orbax_dir import is_orbax, newest_step
-from vit_jax.checkpoint.resize import Grid, sincos2d
+from vit_jax.checkpoint.resize import Grid
 from vit_jax.checkpoint.rules import Imported, listed
 from vit_jax.checkpoint.scan import stacked_names
 from vit_jax.checkpoint.tables import big_vision, released
 from vit_jax.checkpoint.torch_names import imported, respelled
 from vit_jax.errors import UserError
+from vit_jax.layers.sincos import sincos2d
+from vit_jax.models.registry import family_of, is_google
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class Source:
     Attributes:
       archive: The file.
       format: 'npz', 'safetensors', 'torch', 'flax', 'orbax' or 'hf'.
-      layout: 'linen', 'released', 'big_vision', 'timm' or 'hf'.
+      layout: 'linen', 'released', 'big_vision', 'timm', 'hf', or another of the model's family.
       config: Constructor fields of the model; None if the tensors are no known family's. Its
         `num_heads` is None where nothing tells it.
       skipped: Tensors of the file that are not parameters.
@@ -132,7 +134,16 @@ def open_source(
     archive = open_archive(weights)
     try:
         wanted = describe.config_of(model) if model is not None else None
-        source = _recognised(archive, image_size, wanted, described)
+        if (config := wanted or _recorded_config(archive)) and not is_google(config):
+            return _zoo_source(archive, config)
+        try:
+            source = _recognised(archive, image_size, wanted, described)
+        except UserError:
+            if wanted is not None or (source := _zoo_model(archive)) is None:
+                raise
+            return source
+        if source.config is None and (zoo_source := _zoo_model(archive)) is not None:
+            return zoo_source
         if wanted is not None:
             _require_model(source, wanted, model)
         _settle_classifier(source, wanted)
@@ -171,14 +182,69 @@ def _recognised(
     return _linen_source(archive, image_size)
 
 
-def _linen_source(archive: Archive, image_size: Grid | None) -> Source:
+def _recorded_config(archive: Archive) -> dict[str, Any] | None:
+    """Constructor fields of a family of the survey, where our own metadata holds them."""
+    fields = metadata_json(archive, "vit_jax")
+    config = fields.get("config") if isinstance(fields, dict) else None
+    if not isinstance(config, dict) or "family" not in config:
+        return None
+    family_of(config)  # one that we do not know is an error to tell
+    return config
+
+
+def _zoo_source(archive: Archive, config: Mapping[str, Any], layout: str | None = None) -> Source:
+    """A checkpoint of this model, one of the survey's."""
+    view, skipped = _parameters(archive)
+    if layout is None and (layout := zoo.layout_of(view, config)) is None:
+        # Says what is missing and what is not expected, of the layout that fits best.
+        layout = zoo.closest_layout(view, config)
+        zoo.imported(view, config, layout)
+    source = Source(
+        archive,
+        archive.format,
+        layout,
+        view,
+        lambda x: zoo.imported(x, config, layout),
+        dict(config),
+        skipped,
+    )
+    zoo.check(config, {name: spec.shape for name, spec in source.specs().items()})
+    return source
+
+
+def _zoo_model(archive: Archive) -> Source | None:
+    """The same, of the registered model that fits; None if none does."""
+    view, _ = _parameters(archive)
+    found = zoo.recognised({name: spec.shape for name, spec in view.specs.items()})
+    if not found:
+        return None
+    spec, layout = found[0]
+    config = spec.config.to_dict()
+    source = _zoo_source(archive, config, layout)
+    # One architecture at several image sizes: the tensors tell which, if anything does.
+    shapes = {name: spec.shape for name, spec in source.specs().items()}
+    at_size = [s for s, _ in found if zoo.is_for(config, shapes, s.preprocess.size)]
+    best = (at_size or [spec])[0]
+    source.config = best.config.to_dict()
+    others = [s.name for s, _ in found if s.name not in zoo.fitting_models(source.config)]
+    if others:
+        source.notes.append(f"taken for {best.name}; the tensors fit {', '.join(others)} too")
+    return source
+
+
+def _parameters(archive: Archive) -> tuple[View, list[str]]:
+    """Parameters and statistics, unstacked, without a trainer's prefix; and what else there is."""
     prefix = next((p for p in _PREFIXES if any(n.startswith(p) for n in archive)), "")
     names = {n.removeprefix(prefix): n for n in archive if n.startswith(prefix)}
     skipped = sorted(set(archive) - set(names.values()))
     if skipped:
         log.info("not parameters, skipped: %s", listed(skipped))
     unstacked = stacked_names({new: archive.specs[old].shape for new, old in names.items()})
-    view = View(archive, {n: (names[stack], i) for n, (stack, i) in unstacked.items()})
+    return View(archive, {n: (names[stack], i) for n, (stack, i) in unstacked.items()}), skipped
+
+
+def _linen_source(archive: Archive, image_size: Grid | None) -> Source:
+    view, skipped = _parameters(archive)
     shapes = {n: s.shape for n, s in view.specs.items()}
     steps: list[str] = []
     if _lacks_positions(shapes):

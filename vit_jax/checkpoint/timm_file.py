@@ -16,7 +16,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.checkpoint import describe
+from vit_jax.checkpoint import describe, zoo
 from vit_jax.checkpoint.formats import write_safetensors
 from vit_jax.checkpoint.resize import square
 from vit_jax.checkpoint.scan import unstack_blocks
@@ -24,7 +24,8 @@ from vit_jax.checkpoint.torch_names import to_torch
 from vit_jax.checkpoint.tree import arrays
 from vit_jax.errors import UserError
 from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import ModelSpec, family_of, registered, resolve
+from vit_jax.models.registry import ModelSpec, family_of, is_google, registered, resolve
+from vit_jax.models.variants import families
 
 # ResNet stages -> the timm entry point that builds them.
 _HYBRIDS = {
@@ -61,7 +62,9 @@ def save_timm(
     config = describe.config_of(model)
     state = to_torch({"params": params}, model, "timm")
     shapes = describe.shapes_of(arrays(unstack_blocks(params)))
-    image_size = image_size or square_image_size(config, shapes)
+    if image_size is None:
+        measure = square_image_size if is_google(config) else zoo.image_size_of
+        image_size = measure(config, shapes)
     described = timm_description(
         config,
         num_classes=describe.num_classes(shapes),
@@ -81,8 +84,12 @@ def timm_description(
     preprocess: Preprocess,
 ) -> dict[str, Any]:
     """What the metadata's `timm` holds: architecture, model_args, pretrained_cfg."""
-    built = _mixer(config) if family_of(config) == "mixer" else _vit(config)
-    built["model_args"] |= {"num_classes": num_classes, "img_size": list(image_size)}
+    if is_google(config):
+        built = _mixer(config) if family_of(config) == "mixer" else _vit(config)
+        built["model_args"] |= {"img_size": list(image_size)}
+    else:
+        built = _of_survey(config, image_size)
+    built["model_args"] |= {"num_classes": num_classes}
     built["pretrained_cfg"] = {
         "num_classes": num_classes,
         "input_size": [3, *image_size],
@@ -128,6 +135,26 @@ def _vit(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"architecture": _architecture(config), "model_args": args}
 
 
+def _of_survey(config: Mapping[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
+    names = zoo.names_of(config)
+    if "timm" not in names.layouts:
+        raise UserError(f"timm has no models of the family {family_of(config)}")
+    stock = zoo.fitting_models(config)
+    if (name := config.get("model_name")) in stock:
+        stock = (name,)
+    args: dict[str, Any] = {}
+    if not stock:
+        if names.timm_args is None:
+            raise UserError(
+                f"timm builds no {family_of(config)} of other sizes than the registered ones"
+            )
+        stock, args = tuple(families()[family_of(config)].variants)[:1], names.timm_args(config)
+    side = resolve(stock[0]).preprocess.size
+    if tuple(image_size) != (side, side) and names.timm_img_size:
+        args["img_size"] = list(image_size)
+    return {"architecture": stock[0], "model_args": args}
+
+
 def _architecture(config: Mapping[str, Any]) -> str:
     if (stock := _stock_name(config)) is not None:
         return stock
@@ -159,8 +186,8 @@ def _mixer(config: Mapping[str, Any]) -> dict[str, Any]:
 def _stock_name(config: Mapping[str, Any]) -> str | None:
     """timm's name of the model that has these sizes, or None."""
     sizes = _sizes(config)
-    same = (s for s in registered().values() if s.timm_name and _sizes(s.config.to_dict()) == sizes)
-    return next((s.timm_name for s in same), None)
+    models = (s for s in registered().values() if s.timm_name and is_google(s.config))
+    return next((s.timm_name for s in models if _sizes(s.config.to_dict()) == sizes), None)
 
 
 def _sizes(config: Mapping[str, Any]) -> tuple[Any, ...]:

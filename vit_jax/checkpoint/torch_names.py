@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint import describe
+from vit_jax.checkpoint import describe, zoo
 from vit_jax.checkpoint.archive import to_numpy
 from vit_jax.checkpoint.rules import Exported, Imported
 from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
@@ -13,6 +13,8 @@ from vit_jax.checkpoint.shapes import check_shapes, param_shapes
 from vit_jax.checkpoint.tables import hf, timm
 from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.errors import UserError
+from vit_jax.models.registry import is_google
+from vit_jax.variables import collections, named
 
 LAYOUTS = {"timm": timm, "hf": hf}
 
@@ -24,31 +26,33 @@ def from_torch(state_dict: Mapping[str, Any], model: Any, layout: str = "timm") 
       state_dict: Arrays or torch tensors by name. The number of classes and the grid are the
         arrays' own, so heads and sizes other than the model's default work.
       model: A registered name, a ModelSpec, a config mapping, or a linen module.
-      layout: Whose names these are: 'timm' or 'hf'.
+      layout: Whose names these are: 'timm', 'hf', or another that the model's family has.
 
     Returns:
-      {'params': nested dict of NumPy arrays of their own memory}, dtypes as given; blocks are
-      stacked if the model scans over them.
+      {'params': nested dict of NumPy arrays of their own memory}, dtypes as given, and
+      'batch_stats' where the model has running statistics; blocks are stacked if the model scans
+      over them.
 
     Raises:
       UserError: for missing or unexpected names (both sides listed) or wrong shapes.
     """
     config = describe.config_of(model)
-    theirs = {
-        name: to_numpy(state_dict[old]) for name, old in respelled(state_dict, layout).items()
-    }
+    spelled = respelled(state_dict, layout) if is_google(config) else {n: n for n in state_dict}
+    theirs = {name: to_numpy(state_dict[old]) for name, old in spelled.items()}
     ours = imported(theirs, config, layout)
     flat = {name: np.array(x, order="C") for name, x in ours.items()}
     check_params(config, flat)
-    params = unflatten(flat)
-    return {"params": stack_blocks(params) if describe.is_scanned(config) else params}
+    tree = unflatten(flat)
+    variables = collections(stack_blocks(tree) if describe.is_scanned(config) else tree)
+    return {name: tree for name, tree in variables.items() if tree}
 
 
 def to_torch(variables: Mapping[str, Any], model: Any, layout: str = "timm") -> dict[str, Any]:
     """The state dict that another library loads strictly; the inverse of `from_torch`.
 
     Args:
-      variables: {'params': nested dict of NumPy or JAX arrays}, blocks stacked or not.
+      variables: {'params': nested dict of NumPy or JAX arrays}, blocks stacked or not, and
+        'batch_stats' where the model has running statistics.
       model: As for `from_torch`.
       layout: As for `from_torch`.
 
@@ -60,7 +64,8 @@ def to_torch(variables: Mapping[str, Any], model: Any, layout: str = "timm") -> 
         (`pre_logits`; see `drop_pre_logits`).
     """
     config = describe.config_of(model)
-    ours = arrays(unstack_blocks(variables.get("params", variables)))
+    tree = named(variables) if "params" in variables else variables
+    ours = arrays(unstack_blocks(tree))
     ours = {name: to_numpy(x) for name, x in ours.items()}
     theirs = exported(ours, config, layout)
     check_params(config, ours)
@@ -69,6 +74,8 @@ def to_torch(variables: Mapping[str, Any], model: Any, layout: str = "timm") -> 
 
 def imported(theirs: Mapping[str, np.ndarray], config: Mapping[str, Any], layout: str) -> Imported:
     """Our tensors, lazily, from a state dict of that layout."""
+    if not is_google(config):
+        return zoo.imported(theirs, config, layout)
     library = _library(layout)
     head = any(name.startswith(library.HEAD) for name in theirs)
     rows = library.table(config, head=head)
@@ -81,8 +88,12 @@ def respelled(names: Iterable[str], layout: str) -> dict[str, str]:
     return respell(names)
 
 
-def exported(ours: Mapping[str, np.ndarray], config: Mapping[str, Any], layout: str) -> Exported:
+def exported(
+    ours: Mapping[str, np.ndarray], config: Mapping[str, Any], layout: str
+) -> Mapping[str, np.ndarray]:
     """A state dict of that layout, lazily, from our unstacked flat tensors."""
+    if not is_google(config):
+        return zoo.exported(ours, config, layout)
     head = any(name.startswith("head/") for name in ours)
     rows = _library(layout).table(config, head=head)
     return Exported(rows, ours, **describe.num_heads(config))
@@ -91,6 +102,9 @@ def exported(ours: Mapping[str, np.ndarray], config: Mapping[str, Any], layout: 
 def check_params(config: Mapping[str, Any], params: Mapping[str, Any]) -> None:
     """Raises UserError for shapes that are not those of the model with this head and grid."""
     shapes = describe.shapes_of(params)
+    if not is_google(config):
+        zoo.check(config, shapes)
+        return
     check_shapes(
         param_shapes(
             config,

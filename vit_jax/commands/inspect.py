@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.commands import common
+from vit_jax.models.registry import family_of, is_google
 
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Identity
@@ -49,7 +50,9 @@ def facts(found: "Identity") -> Iterator[tuple[str, str]]:
     dtypes = ", ".join(f"{dtype} × {n}" for dtype, n in found.dtypes.items())
     yield "parameters", f"{found.num_params:,} in {len(found.tensors)} tensors ({dtypes})"
     if found.grid:
-        yield "positions", f"a grid of {found.grid[0]} × {found.grid[1]}{_pixels(found)}"
+        yield "positions", f"a grid of {found.grid[0]} × {found.grid[1]} patches"
+    if found.image_size:
+        yield "image size", f"{found.image_size[0]} × {found.image_size[1]} pixels"
     if found.config is not None:
         yield "head", _head(found)
     if found.class_names:
@@ -72,21 +75,14 @@ def facts(found: "Identity") -> Iterator[tuple[str, str]]:
 def _sizes(config: dict[str, Any] | None) -> str:
     if config is None:
         return "unknown"
+    if not is_google(config):
+        return f"{family_of(config)}, of sizes of its own"
     sizes = {k: v for k, v in config.items() if k not in ("transformer", "patches") and v}
     sizes |= config.get("transformer") or {}
     patch = "×".join(map(str, config["patches"]["size"]))
     return f"of sizes of its own: patch {patch}, " + ", ".join(
         f"{name} {value}" for name, value in sizes.items()
     )
-
-
-def _pixels(found: "Identity") -> str:
-    from vit_jax.checkpoint import describe
-
-    assert found.grid is not None
-    assert found.config is not None
-    stride = describe.downsampling(found.config)
-    return f" patches, images of {found.grid[0] * stride} × {found.grid[1] * stride} pixels"
 
 
 def _head(found: "Identity") -> str:

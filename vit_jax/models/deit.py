@@ -12,54 +12,13 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from vit_jax.layers.block import Factory, run_blocks, vit_block
-from vit_jax.layers.drop import DropPath, LayerScale
+from vit_jax.layers.block import vit_block
+from vit_jax.layers.drop import LayerScale
+from vit_jax.layers.encoder import Encoder
 from vit_jax.layers.head import classify
-from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
-from vit_jax.layers.tokens import prepend_tokens
-
-
-class Encoder(nn.Module):
-    """Blocks and final norm: [N, T, D] -> [N, T, D].
-
-    Attributes:
-      drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-      residual: What a branch goes through before it is added.
-      remat, scan: As of `run_blocks`.
-    """
-
-    num_layers: int
-    mlp_dim: int
-    num_heads: int
-    dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    residual: Factory = DropPath
-    remat: bool = False
-    scan: bool = False
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        block = vit_block(
-            self.num_heads,
-            self.mlp_dim,
-            residual=self.residual,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-        )
-        x = run_blocks(
-            block,
-            x,
-            depth=self.num_layers,
-            name="encoderblock",
-            train=train,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan=self.scan,
-        )
-        return LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
+from vit_jax.layers.tokens import map_tokens, prepend_tokens
 
 
 class DeiT(nn.Module):
@@ -71,7 +30,7 @@ class DeiT(nn.Module):
       num_classes: 0 returns the features [N, D] that the head would get.
       patches: {'size': (height, width)} in pixels.
       hidden_size: D, the width of a token.
-      transformer: Fields of `Encoder`.
+      transformer: Fields of `vit_jax.layers.encoder.Encoder`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
@@ -136,7 +95,8 @@ class DeiT3(nn.Module):
         x = AddPositionEmbs(name="posembed_input")(x)
         x = prepend_tokens(self, x, "cls")
         residual = functools.partial(LayerScale, self.layer_scale_init)
-        fields = {"dtype": self.dtype, "residual": residual, **self.transformer}
+        block = functools.partial(vit_block, residual=residual)
+        fields = {"dtype": self.dtype, "block": block, **self.transformer}
         x = Encoder(name="Transformer", **fields)(x, train=train)
         return classify(x[:, 0], self.num_classes, dtype=self.dtype)
 
@@ -144,5 +104,6 @@ class DeiT3(nn.Module):
 def _patch_tokens(model: Any, images: jax.Array) -> jax.Array:
     """[N, H, W, 3] -> [N, T, D], row by row."""
     size = model.patches["size"]
-    x = embed_patches(images, model.hidden_size, size, dtype=model.dtype, name="embedding")
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    return map_tokens(
+        embed_patches(images, model.hidden_size, size, dtype=model.dtype, name="embedding")
+    )

@@ -19,8 +19,8 @@ from vit_jax.errors import UserError, suggest
 from vit_jax.models import variants
 from vit_jax.models.preprocess import Preprocess
 
-# Google's families -> module and class.
-_CLASSES = {"vit": "vit:VisionTransformer", "mixer": "mixer:MlpMixer"}
+# Families of the original code -> module and class.
+GOOGLE = {"vit": "vit:VisionTransformer", "mixer": "mixer:MlpMixer"}
 
 # timm's name without the resolution -> official name.
 _TIMM_ARCHITECTURES = {
@@ -146,7 +146,7 @@ def family_of(config: Mapping[str, Any] | ConfigDict) -> str:
 
 def is_google(config: Mapping[str, Any] | ConfigDict) -> bool:
     """Whether this is a Vision Transformer, hybrid or Mixer of the original code."""
-    return family_of(config) in _CLASSES
+    return family_of(config) in GOOGLE
 
 
 def model_class(family: str) -> type:
@@ -167,4 +167,4 @@ def family_of_class(cls: type) -> str:
 @functools.cache
 def _models() -> dict[str, str]:
     """Family -> module:class."""
-    return _CLASSES | {name: family.model for name, family in variants.families().items()}
+    return GOOGLE | {name: family.model for name, family in variants.families().items()}

@@ -9,11 +9,17 @@ imported before a model is built.
 import importlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vit_jax.errors import UserError, suggest
 
-REFERENCES = {"timm": "timm_reference", "hf": "hf_reference"}
+REFERENCES = {
+    "timm": "timm_reference",
+    "hf": "hf_reference",
+    "tlt": "tlt_reference",
+    "vit_pytorch": "vit_pytorch_reference",
+}
 
 
 class Point(NamedTuple):
@@ -29,6 +35,13 @@ class Difference(NamedTuple):
     what: str
     ours: str
     shipped: str
+
+
+def zoo_points(config: Mapping[str, Any]) -> list[Point]:
+    """Where a model of the survey and its reference can be compared on the way."""
+    from vit_jax.checkpoint.zoo import names_of
+
+    return [Point(ours, theirs) for ours, theirs in names_of(config).points(config)]
 
 
 def get(name: str) -> Any:

@@ -13,9 +13,12 @@ from vit_jax.checkpoint import describe, resize_posembed
 from vit_jax.checkpoint.resize import Grid, square
 from vit_jax.checkpoint.scan import unstack_blocks
 from vit_jax.checkpoint.shapes import param_shapes
+from vit_jax.checkpoint.tables.family import Size
 from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.checkpoint.zoo import default_size, expected_shapes, image_size_of, resize_edits
 from vit_jax.errors import UserError
-from vit_jax.models.registry import ModelSpec, family_of, resolve
+from vit_jax.models.registry import ModelSpec, family_of, is_google, resolve
+from vit_jax.variables import collections, named
 
 _POSITIONS = "Transformer/posembed_input/pos_embedding"
 _MODULE_FIELDS = ("parent", "name", "num_classes")  # of a linen module, and no part of a config
@@ -27,7 +30,7 @@ class Subject:
     """Attributes:
     name: Of the model.
     config: Constructor fields of the model, its blocks not scanned.
-    params: Flat, linen names, float32.
+    params: Flat, linen names, float32; running statistics among them.
     image_size: (height, width) in pixels.
     weights: Where the weights came from, in words.
     notes: What was done to them, or is to be known of them.
@@ -41,9 +44,9 @@ class Subject:
     notes: tuple[str, ...] = ()
 
     @property
-    def tree(self) -> dict[str, Any]:
-        """The parameters nested, as models take them."""
-        return unflatten(self.params)
+    def variables(self) -> dict[str, Any]:
+        """The collections, nested, as models take them."""
+        return collections(unflatten(self.params))
 
     @property
     def num_classes(self) -> int:
@@ -64,26 +67,36 @@ def prepare(
     name = str(name or config.get("model_name") or "model of its own")
     if weights is None:
         side = spec.preprocess.size if isinstance(spec, ModelSpec) else 224
-        size = image_size or (side, side)
+        own = (side, side) if is_google(config) else default_size(config)
+        size = image_size or own
         if num_classes is None:
             default = spec.num_classes if isinstance(spec, ModelSpec) else 1000
             num_classes = int(getattr(model, "num_classes", default))
-        grid = _grid(config, size)
-        shapes = param_shapes(config, num_classes=num_classes, num_patches=math.prod(grid))
+        shapes = _shapes(config, num_classes, size)
         return Subject(name, config, random_params(shapes, seed), size, f"random, seed {seed}")
     if num_classes is not None:
         raise UserError("the weights tell the number of classes: leave num_classes out")
     if isinstance(weights, Mapping):
-        params, grid, source = arrays(unstack_blocks(weights)), None, "given"
+        tree = named(weights) if "params" in weights else weights
+        params, grid, source = arrays(unstack_blocks(tree)), None, "given"
     else:
         params, config, grid = _read(pathlib.Path(weights), model)
         source = str(weights)
     params = {k: np.asarray(x, np.float32) for k, x in params.items()}
-    return _at_size(Subject(name, config, params, (0, 0), source), grid, image_size)
+    this = Subject(name, config, params, (0, 0), source)
+    if not is_google(config):
+        return _survey_at_size(this, image_size)
+    return _at_size(this, grid, image_size)
+
+
+def _shapes(config: Mapping[str, Any], num_classes: int, size: Size) -> dict[str, Any]:
+    if not is_google(config):
+        return expected_shapes(config, num_classes=num_classes, image_size=size)
+    return param_shapes(config, num_classes=num_classes, num_patches=math.prod(_grid(config, size)))
 
 
 def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Every parameter random, head and biases too: a zero would hide what it multiplies.
+    """Every parameter and statistic random, head and biases too: a zero hides what it multiplies.
 
     Kernels keep the variance of what they are applied to, as trained ones do, roughly: small ones
     would leave the activations where every GELU is linear.
@@ -96,6 +109,8 @@ def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str,
         params[name] = (rng.standard_normal(shape) * scale).astype(np.float32)
         if name.endswith("scale"):
             params[name] += 1
+        elif name.endswith("/var"):
+            params[name] = np.abs(params[name]) + np.float32(0.5)
     return params
 
 
@@ -162,9 +177,23 @@ def _at_size(subject: Subject, grid: Grid | None, wanted: tuple[int, int] | None
     return dataclasses.replace(subject, params=params, image_size=size, notes=tuple(notes))
 
 
+def _survey_at_size(subject: Subject, wanted: Size | None) -> Subject:
+    shapes = describe.shapes_of(subject.params)
+    old = image_size_of(subject.config, shapes)
+    if wanted in (None, old):
+        return dataclasses.replace(subject, image_size=old, notes=tuple(_notes(subject.params)))
+    edits = resize_edits(subject.config, shapes, old, wanted, "timm")
+    params = subject.params | {name: edit(subject.params[name]) for name, edit in edits.items()}
+    notes = _notes(params)
+    if edits:
+        notes.append(f"resized from images of {old} to {wanted} pixels, timm's way")
+    return dataclasses.replace(subject, params=params, image_size=wanted, notes=tuple(notes))
+
+
 def _notes(params: Mapping[str, np.ndarray]) -> list[str]:
     notes = []
-    if "head/bias" in params and not any(params[k].any() for k in ("head/kernel", "head/bias")):
+    head = [x for name, x in params.items() if name.startswith("head")]
+    if head and not any(x.any() for x in head):
         notes.append("the head is all zero: its logits prove nothing, the blocks before it do")
     broken = sorted(name for name, x in params.items() if not np.isfinite(x).all())
     if broken:

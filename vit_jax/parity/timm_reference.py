@@ -11,8 +11,8 @@ import numpy as np
 
 from vit_jax.checkpoint.timm_file import timm_description
 from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import family_of
-from vit_jax.parity.references import Difference, Point
+from vit_jax.models.registry import family_of, is_google
+from vit_jax.parity.references import Difference, Point, zoo_points
 
 if TYPE_CHECKING:
     import torch
@@ -68,10 +68,12 @@ def construct(
     described = timm_description(
         config, num_classes=num_classes, image_size=image_size, preprocess=Preprocess()
     )
-    args = described["model_args"] | {"img_size": image_size}
-    args.pop("act_layer", None)
-    if tanh_gelu:
-        args["act_layer"] = GELUTanh
+    args = dict(described["model_args"])
+    if is_google(config):
+        args["img_size"] = image_size
+        args.pop("act_layer", None)
+        if tanh_gelu:
+            args["act_layer"] = GELUTanh
     if "architecture" in described:
         return timm.create_model(described["architecture"], **args)
     return MlpMixer(**args)
@@ -166,9 +168,13 @@ FAMILIES = {
 def points(config: Mapping[str, Any], module: "torch.nn.Module") -> list[Point]:
     """Where the two sides can be compared on the way, first to last."""
     del module  # timm's names do not depend on its version
+    if not is_google(config):
+        return zoo_points(config)
     return FAMILIES[family_of(config)].points(config)
 
 
 def differences(config: Mapping[str, Any]) -> list[Difference]:
-    """What timm ships otherwise than we compute."""
+    """What timm ships otherwise than we compute; nothing of the survey's families."""
+    if not is_google(config):
+        return []
     return FAMILIES[family_of(config)].differences(config)

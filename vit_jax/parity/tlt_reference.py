@@ -42,7 +42,7 @@ def build(
             depth=transformer["num_layers"],
             num_heads=transformer["num_heads"],
             mlp_ratio=transformer["mlp_dim"] / width,
-            skip_lam=transformer["residual_divisor"],
+            skip_lam=config["residual_divisor"],
             p_emb=_STEMS[config["stem_features"]],
             return_dense=True,
             drop_path_decay="fix",  # the linear one asks for numbers that 'meta' has not

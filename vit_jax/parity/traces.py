@@ -27,7 +27,7 @@ class Trace(NamedTuple):
 
 def trace_ours(
     model: "nn.Module",
-    params: Mapping[str, Any],
+    variables: Mapping[str, Any],
     images: np.ndarray,
     blocks: Sequence[str],
     dtype: Any,
@@ -36,7 +36,7 @@ def trace_ours(
 
     Args:
       model: Called as `model.apply(variables, images, train=False)`.
-      params: Nested dict, linen names.
+      variables: The collections, nested: 'params', and 'batch_stats' where there are any.
       images: [N, H, W, 3].
       blocks: Paths of modules, such as 'Transformer/encoderblock_0'.
       dtype: float32 or float64.
@@ -45,9 +45,9 @@ def trace_ours(
 
     wanted = {tuple(path.split("/")) for path in blocks}
 
-    def forward(params, images):
+    def forward(variables, images):
         logits, state = model.apply(
-            {"params": params},
+            variables,
             images,
             train=False,
             capture_intermediates=lambda module, method: module.path in wanted,
@@ -57,8 +57,8 @@ def trace_ours(
         return logits, [_at(state["intermediates"], path) for path in blocks]
 
     with jax.enable_x64(dtype == np.float64):
-        params = jax.tree.map(lambda x: np.asarray(x, dtype), dict(params))
-        logits, outputs = jax.device_get(jax.jit(forward)(params, images.astype(dtype)))
+        variables = jax.tree.map(lambda x: np.asarray(x, dtype), dict(variables))
+        logits, outputs = jax.device_get(jax.jit(forward)(variables, images.astype(dtype)))
     return Trace(logits, [_flat(x) for x in outputs])
 
 

@@ -56,7 +56,13 @@ def _names(layout: Any, prefix: int) -> Names:
         before, after = _grid(config, old), _grid(config, new)
         return {POSITIONS: lambda x: resize_posembed(x, before, after, prefix, method)}
 
-    return Names({"timm": layout}, timm_args, image_size=image_size, resize=resize)
+    return Names({"timm": layout}, timm_args, points=_points, image_size=image_size, resize=resize)
+
+
+def _points(config: Config) -> list[tuple[str, str]]:
+    depth = config["transformer"]["num_layers"]
+    blocks = [(f"Transformer/encoderblock_{i}", f"blocks.{i}") for i in range(depth)]
+    return [("embedding", "patch_embed"), *blocks, ("Transformer/encoder_norm", "norm")]
 
 
 def _grid(config: Config, size: Size) -> tuple[int, int]:

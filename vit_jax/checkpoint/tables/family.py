@@ -22,6 +22,9 @@ class Names:
       layouts: 'timm', 'hf', … -> config to table, heads included.
       timm_args: Config to the arguments that make timm's model of any registered name into one of
         these sizes; None where timm has none or cannot be told.
+      timm_img_size: Whether timm's models of the family are built with `img_size`.
+      points: Config to pairs of modules, ours and the reference's, that give the same tokens: where
+        a comparison looks on the way to the logits.
       ignore: Regular expressions (full match) of their names that carry no information. BatchNorm's
         `num_batches_tracked` is always ignored.
       buffers: Config to what of `ignore` a strict loader needs, made anew on export.
@@ -34,6 +37,8 @@ class Names:
 
     layouts: Mapping[str, Callable[[Config], Table]]
     timm_args: Callable[[Config], dict[str, Any]] | None = None
+    timm_img_size: bool = True
+    points: Callable[[Config], list[tuple[str, str]]] = lambda config: []
     ignore: tuple[str, ...] = ()
     buffers: Callable[[Config], dict[str, np.ndarray]] = lambda config: {}
     image_size: Callable[[Config, Shapes], Size | None] = lambda config, shapes: None
