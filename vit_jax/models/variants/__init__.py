@@ -25,6 +25,7 @@ MODULES = (
     "pvt",
     "pvt_v2",
     "twins",
+    "cvt",
 )
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
