@@ -1,0 +1,49 @@
+"""Every registered model of the survey: size, names both ways; no torch, nothing computed."""
+
+import json
+import math
+import pathlib
+
+import pytest
+
+from vit_jax.checkpoint import zoo
+from vit_jax.checkpoint.zoo import default_size, expected_shapes, names_of, table
+from vit_jax.models.registry import registered
+from vit_jax.models.variants import families
+from vit_jax.variables import is_statistic
+
+# Parameters counted by building the reference (buffers left out); see the file.
+COUNTS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "zoo_params.json").read_text())[
+    "parameters"
+]
+MODELS = {s.name: s for s in registered().values() if s.family in families()}
+
+
+def test_the_figures_cover_what_is_registered():
+    assert COUNTS.keys() == MODELS.keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_size_and_names(name):
+    spec = MODELS[name]
+    config = spec.config.to_dict()
+    side = spec.preprocess.size
+    assert default_size(config) == (side, side)
+    shapes = expected_shapes(config, num_classes=spec.num_classes, image_size=(side, side))
+    assert sum(math.prod(s) for n, s in shapes.items() if not is_statistic(n)) == COUNTS[name]
+    for layout in names_of(config).layouts:
+        rows = table(config, layout)
+        ours = [o for r in rows for o in r.ours]
+        theirs = [r.theirs for r in rows]
+        assert len(set(ours)) == len(ours)
+        assert len(set(theirs)) == len(theirs)
+        assert set(ours) == set(shapes)
+
+
+@pytest.mark.parametrize("family", families())
+def test_the_tables_without_a_head(family):
+    name = next(iter(families()[family].variants))
+    config = registered()[name].config.to_dict()
+    shapes = expected_shapes(config, num_classes=0, image_size=default_size(config))
+    rows = zoo.table(config, zoo.LINEN)
+    assert set(shapes) == {o for r in rows for o in r.ours if not o.startswith("head")}
