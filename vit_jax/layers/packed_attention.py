@@ -21,8 +21,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-# On-chip memory that a kernel may ask for; a v5e or v6e core has 128 MiB.
-_VMEM_BYTES = 100 * 2**20
+# Of on-chip memory, of which a v5e or v6e core has 128 MiB. What a kernel asks for, the compiler
+# cannot use for what it would keep there before and after it.
+_MOST_VMEM = 96 * 2**20
 _LOG2_E = math.log2(math.e)
 
 
@@ -56,11 +57,17 @@ class Heads:
 
 
 def supports(length: int, heads: Heads) -> bool:
-    """Whether the kernel takes sequences of `length`: scores of a head must fit on the chip."""
-    # Scores, weights and their gradients, in float32 and in the type of the products.
-    scores = 6 * 4 * length * -(-length // LANES) * LANES
-    blocks = 2 * 2 * 8 * length * heads.lanes
-    return heads.count <= LANES and scores + blocks <= _VMEM_BYTES // 2
+    """Whether the kernel takes sequences of `length`: a head's scores must fit on the chip."""
+    return heads.count <= LANES and _vmem_bytes(length, heads, itemsize=2) <= _MOST_VMEM
+
+
+def _vmem_bytes(length: int, heads: Heads, itemsize: int) -> int:
+    """What a kernel asks for, generously."""
+    # An image's projection, output and their gradients, while the next one's are on their way.
+    blocks = 2 * 8 * length * heads.lanes * itemsize
+    # Scores, weights and their gradients of a head or two.
+    scores = 16 * 4 * length * -(-length // LANES) * LANES
+    return blocks + scores + 4 * 2**20
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -100,15 +107,15 @@ def _forward(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool):
 
 def _forward_rule(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool):
     out, sums = _forward(qkv, bias, heads, interpret)
-    return out, (qkv, bias, out, sums)
+    return out, (qkv, bias, sums)
 
 
 def _backward_rule(heads: Heads, interpret: bool, residuals, gradient: jax.Array):
-    qkv, bias, out, sums = residuals
+    qkv, bias, sums = residuals
     wide = jnp.promote_types(qkv.dtype, jnp.float32)
     d_qkv, d_bias = _call(
         functools.partial(_backward_kernel, heads=heads),
-        (qkv, _row(bias, wide), out, sums, gradient),
+        (qkv, _row(bias, wide), sums, gradient),
         (
             jax.ShapeDtypeStruct(qkv.shape, qkv.dtype),
             jax.ShapeDtypeStruct((qkv.shape[0], 1, qkv.shape[2]), wide),
@@ -159,7 +166,8 @@ def _call(
         out_specs=[block(x) for x in outputs],
         out_shape=list(outputs),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",), vmem_limit_bytes=_VMEM_BYTES
+            dimension_semantics=("parallel",),
+            vmem_limit_bytes=_vmem_bytes(length, heads, inputs[0].dtype.itemsize),
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * products * weights * heads.width,
@@ -263,13 +271,12 @@ def _as_rows(columns: Sequence[jax.Array], rows: int) -> jax.Array:
 
 
 def _backward_kernel(
-    qkv_ref, bias_ref, out_ref, sums_ref, gradient_ref, d_qkv_ref, d_bias_ref, *, heads: Heads
+    qkv_ref, bias_ref, sums_ref, gradient_ref, d_qkv_ref, d_bias_ref, *, heads: Heads
 ):
     """All of it transposed, [keys, queries]: what each query subtracts is then a row."""
     wide, narrow = sums_ref.dtype, qkv_ref.dtype
     projection = _Projection(qkv_ref, bias_ref, heads)
     d_q, d_k, d_v = _Lanes(heads), _Lanes(heads), _Lanes(heads)
-    inner = _inner_products(gradient_ref, out_ref, heads, wide)
     for head in range(heads.count):
         window = heads.window(head)
         lanes = slice(*window)
@@ -279,7 +286,9 @@ def _backward_kernel(
         weights = jnp.exp2(scores - sums_ref[head : head + 1])
         d_v.put(head, _dot(weights.astype(narrow), gradient, (1, 0), wide))
         d_weights = _dot(values, _only(gradient, head, heads), (1, 1), wide)
-        d_scores = (weights * (d_weights - inner[head : head + 1])).astype(narrow)
+        products = weights * d_weights
+        inner = products.sum(0, keepdims=True)
+        d_scores = (products - weights * inner).astype(narrow)
         # The queries carry scale · log₂e already.
         d_k.put(head, _dot(d_scores, projection.queries(head), (1, 0), wide) * (1 / _LOG2_E))
         d_q.put(head, _dot(d_scores, keys, (0, 0), wide) * heads.score_scale)
@@ -288,19 +297,3 @@ def _backward_kernel(
             lanes = slice(part * heads.lanes + first, part * heads.lanes + first + LANES)
             d_qkv_ref[:, lanes] = tile.astype(d_qkv_ref.dtype)
             d_bias_ref[:, lanes] = tile.sum(0, keepdims=True)
-
-
-def _inner_products(gradient_ref, out_ref, heads: Heads, wide) -> jax.Array:
-    """gradient · output of each head, in rows [heads, T]: what the softmax's gradient subtracts."""
-    product = gradient_ref[...].astype(wide) * out_ref[...].astype(wide)
-    shape = (_rows(heads), heads.lanes)
-    first = jax.lax.broadcasted_iota(jnp.int32, shape, 0) * heads.width
-    lane = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    is_heads = ((lane >= first) & (lane < first + heads.width)).astype(out_ref.dtype)
-    # Summed by the matrix unit, in as many parts of the products' type as hold the wide numbers.
-    total = jnp.zeros((shape[0], product.shape[0]), wide)
-    for _ in range(1 if out_ref.dtype == wide else 2):
-        part = product.astype(out_ref.dtype)
-        total = total + _dot(is_heads, part, (1, 1), wide)
-        product = product - part.astype(wide)
-    return total
