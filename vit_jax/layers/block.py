@@ -85,6 +85,29 @@ def vit_block(
     )
 
 
+def google_block(
+    num_heads: int,
+    mlp_dim: int,
+    *,
+    dropout_rate: float = 0.0,
+    attention_dropout_rate: float = 0.0,
+    dtype: Any = None,
+) -> Factory:
+    """The plain block of the original code: tanh form of GELU, Flax's initialisers."""
+    return functools.partial(
+        Block,
+        attention=functools.partial(
+            MultiHeadDotProductAttention,
+            num_heads,
+            dropout_rate=attention_dropout_rate,
+            out_dropout_rate=dropout_rate,
+            dtype=dtype,
+        ),
+        mlp=functools.partial(MlpBlock, mlp_dim, dropout_rate=dropout_rate, dtype=dtype),
+        norm=functools.partial(LayerNorm, dtype=dtype),
+    )
+
+
 def torch_attention(
     num_heads: int,
     *,

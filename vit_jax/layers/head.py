@@ -1,5 +1,6 @@
 """The linear classifier, and what a model without one returns."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,11 +10,18 @@ from flax import linen as nn
 from vit_jax.layers.init import normal_02
 
 
-def classify(x: jax.Array, num_classes: int, *, dtype: Any = None, name: str = "head") -> jax.Array:
+def classify(
+    x: jax.Array,
+    num_classes: int,
+    *,
+    kernel_init: Callable[..., jax.Array] = normal_02,
+    dtype: Any = None,
+    name: str = "head",
+) -> jax.Array:
     """Features [N, …, D] to logits [N, …, num_classes], float32 or wider; 0 classes: the features.
 
     To be called in a compact method: it adds a layer called `name`.
     """
     if num_classes:
-        x = nn.Dense(num_classes, kernel_init=normal_02, dtype=dtype, name=name)(x)
+        x = nn.Dense(num_classes, kernel_init=kernel_init, dtype=dtype, name=name)(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -20,6 +20,7 @@ from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.talking_heads import TalkingHeadsAttention
+from vit_jax.layers.tokens import map_tokens
 
 
 class ClassAttentionBlock(nn.Module):
@@ -122,8 +123,7 @@ class CaiT(nn.Module):
         x = embed_patches(
             images, self.hidden_size, self.patches["size"], dtype=self.dtype, name="embedding"
         )
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
-        x = AddPositionEmbs(name="posembed_input")(x)
+        x = AddPositionEmbs(name="posembed_input")(map_tokens(x))
         cls = self.param("cls", normal_02, (1, 1, self.hidden_size))
         encoder = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})
         x = encoder(x, cls, train=train)

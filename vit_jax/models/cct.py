@@ -11,9 +11,10 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from vit_jax.layers.block import Factory, run_blocks, torch_attention, torch_mlp
+from vit_jax.layers.block import Factory, torch_attention, torch_mlp
 from vit_jax.layers.conv import conv
 from vit_jax.layers.drop import DropPath
+from vit_jax.layers.encoder import Encoder
 from vit_jax.layers.head import classify
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.pool import sequence_pool
@@ -77,50 +78,25 @@ class CompactBlock(nn.Module):
         return x + self.residual(name="residual_1")(y, drop_path_rate, train=train)
 
 
-class Encoder(nn.Module):
-    """Dropout, blocks and final norm: [N, T, D] -> [N, T, D].
-
-    Attributes:
-      dropout_rate: Of the tokens, on the output of the attention, and twice in the MLP.
-      attention_dropout_rate: On the attention weights.
-      drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-      remat, scan: As of `run_blocks`.
-    """
-
-    num_layers: int
-    mlp_dim: int
-    num_heads: int
-    dropout_rate: float = 0.0
-    attention_dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    remat: bool = False
-    scan: bool = False
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        fields: dict[str, Any] = {"dropout_rate": self.dropout_rate, "dtype": self.dtype}
-        norm = functools.partial(LayerNorm5, dtype=self.dtype)
-        attention = torch_attention(
-            self.num_heads,
-            qkv_bias=False,
-            attention_dropout_rate=self.attention_dropout_rate,
-            **fields,
-        )
-        x = nn.Dropout(self.dropout_rate, name="Dropout_0")(x, deterministic=not train)
-        x = run_blocks(
-            functools.partial(
-                CompactBlock, attention=attention, mlp=torch_mlp(self.mlp_dim, **fields), norm=norm
-            ),
-            x,
-            depth=self.num_layers,
-            name="encoderblock",
-            train=train,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan=self.scan,
-        )
-        return norm(name="encoder_norm")(x)
+def compact_block(
+    num_heads: int,
+    mlp_dim: int,
+    *,
+    dropout_rate: float,
+    attention_dropout_rate: float,
+    dtype: Any,
+) -> Factory:
+    """As `vit_jax.layers.block.vit_block`, without biases of query, key and value."""
+    attention = torch_attention(
+        num_heads,
+        qkv_bias=False,
+        dropout_rate=dropout_rate,
+        attention_dropout_rate=attention_dropout_rate,
+        dtype=dtype,
+    )
+    mlp = torch_mlp(mlp_dim, dropout_rate=dropout_rate, dtype=dtype)
+    norm = functools.partial(LayerNorm5, dtype=dtype)
+    return functools.partial(CompactBlock, attention=attention, mlp=mlp, norm=norm)
 
 
 class CCT(nn.Module):
@@ -130,7 +106,7 @@ class CCT(nn.Module):
       num_classes: 0 returns the features [N, D] that the head would get.
       tokenizer: Fields of `Tokenizer`, but for `features`.
       hidden_size: D, the width of a token.
-      transformer: Fields of `Encoder`.
+      transformer: Fields of `vit_jax.layers.encoder.Encoder`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
@@ -142,9 +118,10 @@ class CCT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        fields = {"dtype": self.dtype, **self.tokenizer}
-        x = map_tokens(Tokenizer(self.hidden_size, name="tokenizer", **fields)(images))
+        tokenizer = {"features": self.hidden_size, "dtype": self.dtype, **self.tokenizer}
+        x = map_tokens(Tokenizer(name="tokenizer", **tokenizer)(images))
         x = _positions(name="posembed_input")(x)
-        x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
+        fields = {"block": compact_block, "norm": LayerNorm5, **self.transformer}
+        x = Encoder(name="Transformer", **{"dtype": self.dtype, **fields})(x, train=train)
         x = sequence_pool(x, dtype=self.dtype)
         return classify(x, self.num_classes, dtype=self.dtype)

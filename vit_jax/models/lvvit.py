@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vit_jax.layers.block import run_blocks, vit_block
+from vit_jax.layers.block import vit_block
 from vit_jax.layers.conv import ConvNorm
 from vit_jax.layers.drop import DropPath
+from vit_jax.layers.encoder import Encoder
 from vit_jax.layers.head import classify
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import embed_patches
@@ -60,50 +61,6 @@ class Damped(nn.Module):
         return DropPath(name="DropPath_0")(x, rate, train=train) / self.divisor
 
 
-class Encoder(nn.Module):
-    """Blocks and final norm: [N, T, D] -> [N, T, D].
-
-    Attributes:
-      residual_divisor: As of `Damped`.
-      drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-      remat, scan: As of `run_blocks`.
-    """
-
-    num_layers: int
-    mlp_dim: int
-    num_heads: int
-    residual_divisor: float = 1.0
-    dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    remat: bool = False
-    scan: bool = False
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        block = vit_block(
-            self.num_heads,
-            self.mlp_dim,
-            norm=LayerNorm5,
-            residual=functools.partial(Damped, self.residual_divisor),
-            qkv_bias=False,
-            dropout_rate=self.dropout_rate,
-            dtype=self.dtype,
-        )
-        x = nn.Dropout(self.dropout_rate, name="Dropout_0")(x, deterministic=not train)
-        x = run_blocks(
-            block,
-            x,
-            depth=self.num_layers,
-            name="encoderblock",
-            train=train,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan=self.scan,
-        )
-        return LayerNorm5(dtype=self.dtype, name="encoder_norm")(x)
-
-
 class LVViT(nn.Module):
     """Images [N, H, W, 3] to logits, float32 or wider.
 
@@ -114,8 +71,9 @@ class LVViT(nn.Module):
       num_classes: 0 returns what evaluation makes of the features [N, D] that the heads would get.
       patches: {'size': (height, width)} in pixels, even: the stem makes half of it.
       hidden_size: D, the width of a token.
+      transformer: Fields of `vit_jax.layers.encoder.Encoder`.
+      residual_divisor: As of `Damped`.
       stem_features: Channels of the stem.
-      transformer: Fields of `Encoder`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
@@ -123,6 +81,7 @@ class LVViT(nn.Module):
     patches: Mapping[str, Any]
     hidden_size: int
     transformer: Mapping[str, Any]
+    residual_divisor: float = 1.0
     stem_features: int = 64
     dtype: Any = None
 
@@ -134,7 +93,14 @@ class LVViT(nn.Module):
         x = embed_patches(x, self.hidden_size, half, dtype=self.dtype, name="embedding")
         x = prepend_tokens(self, map_tokens(x), "cls")
         x = AddPositionEmbs(name="posembed_input")(x)
-        x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
+        block = functools.partial(
+            vit_block,
+            norm=LayerNorm5,
+            residual=functools.partial(Damped, self.residual_divisor),
+            qkv_bias=False,
+        )
+        fields = {"dtype": self.dtype, "block": block, "norm": LayerNorm5, **self.transformer}
+        x = Encoder(name="Transformer", **fields)(x, train=train)
         logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
         of_tokens = classify(x[:, 1:], self.num_classes, dtype=self.dtype, name="head_tokens")
         return (logits, of_tokens) if train else logits + jnp.max(of_tokens, axis=1) / 2

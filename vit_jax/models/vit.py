@@ -4,7 +4,6 @@ Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (arXiv:2010.11929). Fie
 names are those of the original code. Sizes: `vit_jax.configs.models`.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.errors import UserError
-from vit_jax.layers.attention import MultiHeadDotProductAttention
-from vit_jax.layers.block import Block, run_blocks
-from vit_jax.layers.mlp import MlpBlock
+from vit_jax.layers.block import google_block, run_blocks
 from vit_jax.layers.norm import GroupNorm, LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
@@ -50,19 +47,12 @@ class Encoder(nn.Module):
         if self.add_position_embedding:
             x = AddPositionEmbs(name="posembed_input")(x)
             x = nn.Dropout(self.dropout_rate, name="Dropout_0")(x, deterministic=not train)
-        block = functools.partial(
-            Block,
-            attention=functools.partial(
-                MultiHeadDotProductAttention,
-                num_heads=self.num_heads,
-                dropout_rate=self.attention_dropout_rate,
-                out_dropout_rate=self.dropout_rate,
-                dtype=self.dtype,
-            ),
-            mlp=functools.partial(
-                MlpBlock, mlp_dim=self.mlp_dim, dropout_rate=self.dropout_rate, dtype=self.dtype
-            ),
-            norm=functools.partial(LayerNorm, dtype=self.dtype),
+        block = google_block(
+            self.num_heads,
+            self.mlp_dim,
+            dropout_rate=self.dropout_rate,
+            attention_dropout_rate=self.attention_dropout_rate,
+            dtype=self.dtype,
         )
         x = run_blocks(
             block,

@@ -21,12 +21,12 @@ def _lvvit(
     config = {
         "patches": {"size": (16, 16)},
         "hidden_size": width,
+        "residual_divisor": divisor,
         "stem_features": stem,
         "transformer": {
             "num_layers": depth,
             "num_heads": heads,
             "mlp_dim": 3 * width,
-            "residual_divisor": divisor,
             "drop_path_rate": drop_path_rate,
         },
     }
