@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from vit_jax.checkpoint.resize import resize_posembed, square
 from vit_jax.checkpoint.rules import Table, rule, under
-from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
+from vit_jax.checkpoint.tables.family import Config, Names
 from vit_jax.checkpoint.tables.parts import CONV, DENSE, ENCODER_BLOCK, NORM
+from vit_jax.checkpoint.tables.plain import POSITIONS, encoder_points, positions
 
-POSITIONS = "posembed_input/pos_embedding"
 LAYER_SCALE = rule("ls1.gamma", "residual_0/gamma") + rule("ls2.gamma", "residual_1/gamma")
 
 
@@ -45,29 +44,7 @@ def timm_args(config: Config) -> dict[str, Any]:
 
 
 def _names(layout: Any, prefix: int) -> Names:
-    """`prefix` is the number of tokens that have a position and are no patches."""
-
-    def image_size(config: Config, shapes: Shapes) -> Size:
-        rows, columns = square(shapes[POSITIONS][1] - prefix, "the weights'")
-        height, width = config["patches"]["size"]
-        return rows * height, columns * width
-
-    def resize(config: Config, old: Size, new: Size, method: str) -> Edits:
-        before, after = _grid(config, old), _grid(config, new)
-        return {POSITIONS: lambda x: resize_posembed(x, before, after, prefix, method)}
-
-    return Names({"timm": layout}, timm_args, points=_points, image_size=image_size, resize=resize)
-
-
-def _points(config: Config) -> list[tuple[str, str]]:
-    depth = config["transformer"]["num_layers"]
-    blocks = [(f"Transformer/encoderblock_{i}", f"blocks.{i}") for i in range(depth)]
-    return [("embedding", "patch_embed"), *blocks, ("Transformer/encoder_norm", "norm")]
-
-
-def _grid(config: Config, size: Size) -> tuple[int, int]:
-    height, width = config["patches"]["size"]
-    return size[0] // height, size[1] // width
+    return Names({"timm": layout}, timm_args, points=encoder_points(), **positions(prefix))
 
 
 FAMILIES = {
