@@ -29,6 +29,9 @@ def get_config() -> ConfigDict:
     config.model = None
     # Type to compute in, 'float32' or 'bfloat16'; parameters and losses stay float32.
     config.dtype = "float32"
+    # What computes attention: 'auto', 'xla', 'packed' (TPU) or 'cudnn' (GPU); the last two fall
+    # back to 'xla' for what they cannot do. See vit_jax/layers/implementation.py.
+    config.attend = "auto"
 
     # A TFDS name, or a folder {train,test}/<class>/*.jpg.
     config.dataset = placeholder(str)
@@ -79,6 +82,18 @@ def get_config() -> ConfigDict:
             "probability": 1.0,
             "switch": 0.5,
             "per_example": False,
+        }
+    )
+    # Learning from a teacher too, see vit_jax/train/distill.py: 'none', 'soft' or 'hard', its share
+    # of the loss, the temperature of 'soft', the teacher's checkpoint of any format, and its name
+    # where that does not tell.
+    config.distill = ConfigDict(
+        {
+            "kind": "none",
+            "alpha": 0.5,
+            "tau": 1.0,
+            "teacher": placeholder(str),
+            "teacher_checkpoint": placeholder(str),
         }
     )
     # Bias of a fresh head; None leaves it 0. About -log(classes) for a sigmoid loss.

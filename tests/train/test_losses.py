@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vit_jax.errors import UserError
-from vit_jax.train.losses import LOSSES, get_loss, init_head_bias, smooth_labels
+from vit_jax.train.losses import LOSSES, get_loss, init_head_bias, of_heads, smooth_labels
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (4, 5))
@@ -89,3 +89,23 @@ def test_head_bias():
     np.testing.assert_array_equal(params["head"]["bias"], 0)
     with pytest.raises(UserError, match="no parameter 'head/bias'"):
         init_head_bias({"cls": jnp.zeros(2)}, -6.9)
+
+
+def test_heads_count_alike():
+    """One array, a tuple of heads, and a head whose logits are for tokens."""
+    labels, reference = CASES["softmax"]
+    tokens = RNG.normal(0, 3, (4, 2, 3, 5))
+    by_token = np.stack([-(labels[:, None, None] * log_softmax(tokens)).sum(-1)]).mean((0, 2, 3))
+    batch = {"label": jnp.float32(labels)}
+    of = of_heads(get_loss("softmax"))
+    np.testing.assert_allclose(of(jnp.float32(LOGITS), batch), reference(labels), rtol=1e-5)
+    np.testing.assert_allclose(of(jnp.float32(tokens), batch), by_token, rtol=1e-5)
+    both = of((jnp.float32(LOGITS), jnp.float32(tokens)), batch)
+    np.testing.assert_allclose(both, (reference(labels) + by_token) / 2, rtol=1e-5)
+    # Nothing is added to the loss of one head.
+    alone = get_loss("softmax")(jnp.float32(LOGITS), batch["label"])
+    np.testing.assert_array_equal(of(jnp.float32(LOGITS), batch), alone)
+
+
+def log_softmax(x):
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))

@@ -14,6 +14,7 @@ ARGUMENTS = {
     "augreg": ["R_Ti_16", "S_16-i21k-300ep-lr_0.001-aug_light1-wd_0.03-do_0.0-sd_0.0"],
     "pretrain_augreg": ["s16,medium1"],
     "deit": ["s16"],
+    "deit_distill": ["ti16"],
     "deit3": ["s16"],
     "sam": ["b16"],
 }

@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.train import profiling
+from vit_jax.layers import implementation
+from vit_jax.layers.implementation import attending
+from vit_jax.train import distill, profiling
 from vit_jax.train.ema import ema_decay, update_ema
 from vit_jax.train.losses import get_loss, of_heads
 from vit_jax.train.mixing import Mixing
@@ -30,11 +32,13 @@ from vit_jax.train.sharding import (
     check_batch,
     like_params,
     param_shardings,
+    place,
     replicated,
     split_batch,
 )
 from vit_jax.train.state import TrainState, init_state
-from vit_jax.train.step import make_eval_step, make_train_step
+from vit_jax.train.step import Objective, make_eval_step, make_train_step
+from vit_jax.train.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Engine:
       shardings: A `TrainState` of shardings: how the state lies, before and after each step.
       batch: Sharding of a batch.
       init: `key -> state`, fresh, in `shardings`.
-      train_step: `(state, batch, key) -> (state, scalars)`; consumes the state it is given.
+      train_step: `(state, batch, key) -> (state, scalars)`; consumes the state it is given. The
+        teacher, if there is one, is part of it.
       eval_step: `(variables, batch) -> figures`, see `make_eval_step`.
     """
 
@@ -62,8 +67,16 @@ class Engine:
     eval_step: Callable[[Any, Any], dict[str, jax.Array]]
 
 
-def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
+def build(
+    config: ConfigDict, mesh: Mesh, num_classes: int, teacher: Teacher | None = None
+) -> Engine:
     """Builds the computation that `config`, complete, describes; compiles nothing yet.
+
+    Args:
+      config: Complete.
+      mesh: Of `config.mesh`.
+      num_classes: Of the dataset.
+      teacher: Of `config.distill`, which training needs and evaluation not.
 
     Raises:
       UserError: for a setting that does not fit the model or the mesh.
@@ -93,6 +106,26 @@ def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
     shardings = state_shardings(abstract, mesh, config)
     # Pinned both ways: left to the compiler, the state could come back laid out otherwise.
     full, split = replicated(mesh), split_batch(mesh)
+    attention = attending(config.attend, mesh)
+    train_step = make_train_step(
+        model,
+        tx,
+        accum_steps=config.accum_steps,
+        objective=_objective(config),
+        mixing=Mixing(**config.mixing),
+        teach=None if teacher is None else teacher.logits,
+        trained=functools.partial(stop_frozen, rules=config.freeze_rules),
+        sharpen=_sharpen(config, rate),
+        sharpen_parts=config.sam.per_part,
+        average=_average(config),
+    )
+    lessons = () if teacher is None else (_placed(teacher.variables, mesh),)
+    compiled = jax.jit(
+        attention(train_step),
+        in_shardings=(shardings, split, full, *jax.tree.map(lambda x: x.sharding, lessons)),
+        out_shardings=(shardings, full),
+        donate_argnums=0,
+    )
     return Engine(
         mesh=mesh,
         model=model,
@@ -101,33 +134,33 @@ def build(config: ConfigDict, mesh: Mesh, num_classes: int) -> Engine:
         shardings=shardings,
         batch=split,
         init=jax.jit(init, out_shardings=shardings),
-        train_step=jax.jit(
-            make_train_step(
-                model,
-                tx,
-                accum_steps=config.accum_steps,
-                objective=of_heads(get_loss(config.loss, config.label_smoothing)),
-                mixing=Mixing(**config.mixing),
-                trained=functools.partial(stop_frozen, rules=config.freeze_rules),
-                sharpen=_sharpen(config, rate),
-                sharpen_parts=config.sam.per_part,
-                average=_average(config),
-            ),
-            in_shardings=(shardings, split, full),
-            out_shardings=(shardings, full),
-            donate_argnums=0,
-        ),
+        train_step=lambda state, batch, key: compiled(state, batch, key, *lessons),
         eval_step=jax.jit(
-            make_eval_step(
-                model,
-                loss=get_loss(config.loss),
-                shards=batch_shards(mesh),
-                rows=config.batch_eval_device,
+            attention(
+                make_eval_step(
+                    model,
+                    loss=get_loss(config.loss),
+                    shards=batch_shards(mesh),
+                    rows=config.batch_eval_device,
+                )
             ),
             in_shardings=(shardings.best_variables, split),
             out_shardings=full,
         ),
     )
+
+
+def _objective(config: ConfigDict) -> Objective:
+    loss = get_loss(config.loss, config.label_smoothing)
+    if config.distill.kind == "none":
+        return of_heads(loss)
+    return distill.distilled(loss, config.distill.kind, config.distill.alpha, config.distill.tau)
+
+
+def _placed(variables: Any, mesh: Mesh) -> Any:
+    """A teacher's variables on the devices, its parameters split as a student's are."""
+    whole = jax.tree.map(lambda _: replicated(mesh), variables)
+    return place(variables, {**whole, "params": param_shardings(variables["params"], mesh)})
 
 
 def _average(config: ConfigDict) -> Callable[..., Any] | None:
@@ -167,11 +200,13 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(f"total_steps={config.total_steps}; expected at least 1")
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={config.dtype!r}; expected 'float32' or 'bfloat16'")
+    implementation.check(config.attend, mesh)
     check_batch("batch", config.batch, mesh, config.accum_steps)
     check_batch("batch_eval", config.batch_eval, mesh)
     if config.batch_eval_device < 1:
         raise UserError(f"batch_eval_device={config.batch_eval_device}; expected at least 1")
     profiling.check(config.profile)
+    distill.check(config.distill.kind, config.distill.alpha, config.distill.tau)
     if config.keep_best not in (None, "accuracy_test", "loss_test"):
         raise UserError(
             f"keep_best={config.keep_best!r}; expected None, 'accuracy_test' or 'loss_test'"

@@ -28,8 +28,9 @@ from vit_jax.train.preemption import Preemption
 from vit_jax.train.pretrained import find_pretrained
 from vit_jax.train.profiling import Profiler
 from vit_jax.train.resume import require_same_config
-from vit_jax.train.sharding import make_mesh, to_devices
+from vit_jax.train.sharding import make_mesh, place, to_devices
 from vit_jax.train.state import TrainState
+from vit_jax.train.teacher import load_teacher
 from vit_jax.variables import collections, named
 
 
@@ -60,7 +61,8 @@ def train_and_evaluate(
     ds_train, ds_test = input_pipeline.get_datasets(
         config, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    engine = engine_lib.build(config, mesh, ds_train.num_classes)
+    teacher = load_teacher(config, ds_train.num_classes)
+    engine = engine_lib.build(config, mesh, ds_train.num_classes, teacher)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
 
     keep = config.keep_checkpoints, config.keep_best
@@ -189,8 +191,4 @@ def _pretrained(
     params = checkpoint.load_pretrained(
         pretrained_path=path, init_params=fresh, model_config=config.model
     )
-    return jax.tree.map(
-        lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]),
-        collections(params),
-        engine.shardings.variables,
-    )
+    return place(collections(params), engine.shardings.variables)

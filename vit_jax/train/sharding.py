@@ -173,6 +173,15 @@ def _require_use(rules: Sequence[Rule], names: Iterable[str]) -> None:
             )
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, on the devices."""
+    return jax.tree.map(
+        lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]),
+        tree,
+        shardings,
+    )
+
+
 def to_devices(batches: Iterable[Any], sharding: NamedSharding, ahead: int) -> Iterator[Any]:
     """The same batches on the devices, `ahead` of them before they are asked for.
 

@@ -8,7 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.configs import common
-from vit_jax.models.registry import family_of
+from vit_jax.models.preprocess import Preprocess
+from vit_jax.models.registry import family_of, resolve
+from vit_jax.variables import named
 
 STEPS, SIZE, CLASSES = 3, 64, ("round", "square")
 
@@ -17,7 +19,7 @@ def shrink(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
     """The recipe with a tiny model, images of our own below `workdir`, and three steps.
 
     Everything else stays: augmentation, loss, mixing, optimizer, rules, schedule, types. A recipe
-    that fine-tunes gets a tiny checkpoint to start from.
+    that fine-tunes gets a tiny checkpoint to start from, one that distils a tiny teacher.
     """
     config = common.with_defaults(config).unlock()
     folder = pathlib.Path(workdir) / "smoke"
@@ -32,6 +34,9 @@ def shrink(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
     if config.pretrained_dir:
         config.pretrained_dir = str(folder)
         _write_checkpoint(config, folder)
+    if config.distill.kind != "none":
+        config.distill.teacher_checkpoint = str(_write_teacher(config.distill.teacher, folder))
+        config.distill.teacher = None
     return config.lock()
 
 
@@ -60,6 +65,19 @@ def _write_checkpoint(config: ConfigDict, folder: pathlib.Path) -> None:
         (folder / "index.csv").write_text(f"filename,ds,final_val\n{name}-smoke,i21k,1\n")
         name = f"{name}-smoke"
     checkpoint.save(folder / f"{name}.npz", jax.device_get(variables["params"]))
+
+
+def _write_teacher(name: str | None, folder: pathlib.Path) -> pathlib.Path:
+    from vit_jax import inference, models
+
+    config = _small(resolve(name or "ViT-Ti_16").config).to_dict()
+    model = models.from_config(config, num_classes=len(CLASSES))
+    variables = model.init(jax.random.key(1), np.zeros((1, SIZE, SIZE, 3), np.float32), train=False)
+    weights = inference.Weights(
+        "teacher", config, named(jax.device_get(variables)), Preprocess(SIZE), list(CLASSES)
+    )
+    inference.save_weights(folder / "teacher.npz", weights, "official")
+    return folder / "teacher.npz"
 
 
 def _write_images(folder: pathlib.Path) -> pathlib.Path:
