@@ -21,6 +21,7 @@ MODULES = (
     "pit",
     "tnt",
     "crossvit",
+    "botnet",
     "swin",
     "pvt",
     "pvt_v2",
