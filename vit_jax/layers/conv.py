@@ -44,7 +44,7 @@ def conv(
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """[N, H, W, C] -> [N, ⌈H / 2⌉, ⌈W / 2⌉, C]: the largest of 3×3, a cell beyond the border too."""
+    """[N, H, W, C] -> [N, ⌈H / 2⌉, ⌈W / 2⌉, C]: the largest of 3×3, one beyond the border."""
     padding: Any = ((1, 1), (1, 1))  # Flax's annotation knows only names
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
 
