@@ -3,13 +3,14 @@
 import errno
 import os
 
+import grain
 import numpy as np
 import pytest
 from input_pipeline.test_input_loader import train
 
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline import shared_batches
-from vit_jax.input_pipeline.shared_batches import Inbox, Outbox
+from vit_jax.input_pipeline.shared_batches import Inbox, Outbox, Sent
 
 
 @pytest.fixture
@@ -30,6 +31,11 @@ def examples(count: int, fill: float, side: int = 3) -> list[dict[str, np.ndarra
     ]
 
 
+def outbox(place, *batches) -> Outbox:
+    parts = [example for batch in batches for example in batch]
+    return Outbox(grain.MapDataset.source(parts), len(batches[0]), place)
+
+
 def assert_whole(batch, parts) -> None:
     assert batch.keys() == parts[0].keys()
     for name, value in batch.items():
@@ -39,28 +45,37 @@ def assert_whole(batch, parts) -> None:
 
 
 def test_a_piece_is_used_again_once_it_was_read(place):
-    outbox, inbox = Outbox(place), Inbox()
-    sent = [outbox(examples(4, fill)) for fill in (0, 10)]  # Both on their way.
+    batches = [examples(4, 10 * i) for i in range(20)]
+    box, inbox = outbox(place, *batches), Inbox()
+    assert len(box) == 20
+    sent: list[Sent] = [box[0], box[1]]  # Both on their way.
     assert len({one.path for one in sent}) == 2
     first = inbox.open(sent[0])
-    third = outbox(examples(4, 20))
+    third = box[2]
     assert third.path == sent[0].path
     second = inbox.open(sent[1])
-    assert_whole(inbox.open(third), examples(4, 20))
+    assert_whole(inbox.open(third), batches[2])
     # What was read before has not been written over.
-    assert_whole(first, examples(4, 0))
-    assert_whole(second, examples(4, 10))
-    for fill in range(20):
-        assert_whole(inbox.open(outbox(examples(4, fill))), examples(4, fill))
-    assert len(outbox._pieces) == len(inbox._pieces) == 2
+    assert_whole(first, batches[0])
+    assert_whole(second, batches[1])
+    for i in range(3, 20):
+        assert_whole(inbox.open(box[i]), batches[i])
+    assert len(box._pieces) == len(inbox._pieces) == 2
     assert os.listdir(place) == []  # Nothing that could outlive a killed run.
 
 
 def test_a_larger_batch_takes_a_larger_piece(place):
-    outbox, inbox = Outbox(place), Inbox()
-    for count, side in ((2, 3), (4, 30), (1, 1)):
-        batch = examples(count, 0, side)
-        assert_whole(inbox.open(outbox(batch)), batch)
+    small, large = examples(2, 0, side=3), examples(2, 7, side=30)
+    box, inbox = outbox(place, small, large, small), Inbox()
+    for i, batch in enumerate((small, large, small)):
+        assert_whole(inbox.open(box[i]), batch)
+    assert len(box._pieces) == 2
+
+
+@pytest.mark.parametrize("side", [1, 4])
+def test_an_example_of_another_shape_is_refused(place, side):
+    with pytest.raises(ValueError, match="shape"):
+        outbox(place, [*examples(1, 0, side=3), *examples(1, 0, side=side)])[0]
 
 
 def test_no_memory_is_one_clear_message(place, monkeypatch):
@@ -69,7 +84,7 @@ def test_no_memory_is_one_clear_message(place, monkeypatch):
 
     monkeypatch.setattr(shared_batches, "_allocate", full)
     with pytest.raises(UserError, match=r"no memory in .* for a batch of \d+ bytes: No space left"):
-        Outbox(place)(examples(4, 0))
+        outbox(place, examples(4, 0))[0]
 
 
 def test_a_stream_of_workers_keeps_its_pieces_few():

@@ -10,8 +10,9 @@ import dataclasses
 import mmap
 import os
 import tempfile
-from collections.abc import Sequence
+from typing import Any
 
+import grain
 import numpy as np
 
 from vit_jax.errors import UserError
@@ -51,29 +52,49 @@ def directory() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="vit_jax_", dir=place)
 
 
-class Outbox:
-    """A worker's side: stacks examples into a free piece, one batch at a time.
+class Outbox(grain.MapDataset):
+    """A worker's side: batches of examples, each written into a free piece.
+
+    Every example is written as soon as it is made. To hold a batch of them first would cost the
+    memory's pages once more, which the system takes back when a batch of them is let go.
 
     Args:
+      examples: Dictionaries of arrays, which have the same shapes in all examples.
+      rows: Examples of a batch.
       place: Folder for the pieces.
     """
 
-    def __init__(self, place: str):
-        self._place = place
+    _MUTATES_ELEMENT_SPEC = False
+
+    def __init__(self, examples: grain.MapDataset, rows: int, place: str):
+        super().__init__(examples)
+        self._rows, self._place = rows, place
         self._pieces: dict[str, mmap.mmap] = {}
 
-    def __call__(self, examples: Sequence[Batch]) -> Sent:
-        """Takes examples of equal shapes.
+    def __len__(self) -> int:
+        return len(self._parent) // self._rows
+
+    def __getitem__(self, index: Any) -> Any:
+        """Number `index`, as `Sent`; one call at a time.
 
         Raises:
           UserError: if there is no memory for another piece.
+          ValueError: if an example's shapes differ from the first one's.
         """
-        fields, size = _layout(examples)
+        if isinstance(index, slice):
+            return self.slice(index)
+        start = index * self._rows
+        first = self._parent[start]
+        fields, size = _layout(first, self._rows)
         path = self._free(size)
         piece = self._pieces[path]
         piece[0] = _TAKEN
-        for field in fields:
-            np.stack([example[field.name] for example in examples], out=field.array(piece))
+        arrays = {field.name: field.array(piece) for field in fields}
+        for row in range(self._rows):
+            example = self._parent[start + row] if row else first
+            for name, array in arrays.items():
+                # `array[row] = …` would repeat what is too small.
+                np.stack([example[name]], out=array[row : row + 1])
         return Sent(path, fields)
 
     def _free(self, size: int) -> str:
@@ -114,15 +135,13 @@ class Inbox:
         return batch
 
 
-def _layout(examples: Sequence[Batch]) -> tuple[tuple[Field, ...], int]:
-    """The fields of a piece, and its size in bytes."""
+def _layout(example: Batch, rows: int) -> tuple[tuple[Field, ...], int]:
+    """The fields of a piece for so many examples, and its size in bytes."""
     fields, offset = [], _ALIGNMENT
-    for name, value in examples[0].items():
+    for name, value in example.items():
         value = np.asarray(value)
-        shape = (len(examples), *value.shape)
-        fields.append(Field(name, value.dtype, shape, offset))
-        size = value.nbytes * len(examples)
-        offset += -(-size // _ALIGNMENT) * _ALIGNMENT
+        fields.append(Field(name, value.dtype, (rows, *value.shape), offset))
+        offset += -(-value.nbytes * rows // _ALIGNMENT) * _ALIGNMENT
     return tuple(fields), offset
 
 

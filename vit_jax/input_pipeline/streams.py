@@ -82,7 +82,8 @@ class Batches(Iterator[Batch]):
         if reading.num_workers:
             place = shared_batches.directory()
             self._inbox = shared_batches.Inbox()
-            stream = _from_workers(examples, rows, reading, shared_batches.Outbox(place.name))
+            outbox = shared_batches.Outbox(examples, rows, place.name)
+            stream = _from_workers(outbox, reading)
         else:
             stream = _from_threads(examples, rows, reading)
         # Emptied when this is closed, or forgotten, or at the process's exit while that is still
@@ -138,9 +139,7 @@ def _from_threads(examples: grain.MapDataset, rows: int, reading: Reading) -> gr
     return iter(examples.to_iter_dataset(options).batch(rows))
 
 
-def _from_workers(
-    examples: grain.MapDataset, rows: int, reading: Reading, outbox: shared_batches.Outbox
-) -> grain.DatasetIterator:
+def _from_workers(outbox: shared_batches.Outbox, reading: Reading) -> grain.DatasetIterator:
     _parse_absl_flags()
     # A worker takes every num_workers-th batch, whole, one at a time; threads of its own would
     # only make it hold more of them.
@@ -149,7 +148,7 @@ def _from_workers(
         num_workers=reading.num_workers,
         per_worker_buffer_size=-(-max(1, reading.prefetch) // reading.num_workers),
     )
-    batches = examples.batch(rows, batch_fn=outbox).to_iter_dataset(options)
+    batches = outbox.to_iter_dataset(options)
     return iter(batches.mp_prefetch(workers, worker_init_fn=_prepare_worker))
 
 
