@@ -75,6 +75,11 @@ class Case:
         """Output of a model, in float64."""
         return trace_ours(model, self.variables, self.images, [], np.float64).logits
 
+    def ours_from(self, **weights: np.ndarray) -> np.ndarray:
+        """Output of our model with some weights replaced, by name, in float64."""
+        variables = collections(unflatten({**self.flat, **weights}))
+        return trace_ours(self.model, variables, self.images, [], np.float64).logits
+
     def ours_with(self, **fields: Any) -> np.ndarray:
         """Output of our model with other constructor fields, for negative controls."""
         return self.ours(self.model.clone(**fields))

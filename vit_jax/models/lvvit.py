@@ -86,12 +86,17 @@ class LVViT(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool, mix: jax.Array | None = None):
+        """`mix` [rows, columns] of booleans marks patches to take from another image (MixToken,
+        ibid., section 3.3): image i of N shows those of image N - 1 - i there, and their logits are
+        given where they came from.
+        """
         x = Stem(self.stem_features, dtype=self.dtype, name="stem")(images, train=train)
         height, width = self.patches["size"]
         half = (height // 2, width // 2)
         x = embed_patches(x, self.hidden_size, half, dtype=self.dtype, name="embedding")
-        x = prepend_tokens(self, map_tokens(x), "cls")
+        x = _exchange(map_tokens(x), mix)
+        x = prepend_tokens(self, x, "cls")
         x = AddPositionEmbs(name="posembed_input")(x)
         block = functools.partial(
             vit_block,
@@ -103,4 +108,10 @@ class LVViT(nn.Module):
         x = Encoder(name="Transformer", **fields)(x, train=train)
         logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
         of_tokens = classify(x[:, 1:], self.num_classes, dtype=self.dtype, name="head_tokens")
+        of_tokens = _exchange(of_tokens, mix)
         return (logits, of_tokens) if train else logits + jnp.max(of_tokens, axis=1) / 2
+
+
+def _exchange(x: jax.Array, mix: jax.Array | None) -> jax.Array:
+    """Tokens [N, T, D] of the batch read backwards where `mix` [rows, columns] is true."""
+    return x if mix is None else jnp.where(mix.reshape(1, -1, 1), x[::-1], x)

@@ -1,0 +1,121 @@
+"""DeiT, distilled DeiT and DeiT III against timm."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen as nn
+from zoo_cases import Case
+
+from vit_jax.checkpoint import zoo
+from vit_jax.checkpoint.describe import shapes_of
+from vit_jax.layers.block import vit_block
+from vit_jax.layers.drop import LayerScale
+from vit_jax.layers.norm import LayerNorm5
+from vit_jax.parity.figures import FLOAT64_BAR, relative_error
+
+PLAIN, DISTILLED, THREE = (
+    "deit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "deit3_small_patch16_224",
+)
+POSITIONS = "posembed_input/pos_embedding"
+TRANSFORMER = {"num_layers": 2}
+
+
+@functools.cache
+def case(name: str, size: tuple[int, int] = (48, 80), num_classes: int = 7) -> Case:
+    return Case(name, size, num_classes=num_classes, transformer=TRANSFORMER)
+
+
+@pytest.mark.parametrize("name", [PLAIN, DISTILLED, THREE])
+def test_logits_are_timms(name):
+    assert case(name).error() <= FLOAT64_BAR
+    case(name).assert_round_trip()
+
+
+@pytest.mark.parametrize("name", [PLAIN, DISTILLED, THREE])
+def test_features_are_timms(name):
+    assert case(name, (32, 32), num_classes=0).error() <= FLOAT64_BAR
+
+
+@pytest.mark.parametrize("name", [DISTILLED, THREE])
+def test_gradients_are_timms(name):
+    case(name).assert_same_gradients()
+
+
+def altered(this: Case, **fields) -> float:
+    """Error of our model with other fields of its encoder."""
+    ours = this.ours_with(transformer={**this.config["transformer"], **fields})
+    return relative_error(ours, this.theirs())
+
+
+@pytest.mark.parametrize("name", [PLAIN, THREE])
+def test_another_formula_is_seen(name):
+    this = case(name)
+    residual = {"residual": functools.partial(LayerScale, 0.1)} if name == THREE else {}
+    tanh = functools.partial(vit_block, activation=nn.gelu, **residual)
+    five = functools.partial(vit_block, norm=LayerNorm5, **residual)
+    assert altered(this, block=functools.partial(vit_block, **residual)) <= FLOAT64_BAR
+    assert altered(this, block=tanh) > FLOAT64_BAR
+    assert altered(this, block=five) > FLOAT64_BAR
+    assert altered(this, norm=LayerNorm5) > FLOAT64_BAR
+
+
+def test_the_order_of_heads_and_tokens_is_seen():
+    this = case(DISTILLED)
+    heads = {
+        a: this.flat[b]
+        for leaf in ("kernel", "bias")
+        for a, b in ((f"head/{leaf}", f"head_dist/{leaf}"), (f"head_dist/{leaf}", f"head/{leaf}"))
+    }
+    tokens = {"cls": this.flat["dist"], "dist": this.flat["cls"]}
+    for changed in (heads, tokens):
+        assert relative_error(this.ours_from(**changed), this.theirs()) > FLOAT64_BAR
+
+
+def test_training_returns_both_logits():
+    this = case(DISTILLED)
+    module = this.reference().double()
+    module.set_distilled_training(True)
+    with torch.no_grad():
+        theirs = module.train()(torch.from_numpy(this.images).permute(0, 3, 1, 2))
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), this.variables)
+        ours = jax.jit(lambda v, x: this.model.apply(v, x, train=True))(wide, this.images)
+    for one, other in zip(ours, theirs, strict=True):
+        assert relative_error(np.asarray(one), other.numpy()) <= FLOAT64_BAR
+    mean = (np.asarray(ours[0]) + np.asarray(ours[1])) / 2
+    assert relative_error(mean, this.ours64) <= FLOAT64_BAR
+
+
+@pytest.mark.parametrize(("name", "prefix"), [(PLAIN, 1), (DISTILLED, 2), (THREE, 0)])
+def test_weights_for_another_image_size_are_timms(name, prefix):
+    """timm resizes in float32: the bar is that of float32."""
+    from timm.models.deit import checkpoint_filter_fn
+
+    old, new = case(name, (64, 64)), case(name)
+    edits = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, new.size, "timm")
+    assert set(edits) == {POSITIONS}
+    table = edits[POSITIONS](old.flat[POSITIONS])
+    np.testing.assert_array_equal(table[:, :prefix], old.flat[POSITIONS][:, :prefix])
+    module = new.reference()
+    state = {k: torch.from_numpy(x) for k, x in old.state.items()}
+    module.load_state_dict(checkpoint_filter_fn(state, module), strict=True)
+    ours = new.ours_from(**{**old.flat, POSITIONS: table})
+    assert relative_error(ours, new.theirs(module)) <= 2e-5
+    official = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, new.size, "official")
+    other = new.ours_from(**{**old.flat, POSITIONS: official[POSITIONS](old.flat[POSITIONS])})
+    assert relative_error(other, new.theirs(module)) > 2e-5
+
+
+@pytest.mark.parametrize("name", [DISTILLED, THREE])
+def test_bfloat16(name):
+    this = case(name)
+    model = this.model.clone(dtype=jnp.bfloat16)
+    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(this.variables, this.images)
+    assert logits.dtype == jnp.float32
+    assert relative_error(np.asarray(logits), this.ours64) < 0.1
