@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
 from vit_jax.layers.implementation import packed_over_mesh, takes_cudnn, takes_packed
@@ -129,7 +130,8 @@ class MultiHeadDotProductAttention(nn.Module):
             )(y)
             for name, y in inputs.items()
         )
-        y = attend(q, k, v, scale=self.scale, **how)
+        q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
+        y = checkpoint_name(attend(q, k, v, scale=self.scale, **how), "attention")
         return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out", **project)(y)
 
     def _packed(self, x: jax.Array, heads: Heads) -> jax.Array:
@@ -144,7 +146,7 @@ class MultiHeadDotProductAttention(nn.Module):
 
         bias = fused("bias", width) if self.qkv_bias else jnp.zeros(3 * heads.lanes, x.dtype)
         x, kernel = promote_dtype(x, fused("kernel", width, width), dtype=self.dtype)
-        y = packed_over_mesh(x @ kernel, bias, heads)
+        y = packed_over_mesh(checkpoint_name(x @ kernel, "qkv"), bias, heads)
         out = params["out"]["kernel"].reshape(width, width)
         y, kernel, bias = promote_dtype(
             y, jnp.pad(out, ((0, unused), (0, 0))), params["out"]["bias"], dtype=self.dtype

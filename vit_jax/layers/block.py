@@ -14,6 +14,7 @@ from vit_jax.layers.drop import DropPath, drop_path_rates
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.mlp import MlpBlock
 from vit_jax.layers.norm import LayerNorm
+from vit_jax.layers.remat import save_only
 
 Factory = Callable[..., nn.Module]
 Tokens = TypeVar("Tokens")  # an array, or a tree of arrays where a block has several streams
@@ -157,7 +158,7 @@ def run_blocks(
     train: bool,
     first: int = 0,
     drop_path_rate: float | Sequence[float] = 0.0,
-    remat: bool = False,
+    remat: bool | str = False,
     scan: bool = False,
 ) -> Tokens:
     """Runs `depth` blocks one after the other; to be called in a compact method.
@@ -169,7 +170,8 @@ def run_blocks(
         and every parameter has a leading axis of `depth` (see `vit_jax.checkpoint.scan`).
       first: Number of the first block, where something stands between the blocks of one name.
       drop_path_rate: Of the last block, growing linearly from 0; or that of each block.
-      remat: Recompute a block's activations in the backward pass instead of keeping them.
+      remat: Recompute a block's activations in the backward pass instead of keeping them: all of
+        them, or all but those named, such as 'qkv,mlp' (see `./remat.py`).
       scan: Compile one block and loop over it: the compile time no longer grows with the depth.
     """
     if isinstance(drop_path_rate, Sequence):
@@ -188,8 +190,9 @@ def run_blocks(
         if not remat:
             return module(x, rate, train=train)
         traced = () if isinstance(rate, float) else (rate,)
+        policy = save_only(remat) if isinstance(remat, str) else None
         # A scanned body is its own computation already: nothing to guard against merging.
-        return nn.remat(call, prevent_cse=not scan)(module, x, *traced)
+        return nn.remat(call, prevent_cse=not scan, policy=policy)(module, x, *traced)
 
     if not scan:
         for i, (make, rate) in enumerate(zip(blocks, rates, strict=True)):

@@ -30,7 +30,7 @@ class Encoder(nn.Module):
     drop_path_rate: float = 0.0
     block: Callable[..., Factory] = vit_block
     norm: Factory = LayerNorm
-    remat: bool = False
+    remat: bool | str = False
     scan: bool = False
     dtype: Any = None
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.layers.conv import conv
 from vit_jax.layers.init import normal_02, torch_default
@@ -30,7 +31,7 @@ class MlpBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         init: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
         y = nn.Dense(self.mlp_dim, dtype=self.dtype, name="Dense_0", **init)(x)
-        y = self.activation(y)
+        y = self.activation(checkpoint_name(y, "mlp"))
         y = nn.Dropout(self.dropout_rate, name="Dropout_0")(y, deterministic=not train)
         y = nn.Dense(x.shape[-1], dtype=self.dtype, name="Dense_1", **init)(y)
         return nn.Dropout(self.dropout_rate, name="Dropout_1")(y, deterministic=not train)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -106,7 +107,9 @@ def _forward(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool):
 
 
 def _forward_rule(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool):
-    out, sums = _forward(qkv, bias, heads, interpret)
+    # Named for rematerialisation that keeps them: the backward pass then needs no forward pass.
+    results = _forward(qkv, bias, heads, interpret)
+    out, sums = (checkpoint_name(x, "attention") for x in results)
     return out, (qkv, bias, sums)
 
 

@@ -27,7 +27,7 @@ class Encoder(nn.Module):
     Attributes:
       dropout_rate: After the position embedding, and on the output of each attention and MLP.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-      remat: Recompute the blocks' activations in the backward pass.
+      remat: Recompute the blocks' activations in the backward pass; see `run_blocks`.
       scan: Compile one block and loop over it; parameters get a leading axis.
     """
 
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
     attention_dropout_rate: float = 0.1
     add_position_embedding: bool = True
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     scan: bool = False
     dtype: Any = None
 
