@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageFilter, ImageOps
 
 from vit_jax.input_pipeline import augment as aug
+from vit_jax.input_pipeline import operations
 from vit_jax.input_pipeline import transforms as tr
 
 HEIGHT, WIDTH = 90, 131
@@ -81,7 +82,7 @@ def test_timms_space(photo, name, magnitude, monkeypatch):
 
     space = aug.SPACES["timm"]
     theirs = TIMMS.get(name, name)
-    hparams = {"img_mean": space.fill, "interpolation": aug.BILINEAR}
+    hparams = {"img_mean": space.fill, "interpolation": operations.BILINEAR}
     for number, draws in ((0.0, MINUS), (0.99, PLUS)):
         # timm turns positive where it draws little.
         monkeypatch.setattr(auto_augment.random, "random", lambda number=number: 1 - number)
@@ -117,7 +118,9 @@ def test_timms_operations_are_all_there():
 def test_big_visions_levels(photo, name, strength, argument, monkeypatch):
     """The table of its `level_to_arg`, at magnitudes of 5, 10 and 15."""
     seen = []
-    monkeypatch.setitem(aug.OPERATIONS, name, lambda image, value, canvas: seen.append(value))
+    monkeypatch.setitem(
+        operations.OPERATIONS, name, lambda image, value, canvas: seen.append(value)
+    )
     aug.SPACES["big_vision"].apply(photo, name, strength, PLUS)
     assert seen == [pytest.approx(argument)]
     assert len(aug.SPACES["big_vision"].levels) == 16

@@ -1,24 +1,17 @@
 """Colour, policies of operations, and erasing: the augmentations of the published recipes.
 
-The operations are Pillow's, on whole values in [0, 255]; what differs between the published codes
-is how an operation's level becomes its argument, and that is a table each (`SPACES`). As in
-`transforms.py`, everything is a frozen dataclass that draws from the generator it is given.
+As in `transforms.py`, everything is a frozen dataclass that draws from the generator it is given.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from vit_jax.input_pipeline.transforms import Record, as_uint8, generator
-
-Pixels = Image.Image
-NEAREST = Image.Resampling.NEAREST
-BILINEAR = Image.Resampling.BILINEAR
-BICUBIC = Image.Resampling.BICUBIC
+from vit_jax.input_pipeline.chain import Record, generator
+from vit_jax.input_pipeline.geometry import as_uint8
+from vit_jax.input_pipeline.operations import SPACES, Level, Pixels, Space
 
 
 def _pillow(record: Record) -> Pixels:
@@ -27,183 +20,6 @@ def _pillow(record: Record) -> Pixels:
 
 def _with(record: Record, image: Pixels) -> Record:
     return {**record, "image": np.asarray(image)}
-
-
-# --- operations ----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Canvas:
-    """What geometric operations need besides their argument.
-
-    Attributes:
-      rng: For a place.
-      fill: What comes in from outside the image.
-      resample: Pillow's interpolation.
-    """
-
-    rng: np.random.Generator
-    fill: tuple[int, int, int]
-    resample: Image.Resampling
-
-
-def _affine(image: Pixels, matrix: tuple[float, ...], canvas: Canvas) -> Pixels:
-    """Pillow's convention: output place (x, y) shows input place `matrix` · (x, y, 1)."""
-    return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, canvas.resample, fillcolor=canvas.fill
-    )
-
-
-def _enhance(kind: Any) -> Callable[[Pixels, float, Canvas], Pixels]:
-    return lambda image, factor, canvas: kind(image).enhance(factor)
-
-
-def _posterize(image: Pixels, bits: float, canvas: Canvas) -> Pixels:
-    # No bits at all is what two of the spaces end in; Pillow refuses it.
-    return ImageOps.posterize(image, int(bits)) if bits >= 1 else image.point(lambda _: 0)
-
-
-def _solarize_add(image: Pixels, addition: float, canvas: Canvas) -> Pixels:
-    table = [min(255, value + int(addition)) if value < 128 else value for value in range(256)]
-    return image.point(table * len(image.getbands()))
-
-
-def _cutout(image: Pixels, half: float, canvas: Canvas) -> Pixels:
-    """Fills a square of side `2 · half` about a random pixel, cut at the border."""
-    x, y = (int(canvas.rng.integers(side)) for side in image.size)
-    half, image = int(half), image.copy()
-    image.paste(canvas.fill, (max(x - half, 0), max(y - half, 0), x + half, y + half))
-    return image
-
-
-# Name in the AutoAugment paper -> what it does with (image, argument, canvas).
-OPERATIONS: dict[str, Callable[[Pixels, float, Canvas], Pixels]] = {
-    "Identity": lambda image, _, canvas: image,
-    "AutoContrast": lambda image, _, canvas: ImageOps.autocontrast(image),
-    "Equalize": lambda image, _, canvas: ImageOps.equalize(image),
-    "Invert": lambda image, _, canvas: ImageOps.invert(image),
-    "Posterize": _posterize,
-    # Values of the threshold or more are inverted.
-    "Solarize": lambda image, threshold, canvas: ImageOps.solarize(image, math.ceil(threshold)),
-    "SolarizeAdd": _solarize_add,
-    "Brightness": _enhance(ImageEnhance.Brightness),
-    "Color": _enhance(ImageEnhance.Color),
-    "Contrast": _enhance(ImageEnhance.Contrast),
-    "Sharpness": _enhance(ImageEnhance.Sharpness),
-    "Rotate": lambda image, degrees, canvas: image.rotate(
-        degrees, canvas.resample, fillcolor=canvas.fill
-    ),
-    "ShearX": lambda image, level, canvas: _affine(image, (1, level, 0, 0, 1, 0), canvas),
-    "ShearY": lambda image, level, canvas: _affine(image, (1, 0, 0, level, 1, 0), canvas),
-    "TranslateX": lambda image, pixels, canvas: _affine(image, (1, 0, pixels, 0, 1, 0), canvas),
-    "TranslateY": lambda image, pixels, canvas: _affine(image, (1, 0, 0, 0, 1, pixels), canvas),
-    "Cutout": _cutout,
-}
-
-
-# --- levels --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Level:
-    """An operation's argument at a strength of 0 to 1.
-
-    Attributes:
-      value: From (strength, the image's width or height in pixels) to a number.
-      base: Added to it.
-      signed: Whether the number counts negative half of the time.
-    """
-
-    value: Callable[[float, int], float] = lambda strength, side: 0.0
-    base: float = 0.0
-    signed: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Space:
-    """The operations that one code draws from, and its levels.
-
-    Attributes:
-      levels: Of every operation.
-      top: The magnitude that is strength 1.
-      probability: With which a drawn operation is carried out.
-      fill, resample: As in `Canvas`; `resample` is drawn from.
-    """
-
-    levels: Mapping[str, Level]
-    top: float
-    probability: float = 1.0
-    fill: tuple[int, int, int] = (0, 0, 0)
-    resample: tuple[Image.Resampling, ...] = (NEAREST,)
-
-    def apply(self, image: Pixels, name: str, strength: float, rng: np.random.Generator) -> Pixels:
-        """Carries out one operation."""
-        level = self.levels[name]
-        value = level.value(strength, image.size[1] if name == "TranslateY" else image.size[0])
-        sign = -1 if level.signed and rng.random() < 0.5 else 1
-        canvas = Canvas(rng, self.fill, self.resample[int(rng.integers(len(self.resample)))])
-        return OPERATIONS[name](image, level.base + sign * value, canvas)
-
-
-def _same(names: tuple[str, ...], level: Level) -> dict[str, Level]:
-    return dict.fromkeys(names, level)
-
-
-_ENHANCE = ("Color", "Contrast", "Brightness", "Sharpness")
-_SHEAR, _TRANSLATE = ("ShearX", "ShearY"), ("TranslateX", "TranslateY")
-_TURN = {
-    "Rotate": Level(lambda s, _: 30 * s, signed=True),
-    **_same(_SHEAR, Level(lambda s, _: 0.3 * s, signed=True)),
-}
-# 1 is 'no change': the further from it, in either direction, the stronger.
-_ENHANCE_BOTH_WAYS = _same(_ENHANCE, Level(lambda s, _: 0.9 * s, base=1.0, signed=True))
-
-SPACES = {
-    # torchvision's, magnitudes 0 to 30.
-    "torchvision": Space(
-        {
-            **_same(("Identity", "AutoContrast", "Equalize"), Level()),
-            **_TURN,
-            **_same(_TRANSLATE, Level(lambda s, side: int(150 / 331 * side * s), signed=True)),
-            **_ENHANCE_BOTH_WAYS,
-            "Posterize": Level(lambda s, _: 8 - round(4 * s)),
-            "Solarize": Level(lambda s, _: round(255 * (1 - s), 3)),  # 85, not 85.00…01
-        },
-        top=30,
-    ),
-    # timm's `rand-…-inc1`, magnitudes 0 to 10; DeiT's.
-    "timm": Space(
-        {
-            **_same(("AutoContrast", "Equalize", "Invert"), Level()),
-            **_TURN,
-            **_same(_TRANSLATE, Level(lambda s, side: 0.45 * side * s, signed=True)),
-            **_ENHANCE_BOTH_WAYS,
-            "Posterize": Level(lambda s, _: 4 - int(4 * s)),
-            "Solarize": Level(lambda s, _: 256 - min(256, int(256 * s))),
-            "SolarizeAdd": Level(lambda s, _: min(128, int(110 * s))),
-        },
-        top=10,
-        probability=0.5,
-        fill=(124, 116, 104),  # ImageNet's mean.
-        resample=(BILINEAR, BICUBIC),
-    ),
-    # big_vision's, magnitude 10 is strength 1 and more is allowed; AugReg's. Its contrast blends
-    # with a grey that depends on the number of pixels; here, as in the paper, with the mean.
-    "big_vision": Space(
-        {
-            **_same(("AutoContrast", "Equalize", "Invert"), Level()),
-            **_TURN,
-            **_same(_TRANSLATE, Level(lambda s, _: 100 * s, signed=True)),
-            **_same(_ENHANCE, Level(lambda s, _: 1.8 * s, base=0.1)),
-            "Posterize": Level(lambda s, _: min(8, int(4 * s))),
-            "Solarize": Level(lambda s, _: int(256 * s)),
-            "SolarizeAdd": Level(lambda s, _: int(110 * s)),
-            "Cutout": Level(lambda s, _: int(40 * s)),
-        },
-        top=10,
-        fill=(128, 128, 128),
-    ),
-}
 
 
 # --- policies ------------------------------------------------------------------------------------

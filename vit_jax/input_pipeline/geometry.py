@@ -1,0 +1,175 @@
+"""Resizing, cropping, mirroring, shifting and turning."""
+
+import dataclasses
+
+import numpy as np
+
+from vit_jax.input_pipeline.chain import Record, generator
+
+# --- resizing ------------------------------------------------------------------------------------
+
+
+def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear, half-pixel centres, no antialiasing: `tf.image.resize` with its defaults.
+
+    Args:
+      image: uint8 or float32 [h, w, channels]; converted to float32 first, so nothing is rounded.
+      height: New height in pixels.
+      width: New width in pixels.
+
+    Returns:
+      float32 [height, width, channels].
+    """
+    import cv2
+
+    image = np.ascontiguousarray(image, np.float32)
+    if image.shape[:2] == (height, width):
+        return image
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(height, width, image.shape[2])
+
+
+def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bicubic with antialiasing, Pillow's kernel (a = -0.5) on whole values.
+
+    Args:
+      image: uint8 [h, w, 3]; float32 is rounded first.
+      height: New height in pixels.
+      width: New width in pixels.
+
+    Returns:
+      uint8 [height, width, 3].
+    """
+    from PIL import Image
+
+    image = as_uint8(image)
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def as_uint8(image: np.ndarray) -> np.ndarray:
+    """Pixels rounded to whole values, contiguous, as Pillow wants them."""
+    if image.dtype != np.uint8:
+        image = np.rint(image).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(image)
+
+
+# 'bilinear' is the original's, without antialiasing; 'bicubic' is antialiased.
+RESIZE = {"bilinear": resize_bilinear, "bicubic": resize_bicubic}
+
+
+def target_shape(height: int, width: int, short: int, shape: str) -> tuple[int, int]:
+    """(height, width) after resizing, for a `shape` of `Resize`; `short` is its size."""
+    if shape == "squash":
+        return short, short
+    if height <= width:
+        return short, int(short * width / height)
+    return int(short * height / width), short
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Scales the image.
+
+    Attributes:
+      size: New side in pixels.
+      method: A key of `RESIZE`.
+      shape: 'squash' makes it `size` × `size`; 'shortest' keeps the aspect ratio and makes the
+        shorter side `size` (the longer is rounded down, as torchvision does).
+    """
+
+    size: int
+    method: str = "bilinear"
+    shape: str = "squash"
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        image = record["image"]
+        height, width = target_shape(image.shape[0], image.shape[1], self.size, self.shape)
+        return {**record, "image": RESIZE[self.method](image, height, width)}
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class CentralCrop:
+    """The middle `size` × `size` pixels."""
+
+    size: int
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        return {**record, "image": central_crop(record["image"], self.size)}
+
+
+def central_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The middle `size` × `size` pixels."""
+    # round(), half to even, is where torchvision's CenterCrop (and so timm) puts the window.
+    top, left = (round((side - size) / 2) for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """A window of `size` × `size` pixels, every place as likely."""
+
+    size: int
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        height, width = record["image"].shape[:2]
+        top = int(generator(rng, self).integers(height - self.size + 1))
+        left = int(generator(rng, self).integers(width - self.size + 1))
+        window = record["image"][top : top + self.size, left : left + self.size]
+        return {**record, "image": window}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Mirrors left and right with the given probability."""
+
+    probability: float = 0.5
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        if generator(rng, self).random() >= self.probability:
+            return record
+
+        import cv2
+
+        # NumPy's view would cost the next step, which reads it backwards, several times as much.
+        image = record["image"]
+        return {**record, "image": cv2.flip(image, 1).reshape(image.shape)}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomShift:
+    """Shifts by a whole number of pixels within ± `pixels` on each axis; zeros come in."""
+
+    pixels: int
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        most, image = self.pixels, record["image"]
+        height, width, channels = image.shape
+        top, left = generator(rng, self).integers(0, 2 * most, 2, endpoint=True)
+        # np.pad does the same ten times slower, which counts for small images.
+        padded = np.zeros((height + 2 * most, width + 2 * most, channels), image.dtype)
+        padded[most : most + height, most : most + width] = image
+        return {**record, "image": padded[top : top + height, left : left + width]}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomRotation:
+    """Turns about the centre by a uniform angle within ± `degrees`; zeros come in."""
+
+    degrees: float
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        import cv2
+
+        image = np.ascontiguousarray(record["image"], np.float32)
+        height, width = image.shape[:2]
+        centre = ((width - 1) / 2, (height - 1) / 2)
+        matrix = cv2.getRotationMatrix2D(
+            centre, generator(rng, self).uniform(-self.degrees, self.degrees), 1.0
+        )
+        turned = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR)
+        return {**record, "image": turned.reshape(image.shape)}
