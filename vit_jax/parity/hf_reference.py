@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax.checkpoint.torch_names import respelled
-from vit_jax.parity.references import Difference, Point
+from vit_jax.models.registry import is_google
+from vit_jax.parity import hf_survey
+from vit_jax.parity.references import Difference, Point, zoo_points
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +32,13 @@ def build(
     image_size: tuple[int, int],
     matched: bool,
 ) -> "torch.nn.Module":
-    """`ViTForImageClassification`, or `ViTModel` without classes; arguments as timm's `build`."""
+    """`ViTForImageClassification`, or `ViTModel` without classes; arguments as timm's `build`.
+
+    Of the survey's families, that of `hf_survey`.
+    """
+    if not is_google(config):
+        sizes = {"num_classes": num_classes, "image_size": image_size}
+        return hf_survey.build(config, state, matched=matched, **sizes)
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
@@ -70,6 +78,8 @@ def logits_of(output: Any) -> "torch.Tensor":
 
 def points(config: Mapping[str, Any], module: "torch.nn.Module") -> list[Point]:
     """Where the two sides can be compared on the way, first to last."""
+    if not is_google(config):
+        return zoo_points(config)
     live = respelled(module.state_dict(), LAYOUT)
     prefix = "vit." if "classifier.weight" in live else ""
 
@@ -89,7 +99,8 @@ def points(config: Mapping[str, Any], module: "torch.nn.Module") -> list[Point]:
 
 def differences(config: Mapping[str, Any]) -> list[Difference]:
     """What Hugging Face ships otherwise than we compute."""
-    del config  # one family, without variants
+    if not is_google(config):
+        return hf_survey.differences(config)
     return [
         Difference("GELU", "tanh form", "erf form"),
         Difference("LayerNorm eps", "1e-6", "1e-12"),

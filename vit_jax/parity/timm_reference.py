@@ -44,12 +44,15 @@ def build(
     """
     import torch
 
-    with torch.device("meta"):  # no time for random weights that are replaced at once
-        module = construct(
-            config, num_classes=num_classes, image_size=image_size, tanh_gelu=matched
-        )
     tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
-    module.load_state_dict(tensors, strict=True, assign=True)
+    for device in ("meta", "cpu"):
+        with torch.device(device):  # 'meta': no time for random weights that are replaced at once
+            module = construct(
+                config, num_classes=num_classes, image_size=image_size, tanh_gelu=matched
+            )
+        module.load_state_dict(tensors, strict=True, assign=True)
+        if not any(x.is_meta for x in module.buffers()):
+            break  # else it holds what no file does: indices, masks
     if matched:
         match_group_norm(module)
         match_std_conv(module)

@@ -11,9 +11,9 @@ from vit_jax.checkpoint.tables.parts import (
     KERNEL,
     NORM,
     OUT,
-    PATCH_EMBEDDING,
     encoder_block,
 )
+from vit_jax.checkpoint.tables.staged import PATCH_EMBEDDING, block_points
 
 _PROJECTED = ("query", "key", "value")
 
@@ -68,4 +68,8 @@ def _cls(config: Config) -> str:
     return f"stage_{len(config['depths']) - 1}/cls"
 
 
-FAMILIES = {"cvt": Names({"hf": hf, "torch": torch})}
+FAMILIES = {
+    "cvt": Names(
+        {"hf": hf, "torch": torch}, points=block_points("cvt.encoder.stages.{i}.layers.{j}")
+    )
+}

@@ -43,12 +43,3 @@ LINEAR = rule("weight", "kernel", "o i -> i o")  # without a bias
 # The statistics are told from parameters by their leaves, `mean` and `var`, which no parameter has.
 BATCH_NORM = NORM + rule("running_mean", "mean") + rule("running_var", "var")
 CONV_NORM = under("conv", "conv", KERNEL) + under("bn", "norm", BATCH_NORM)
-
-# Of the hierarchical models: patches with a norm, and attention whose keys and values are fewer.
-PATCH_EMBEDDING = under("proj", "conv", CONV) + under("norm", "norm", NORM)
-REDUCED_ATTENTION = (
-    under("q", "query", HEADS)
-    + under("kv", "", merged(("key", "value")))
-    + under("proj", "out", OUT)
-)
-REDUCTION = under("sr", "reduction/conv", CONV) + under("norm", "reduction/norm", NORM)

@@ -5,16 +5,12 @@ import functools
 from vit_jax.checkpoint.resize import resize_posembed, square
 from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
-from vit_jax.checkpoint.tables.parts import (
-    CONV,
-    DENSE,
-    HEADS,
-    NORM,
-    OUT,
+from vit_jax.checkpoint.tables.parts import CONV, DENSE, HEADS, NORM, OUT, encoder_block
+from vit_jax.checkpoint.tables.staged import (
     PATCH_EMBEDDING,
     REDUCED_ATTENTION,
     REDUCTION,
-    encoder_block,
+    block_points,
 )
 
 _POSITIONS = "posembed_input/pos_embedding"
@@ -89,4 +85,11 @@ def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
     return edits
 
 
-FAMILIES = {"pvt": Names({"hf": hf, "torch": torch}, image_size=_image_size, resize=_resize)}
+FAMILIES = {
+    "pvt": Names(
+        {"hf": hf, "torch": torch},
+        points=block_points("pvt.encoder.block.{i}.{j}"),
+        image_size=_image_size,
+        resize=_resize,
+    )
+}

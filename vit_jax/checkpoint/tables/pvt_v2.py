@@ -4,15 +4,12 @@ from typing import Any
 
 from vit_jax.checkpoint.rules import Table, under
 from vit_jax.checkpoint.tables.family import Config, Names
-from vit_jax.checkpoint.tables.parts import (
-    CONV,
-    DENSE,
-    MLP,
-    NORM,
+from vit_jax.checkpoint.tables.parts import CONV, DENSE, MLP, NORM, encoder_block
+from vit_jax.checkpoint.tables.staged import (
     PATCH_EMBEDDING,
     REDUCED_ATTENTION,
     REDUCTION,
-    encoder_block,
+    block_points,
 )
 
 
@@ -39,4 +36,11 @@ def timm_args(config: Config) -> dict[str, Any]:
     return {name: tuple(config[name]) for name in sizes} | {"linear": config["linear"]}
 
 
-FAMILIES = {"pvt_v2": Names({"timm": pvt_v2}, timm_args)}
+FAMILIES = {
+    "pvt_v2": Names(
+        {"timm": pvt_v2},
+        timm_args,
+        timm_img_size=False,
+        points=block_points("stages.{i}.blocks.{j}"),
+    )
+}

@@ -1,15 +1,15 @@
 """Swin Transformer in timm, which moved `downsample` to the start of the next stage."""
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint.resize import resize_posembed
+from vit_jax.checkpoint.resize import resize_posembed, square
 from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
-from vit_jax.checkpoint.tables.parts import DENSE, ENCODER_BLOCK, LINEAR, NORM, PATCH_EMBEDDING
+from vit_jax.checkpoint.tables.parts import DENSE, ENCODER_BLOCK, LINEAR, NORM
+from vit_jax.checkpoint.tables.staged import PATCH_EMBEDDING, block_points
 
 _BIAS = "MultiHeadDotProductAttention_0/relative_position_bias"
 BLOCK = ENCODER_BLOCK + rule("attn.relative_position_bias_table", _BIAS)
@@ -61,17 +61,12 @@ def resize_bias(table: np.ndarray, old: Size, new: Size, method: str) -> np.ndar
     return resize_posembed(table[None], before, after, 0, method)[0]
 
 
-def _image_size(config: Config, shapes: Shapes) -> Size | None:
-    """A square image that has these windows; where none is smaller than it could be, larger do too.
-
-    None for windows that are not square: their sides cannot be told from the tables.
-    """
+def _image_size(config: Config, shapes: Shapes) -> Size:
+    """A square image that has these windows; where all have their full size, larger ones do too."""
     side = config["window_size"] * config["patch_size"] * 2 ** (len(config["depths"]) - 1)
     for i in reversed(range(len(config["depths"]))):
-        distances = math.isqrt(rows := shapes[f"stage_{i}/encoderblock_0/{_BIAS}"][0])
-        if distances**2 != rows:
-            return None
-        window = (distances + 1) // 2
+        distances = shapes[f"stage_{i}/encoderblock_0/{_BIAS}"][0]
+        window = (square(distances, "the bias table's")[0] + 1) // 2
         if window < config["window_size"]:
             side = window * config["patch_size"] * 2**i
     return side, side
@@ -90,6 +85,8 @@ FAMILIES = {
     "swin": Names(
         {"timm": swin},
         timm_args,
+        # The MLP's output is the one that timm gives as tokens.
+        points=block_points("layers.{i}.blocks.{j}.mlp", part="/MlpBlock_0"),
         # Indices and masks that the official files hold.
         ignore=(r".*\.relative_position_index", r".*\.attn_mask"),
         image_size=_image_size,

@@ -4,15 +4,12 @@ from typing import Any
 
 from vit_jax.checkpoint.rules import Table, under
 from vit_jax.checkpoint.tables.family import Config, Names
-from vit_jax.checkpoint.tables.parts import (
-    CONV,
-    DENSE,
-    ENCODER_BLOCK,
-    NORM,
+from vit_jax.checkpoint.tables.parts import CONV, DENSE, ENCODER_BLOCK, NORM, encoder_block
+from vit_jax.checkpoint.tables.staged import (
     PATCH_EMBEDDING,
     REDUCED_ATTENTION,
     REDUCTION,
-    encoder_block,
+    block_points,
 )
 
 
@@ -37,4 +34,11 @@ def timm_args(config: Config) -> dict[str, Any]:
     return args | {"wss": None if window is None else (window,) * len(args["depths"])}
 
 
-FAMILIES = {"twins": Names({"timm": twins}, timm_args)}
+FAMILIES = {
+    "twins": Names(
+        {"timm": twins},
+        timm_args,
+        timm_img_size=False,
+        points=block_points("blocks.{i}.{j}", ends=(("encoder_norm", "norm"),)),
+    )
+}
