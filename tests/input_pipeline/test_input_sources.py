@@ -15,7 +15,7 @@ from input_pipeline.image_helpers import TEST_PER_CLASS, TRAIN_PER_CLASS, encode
 
 from vit_jax import input_pipeline
 from vit_jax.errors import UserError
-from vit_jax.input_pipeline import sources
+from vit_jax.input_pipeline import tfds_source
 from vit_jax.input_pipeline.sources import FolderSource, TfdsSource
 from vit_jax.input_pipeline.transforms import decode_image
 
@@ -146,7 +146,7 @@ def test_losing_the_race_is_no_error(tmp_path, monkeypatch, digits_dir):
         shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
         raise OSError("Directory not empty")
 
-    monkeypatch.setattr(sources, "_prepare", overtaken)
+    monkeypatch.setattr(tfds_source, "_prepare", overtaken)
     assert len(TfdsSource("digits", "test", tmp_path)) == 360
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vit_jax.errors import UserError
-from vit_jax.input_pipeline.sources import PathLike, Record, read_image
+from vit_jax.input_pipeline.records import PathLike, Record, read_image
 
 _HEADERS = (["path", "label"], ["path", "labels"])
 TRAIN = "train.csv"

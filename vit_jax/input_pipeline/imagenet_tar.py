@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.input_pipeline.sources import IMAGE_SUFFIXES, PathLike, Record
+from vit_jax.input_pipeline.records import IMAGE_SUFFIXES, PathLike, Record
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT, VAL_LABELS = "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_val_labels.txt"
