@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -27,6 +28,7 @@ from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.rules import stop_frozen
 from vit_jax.train.sam import LossAndGrad, gsam_rho, sam_gradient
 from vit_jax.train.schedules import Schedule, create_learning_rate_schedule
+from vit_jax.train.shard_sizes import unsplit
 from vit_jax.train.sharding import (
     batch_shards,
     check_batch,
@@ -104,6 +106,8 @@ def build(
     )
     abstract = jax.eval_shape(init, jax.random.key(0))
     shardings = state_shardings(abstract, mesh, config)
+    if problem := unsplit(abstract.params, shardings.params, mesh):
+        logging.warning(problem)
     # Pinned both ways: left to the compiler, the state could come back laid out otherwise.
     full, split = replicated(mesh), split_batch(mesh)
     attention = attending(config.attend, mesh)
@@ -134,7 +138,8 @@ def build(
         shardings=shardings,
         batch=split,
         init=jax.jit(init, out_shardings=shardings),
-        train_step=lambda state, batch, key: compiled(state, batch, key, *lessons),
+        # Without a teacher, what is compiled itself: a plan lowers it.
+        train_step=functools.partial(_taught, compiled, lessons) if lessons else compiled,
         eval_step=jax.jit(
             attention(
                 make_eval_step(
@@ -161,6 +166,10 @@ def _placed(variables: Any, mesh: Mesh) -> Any:
     """A teacher's variables on the devices, its parameters split as a student's are."""
     whole = jax.tree.map(lambda _: replicated(mesh), variables)
     return place(variables, {**whole, "params": param_shardings(variables["params"], mesh)})
+
+
+def _taught(compiled: Any, lessons: tuple[Any, ...], state: TrainState, batch: Any, key: jax.Array):
+    return compiled(state, batch, key, *lessons)
 
 
 def _average(config: ConfigDict) -> Callable[..., Any] | None:

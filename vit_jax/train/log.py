@@ -44,6 +44,11 @@ class RunLog:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
+    def first_step(self, seconds: float) -> None:
+        """`seconds` from the start of the run to the end of its first step."""
+        if self._progress:
+            self._progress.say(f"first step after {seconds:.1f} s, compilation included")
+
     def train(self, step: int, loss: float, lr: float, speed: float, devices: int) -> None:
         """`speed` in images per second over all `devices`."""
         if self._progress and self._writer:

@@ -52,6 +52,7 @@ def train_and_evaluate(
       UserError: for bad input, before any long work; for a loss that is not finite.
       Preempted: after SIGTERM, once the state is saved.
     """
+    started = time.monotonic()
     config = common.with_defaults(config)
     _require_set(config)
     mesh = make_mesh(config.mesh)
@@ -91,6 +92,9 @@ def train_and_evaluate(
                 profiler.before(step)
                 state, scalars = engine.train_step(state, next(batches), train_key)
                 profiler.after(step, scalars)
+                if step == first_step + 1:
+                    jax.block_until_ready(scalars)
+                    log.first_step(time.monotonic() - started)
                 stopping = preemption.after(step)
                 figures = None
 

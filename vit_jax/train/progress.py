@@ -83,6 +83,10 @@ class RunProgress:
         if not self._console.is_terminal:
             self._line(now, important=accuracy is not None)
 
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
     def _time_left(self, now: float) -> str:
         began, after = self._began or (now, self._step)
         if self._step == after:

@@ -15,6 +15,7 @@ from vit_jax.train import run_info
 # devices, what is reported and what is kept; none of them enters an update. `total_steps` is not
 # among them, for the learning rate depends on it, nor `accum_steps`, for dropout does.
 HARMLESS = (
+    "attend",
     "batch_eval",
     "batch_eval_device",
     "checkpoint_every",

@@ -38,13 +38,18 @@ RULES: tuple[Rule, ...] = (
 MIN_SIZE = 2**12
 
 
-def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
+def make_mesh(
+    sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """The mesh of `config.mesh`: a size for each axis, where one may be -1, the rest.
+
+    Args:
+      devices: Those of this run by default; a plan gives others.
 
     Raises:
       UserError: for an unknown axis, or sizes that the devices do not make up.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     given = dict(sizes or {})
     if unknown := sorted(given.keys() - set(AXES)):
         raise UserError(f"mesh has no axis {unknown[0]!r}.{suggest(unknown[0], AXES)} Axes: {AXES}")
@@ -61,7 +66,9 @@ def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
             f"mesh {dict(zip(AXES, shape, strict=True))} uses {int(np.prod(shape))} of "
             f"{len(devices)} devices; let one axis be -1 to use them all"
         )
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(
+        tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
