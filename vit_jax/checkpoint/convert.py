@@ -29,7 +29,7 @@ from vit_jax.checkpoint.tables import big_vision, released
 from vit_jax.checkpoint.timm_file import timm_description
 from vit_jax.checkpoint.torch_names import exported
 from vit_jax.errors import UserError
-from vit_jax.models.registry import family_of, is_google
+from vit_jax.models.registry import is_google
 from vit_jax.variables import is_statistic
 
 
@@ -177,13 +177,13 @@ def _official_names(plan: Plan) -> Callable[[Tensors], Tensors]:
         raise UserError(
             "the official models have no attention-pooling head; use big_vision or timm"
         )
+    if not is_google(plan.config):
+        return _linen_names(plan)  # which has one spelling only
     rows = released.writing(plan.shapes)
     return lambda linen: Exported(rows, linen)
 
 
 def _big_vision_names(plan: Plan) -> Callable[[Tensors], Tensors]:
-    if not is_google(plan.config):
-        raise UserError(f"big_vision has no models of the family {family_of(plan.config)}")
     rows = big_vision.writing(plan.shapes)
     if describe.has_class_token(plan.config):
         _settle_class_position(plan)
@@ -335,11 +335,11 @@ def _target(to: str, plan: Plan) -> tuple[Any, Any]:
             raise UserError(f"{plan.name} has no layout {to!r}; use timm, hf or official")
         return _TARGETS[to]
     layouts = zoo.names_of(plan.config).layouts
-    if to in ("timm", "hf", *_LIBRARIES) and to not in layouts:
+    if to not in ("official", "orbax", *layouts):
         raise UserError(f"{plan.name} has no layout {to!r}; it has {', '.join(layouts)}, official")
     if to in ("hf", *_LIBRARIES):
         return _torch_names(to), _write_state_dict
-    return _TARGETS[to]
+    return (_torch_names(to), _write_npz) if to == "big_vision" else _TARGETS[to]
 
 
 def _record(source: Source, to: str, steps: list[str], sha256: str) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""Files of every family: converted both ways, recognised without being told, loaded."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+
+from vit_jax import inference
+from vit_jax.checkpoint import convert, identify, load_pretrained, zoo
+from vit_jax.checkpoint.formats import open_archive, write_npz
+from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.checkpoint.zoo import expected_shapes
+from vit_jax.errors import UserError
+from vit_jax.models.registry import resolve
+from vit_jax.models.sizes import recorded
+from vit_jax.models.variants import families
+from vit_jax.parity.subject import random_params
+
+
+def smallest(family: str) -> str:
+    return min(families()[family].variants, key=lambda name: recorded()[name].params)
+
+
+@functools.cache
+def weights(family: str) -> dict[str, np.ndarray]:
+    """Random ones of the family's smallest model, by our names."""
+    spec = resolve(smallest(family))
+    side = spec.preprocess.size
+    sizes = {"num_classes": spec.num_classes, "image_size": (side, side)}
+    return random_params(expected_shapes(spec.config.to_dict(), **sizes), seed=0)
+
+
+@pytest.fixture(params=families())
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def linen_file(family, tmp_path):
+    """Our names, and nothing that says what they are of."""
+    path = tmp_path / "ours.npz"
+    write_npz(path, weights(family))
+    return path
+
+
+def test_files_are_recognised_and_converted_both_ways(family, linen_file, tmp_path):
+    name, to = smallest(family), families()[family].reference
+    # A plain DeiT has the tensors of a Vision Transformer, a SimpleViT those of big_vision's, and
+    # LeViT as convolutions differs in PyTorch only: they have to be named.
+    named = name if family in ("deit", "simple_vit", "levit_conv") else None
+    there = tmp_path / ("there.npz" if to == "big_vision" else "there.safetensors")
+    back = tmp_path / "back.npz"
+    report = convert(linen_file, there, to=to, model=named)
+    assert report.model == name
+    assert report.num_params == recorded()[name].params
+    found = identify(there)
+    assert found.models == (name,)
+    assert found.layout == ("linen" if family == "simple_vit" else to)  # which are the same
+    side = resolve(name).preprocess.size
+    assert found.image_size == (side, side)
+    assert found.num_classes == resolve(name).num_classes
+    assert found.preprocess == resolve(name).preprocess
+    convert(there, back, to="official")
+    with open_archive(back) as archive:
+        assert set(archive) == set(weights(family))
+        for key, x in weights(family).items():
+            np.testing.assert_array_equal(archive[key], x, err_msg=key)
+
+
+def test_a_damaged_file_names_what_is_wrong(family, linen_file, tmp_path):
+    tensors = dict(weights(family))
+    gone = next(name for name in tensors if not name.startswith("head"))
+    del tensors[gone]
+    write_npz(linen_file, tensors)
+    with pytest.raises(UserError, match="missing") as error:
+        convert(linen_file, tmp_path / "out.npz", to="official", model=smallest(family))
+    assert gone in str(error.value)
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_loaded_model_classifies(tmp_path):
+    """Running statistics reach the model."""
+    name = smallest("levit")
+    path = tmp_path / "levit.npz"
+    write_npz(path, weights("levit"))
+    loaded = inference.load_model(path)
+    assert loaded.weights.name == name
+    side = resolve(name).preprocess.size
+    images = np.random.default_rng(0).uniform(-1, 1, (1, side, side, 3)).astype(np.float32)
+    probabilities = loaded.probabilities(images)
+    assert probabilities.shape == (1, 1000)
+    np.testing.assert_allclose(probabilities.sum(), 1, rtol=1e-9)
+    statistics = loaded.variables["batch_stats"]
+    assert len(arrays(statistics)) == sum(n.endswith("/mean") for n in weights("levit")) * 2
+    loaded.variables["batch_stats"] = unflatten({n: x + 1 for n, x in arrays(statistics).items()})
+    assert np.abs(loaded.probabilities(images) - probabilities).max() > 1e-3
+
+
+def test_pretrained_weights_for_another_head_and_image_size(tmp_path):
+    name = smallest("deit_distilled")
+    config = resolve(name).config.to_dict()
+    path = tmp_path / "deit.npz"
+    write_npz(path, weights("deit_distilled"))
+    shapes = expected_shapes(config, num_classes=3, image_size=(160, 160))
+    init = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
+    params = arrays(
+        load_pretrained(pretrained_path=path, init_params=unflatten(init), model_config=config)
+    )
+    assert {n: x.shape for n, x in params.items()} == shapes
+    assert not any(x.any() for n, x in params.items() if n.startswith("head"))
+    assert params["posembed_input/pos_embedding"].any()
+
+
+def test_a_family_that_takes_one_size_says_so(tmp_path, monkeypatch):
+    # All of them can be resized: take away how.
+    names = zoo.names_of(resolve("pit_ti_224").config.to_dict())
+    monkeypatch.setattr(zoo, "names_of", lambda config: dataclasses.replace(names, resize=None))
+    path = tmp_path / "pit.npz"
+    write_npz(path, weights("pit"))
+    with pytest.raises(UserError, match="takes images of 224×224 pixels") as error:
+        convert(
+            path, tmp_path / "out.npz", to="official", model="pit_ti_224", image_size=(256, 256)
+        )
+    assert "posembed_input/pos_embedding" in str(error.value)
+    assert not (tmp_path / "out.npz").exists()
