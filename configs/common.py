@@ -47,6 +47,9 @@ def get_config() -> ConfigDict:
             "on_error": "raise",
             # Repeated augmentation: copies of an image in a batch, each augmented differently.
             "repeats": 1,
+            # ImageNet-ReaL's `real.json` (arXiv:2006.07159): test images, which must be ImageNet's
+            # validation images under their own names, have its labels: several, one or none.
+            "real_labels": placeholder(str),
         }
     )
     # Kept for the original's configs. Shuffling here is global and needs no buffer.

@@ -17,6 +17,7 @@ from vit_jax.input_pipeline import recipes
 from vit_jax.input_pipeline import transforms as tr
 from vit_jax.input_pipeline.examples import RECORD, SKIPPED, OnError, TestExamples, TrainExamples
 from vit_jax.input_pipeline.order import Repeated
+from vit_jax.input_pipeline.real_labels import RealLabels
 from vit_jax.input_pipeline.sources import FolderSource, Source, TfdsSource, open_source
 from vit_jax.input_pipeline.streams import IN_THREADS, Batch, Batches, Reading
 
@@ -234,6 +235,8 @@ def _dataset(
             repeats=data.repeats,
         )
     if mode == "test":
+        if data.real_labels:
+            source = RealLabels(source, data.real_labels)
         return TestDataset(
             source,
             recipes.eval_transform(config.pp, source.num_classes),

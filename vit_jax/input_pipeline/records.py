@@ -18,7 +18,8 @@ class Record(TypedDict):
 
     image: bytes | np.ndarray
     label: int | list[int]  # A list where images may have several.
-    name: str  # For error messages: a path, or 'dataset[split] example 3'.
+    # For error messages: a path, or 'dataset[split] example 3 (file name)', the file where known.
+    name: str
 
 
 class Source(Protocol):

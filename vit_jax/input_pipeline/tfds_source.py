@@ -46,11 +46,10 @@ class TfdsSource:
 
     def __getitem__(self, index: int) -> Record:
         record = self._records[index]
-        return {
-            "image": record["image"],
-            "label": int(record["label"]),
-            "name": f"{self._name} example {index}",
-        }
+        name = f"{self._name} example {index}"
+        if (file := record.get("file_name")) is not None:  # ImageNet's, for one.
+            name += f" ({file.decode() if isinstance(file, bytes) else file})"
+        return {"image": record["image"], "label": int(record["label"]), "name": name}
 
 
 def prepare(

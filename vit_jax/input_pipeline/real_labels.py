@@ -1,0 +1,82 @@
+"""ImageNet-ReaL: the validation images with all of their labels (Beyer et al. 2020).
+
+"Are we done with ImageNet?" (arXiv:2006.07159) gives every validation image the classes that people
+found in it: several, one or none. A prediction is right if it is any of them, and an image without
+any does not count. Its file `real.json` is a list of lists of class numbers, the first for
+`ILSVRC2012_val_00000001`, the last for `ILSVRC2012_val_00050000`.
+"""
+
+import json
+import re
+from collections.abc import Callable
+
+from vit_jax.errors import UserError
+from vit_jax.input_pipeline.records import PathLike, Record, Source
+
+_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
+
+
+class RealLabels:
+    """The records of a source of ImageNet's validation images with the labels of a file.
+
+    Args:
+      source: A folder, the tar files or TFDS's `imagenet2012`, of images that have ImageNet's own
+        file names, and its classes in the order of their WordNet ids.
+      file: `real.json`.
+
+    Raises:
+      UserError: for a file that is missing or of another form, labels that are none of the source's
+        classes, or an image whose name does not say its number.
+    """
+
+    def __init__(self, source: Source, file: PathLike):
+        self._source, self._file = source, file
+        self._labels = _read(file)
+        self.num_classes: int = source.num_classes
+        self.int2str: Callable[[int], str] = source.int2str
+        largest = max((label for labels in self._labels for label in labels), default=0)
+        if largest >= source.num_classes:
+            raise UserError(
+                f"{file} has the class {largest}, the images only {source.num_classes} classes: "
+                "expected all of ImageNet's validation images"
+            )
+        self[0]  # Other images are told apart now, not in the middle of a run.
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._source[index]
+        name = record["name"]
+        numbers = _NUMBER.findall(name)
+        if not numbers or not 0 < int(numbers[-1]) <= len(self._labels):
+            raise UserError(
+                f"{self._file} has no labels for {name}: expected the name "
+                f"ILSVRC2012_val_<number>, numbers up to {len(self._labels):08}"
+            )
+        return {**record, "label": list(self._labels[int(numbers[-1]) - 1])}
+
+
+def _read(file: PathLike) -> list[list[int]]:
+    try:
+        with open(file, encoding="utf-8") as text:
+            labels = json.load(text)
+    except OSError as error:
+        raise UserError(f"cannot read the labels {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON file: {error}") from error
+    wrong = "no list" if not isinstance(labels, list) else _wrong(labels)
+    if wrong is not None:
+        raise UserError(
+            f"{file} is no ImageNet-ReaL file: expected a list of lists of class numbers, one for "
+            f"each validation image, got {wrong}"
+        )
+    return labels
+
+
+def _wrong(labels: list) -> str | None:
+    """What is no list of class numbers, or None."""
+    for i, row in enumerate(labels):
+        if not isinstance(row, list) or not all(type(n) is int and n >= 0 for n in row):
+            return f"{json.dumps(row)[:80]} for image {i + 1}"
+    return None if any(labels) else "no label at all"
