@@ -65,7 +65,8 @@ def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
 
 def _points(config: Config) -> list[tuple[str, str]]:
     units = [(i, j) for i, kinds in enumerate(config["stages"]) for j in range(len(kinds))]
-    return [(f"stage_{i}/unit_{j}", f"stages.{i}.{j}") for i, j in units]
+    points = [(f"stage_{i}/unit_{j}", f"stages.{i}.{j}") for i, j in units]
+    return [("stem_2", "stem.conv3"), *points]
 
 
 FAMILIES = {

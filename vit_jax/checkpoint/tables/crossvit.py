@@ -94,10 +94,22 @@ def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
     return {_positions(b): edit(before, after) for b, (before, after) in enumerate(grids)}
 
 
+def _points(config: Config) -> list[tuple[str, str]]:
+    branches = range(len(config["patch_sizes"]))
+    points = [(f"embedding_{b}", f"patch_embed.{b}") for b in branches]
+    for k, depths in enumerate(config["depths"]):
+        for b in branches:
+            ours, theirs = f"encoder_{k}/branch_{b}_block", f"blocks.{k}.blocks.{b}"
+            points += [(f"{ours}_{j}", f"{theirs}.{j}") for j in range(depths[b])]
+        points += [(f"encoder_{k}/fusion_{b}", f"blocks.{k}.fusion.{b}") for b in branches]
+    return points + [(f"encoder_norm_{b}", f"norm.{b}") for b in branches]
+
+
 FAMILIES = {
     "crossvit": Names(
         {"timm": _crossvit},
         _timm_args,
+        points=_points,
         image_size=_image_size,
         resize=_resize,
     )

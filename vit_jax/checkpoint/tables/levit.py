@@ -88,10 +88,21 @@ def _shrunk(size: Size, stride: int) -> Size:
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
+def _points(config: Config) -> list[tuple[str, str]]:
+    points = [("stem_3", "stem")]
+    for i, depth in enumerate(config["depths"]):
+        if i > 0:
+            points.append((f"stage_{i}/downsample", f"stages.{i}.downsample.attn_downsample"))
+        blocks = range(depth)
+        points += [(f"stage_{i}/encoderblock_{j}", f"stages.{i}.blocks.{j}") for j in blocks]
+    return points
+
+
 def _names(kernel: str) -> Names:
     return Names(
         {"timm": lambda config: _table(config, kernel)},
         timm_args,
+        points=_points,
         ignore=(r".*\.attention_bias_idxs",),  # an index that older files hold
         image_size=_image_size,
         resize=_resize,

@@ -70,8 +70,16 @@ def _grid(config: Config, size: Size) -> Size:
     return (size[0] - patch) // stride + 1, (size[1] - patch) // stride + 1
 
 
+def _points(config: Config) -> list[tuple[str, str]]:
+    blocks = [(i, j) for i, depth in enumerate(config["depths"]) for j in range(depth)]
+    points = [(f"stage_{i}/encoderblock_{j}", f"transformers.{i}.blocks.{j}") for i, j in blocks]
+    return [("embedding", "patch_embed"), *points, ("encoder_norm", "norm")]
+
+
 def _names(layout: Any) -> Names:
-    return Names({"timm": layout}, timm_args, image_size=_image_size, resize=_resize)
+    return Names(
+        {"timm": layout}, timm_args, points=_points, image_size=_image_size, resize=_resize
+    )
 
 
 FAMILIES = {"pit": _names(pit), "pit_distilled": _names(distilled)}

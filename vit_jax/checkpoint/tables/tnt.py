@@ -59,4 +59,15 @@ def _stride(config: Config) -> Size:
     return config["patch_size"], config["patch_size"]
 
 
-FAMILIES = {"tnt": Names({"timm": _tnt}, _timm_args, **positions(prefix=1, stride=_stride))}
+def _points(config: Config) -> list[tuple[str, str]]:
+    """Blocks give two things at once; their MLPs, the last layers of both streams, one each."""
+    points = [("project", "norm2_proj")]
+    for i in range(config["num_layers"]):
+        points.append((f"encoderblock_{i}/inner/MlpBlock_0", f"blocks.{i}.mlp_in"))
+        points.append((f"encoderblock_{i}/outer/MlpBlock_0", f"blocks.{i}.mlp"))
+    return [*points, ("encoder_norm", "norm")]
+
+
+FAMILIES = {
+    "tnt": Names({"timm": _tnt}, _timm_args, points=_points, **positions(prefix=1, stride=_stride))
+}
