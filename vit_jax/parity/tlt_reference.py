@@ -3,6 +3,7 @@
 Checked against tlt 0.2.0. Its training needs NumPy 1: only its evaluation can be compared.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,10 @@ def build(
 ) -> "torch.nn.Module":
     """`LV_ViT` with these weights; arguments as timm's `build`."""
     import torch
-    from tlt.models.lvvit import LV_ViT
+
+    with warnings.catch_warnings():  # it imports timm's modules where they were
+        warnings.simplefilter("ignore", FutureWarning)
+        from tlt.models.lvvit import LV_ViT
 
     del matched  # it computes what we do
     width, transformer = config["hidden_size"], config["transformer"]

@@ -41,10 +41,10 @@ def build(
         num_layers=transformer["num_layers"],
         num_heads=transformer["num_heads"],
         mlp_ratio=transformer["mlp_dim"] / width,
-        num_classes=num_classes,
+        num_classes=num_classes or 1,
         positional_embedding="learnable",
     )
-    if not num_classes:  # it would make a layer without outputs
+    if not num_classes:  # it would make a layer without outputs, and warn
         module.classifier.fc = torch.nn.Identity()
     tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
     module.load_state_dict(tensors, strict=True, assign=True)

@@ -1,0 +1,135 @@
+"""CCT against vit-pytorch, and against figures of the official code."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from zoo_cases import Case, config_of
+from zoo_golden import Golden
+
+from vit_jax.checkpoint import from_torch, zoo
+from vit_jax.checkpoint.describe import shapes_of
+from vit_jax.checkpoint.resize import resize_posembed
+from vit_jax.layers.block import vit_block
+from vit_jax.layers.norm import LayerNorm, LayerNorm5
+from vit_jax.layers.pool import sequence_pool
+from vit_jax.models import cct, from_config
+from vit_jax.parity.figures import FLOAT64_BAR, relative_error
+from vit_jax.parity.traces import trace_ours
+
+SMALL, LARGE = "cct_6_3x2_32", "cct_14_7x2_224"
+POSITIONS = "posembed_input/pos_embedding"
+
+
+@functools.cache
+def case(name: str, size: tuple[int, int], num_classes: int = 7) -> Case:
+    return Case(name, size, num_classes=num_classes, transformer={"num_layers": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [(SMALL, (32, 32)), ("cct_2_3x1_32", (16, 24)), (LARGE, (48, 80)), (LARGE, (50, 90))],
+)
+def test_logits_are_vit_pytorchs(name, size):
+    assert case(name, size).error() <= FLOAT64_BAR
+    case(name, size).assert_round_trip()
+
+
+def test_features_are_vit_pytorchs():
+    assert case(SMALL, (32, 32), num_classes=0).error() <= FLOAT64_BAR
+
+
+def test_gradients_are_vit_pytorchs():
+    case(SMALL, (32, 32)).assert_same_gradients()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fields"),
+    [
+        ("cct_tiny", 40, {"num_layers": 2, "kernel": 7, "stride": 2}),
+        # Its sines are stored with the weights, and are read like learned positions.
+        ("cct_tiny_sine", 24, {"num_layers": 1, "kernel": 3, "stride": 1}),
+    ],
+)
+def test_logits_are_the_official_codes(name, size, fields):
+    golden = Golden(name)
+    config = config_of(
+        SMALL,
+        tokenizer=fields,
+        hidden_size=24,
+        transformer={"num_layers": 3, "num_heads": 3, "mlp_dim": 48},
+    )
+    assert golden.images.shape[1:3] == (size, size)
+    variables = from_torch(golden.weights, config, "vit_pytorch")
+    model = from_config(config, num_classes=7)
+    points = ["tokenizer", "Transformer/encoderblock_0", "Transformer/encoder_norm"]
+    trace = trace_ours(model, variables, golden.images, points, np.float64)
+    wanted = [golden.figures[name] for name in ("mid_tokens", "mid_block0", "mid_norm")]
+    for ours, theirs in zip(trace.outputs, [*wanted, golden.figures["logits_f64"]], strict=True):
+        assert relative_error(ours, theirs) <= FLOAT64_BAR
+
+
+def altered(this: Case, **fields) -> float:
+    ours = this.ours_with(transformer={**this.config["transformer"], **fields})
+    return relative_error(ours, this.theirs())
+
+
+def test_another_formula_is_seen(monkeypatch):
+    this = case(SMALL, (32, 32))
+    assert altered(this, norm=LayerNorm5) <= FLOAT64_BAR
+    assert altered(this, norm=LayerNorm) > FLOAT64_BAR
+    usual = functools.partial(vit_block, norm=LayerNorm5, qkv_bias=False)
+    assert altered(this, block=usual) > FLOAT64_BAR  # its second norm is not in the stream
+    tanh = functools.partial(cct.torch_mlp, activation=nn.gelu)
+    monkeypatch.setattr(cct, "torch_mlp", tanh)
+    assert relative_error(this.ours(this.model.clone()), this.theirs()) > FLOAT64_BAR
+
+
+def same_padding(features: int, kernel: int, *, stride: int, **fields) -> nn.Conv:
+    return nn.Conv(features, (kernel, kernel), (stride, stride), padding="SAME", **fields)
+
+
+def test_flaxs_padding_is_seen(monkeypatch):
+    """It puts fewer zeros before than after, where the stride is 2."""
+    this = case(LARGE, (48, 80))
+    monkeypatch.setattr(cct, "conv", same_padding)
+    assert relative_error(this.ours(this.model.clone()), this.theirs()) > FLOAT64_BAR
+
+
+def test_positions_follow_the_map():
+    """What is left at the border makes a token: 50×90 pixels are 4×6 of them."""
+    old = case(LARGE, (64, 64))
+    edits = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, (50, 90), "timm")
+    assert set(edits) == {POSITIONS}
+    table = edits[POSITIONS](old.flat[POSITIONS])
+    wanted = resize_posembed(old.flat[POSITIONS], (4, 4), (4, 6), 0, "timm")
+    np.testing.assert_array_equal(table, wanted)
+    new = case(LARGE, (50, 90))
+    assert np.isfinite(new.ours_from(**{**old.flat, POSITIONS: table})).all()
+
+
+class Pool(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return sequence_pool(x)
+
+
+def test_pooling_is_a_weighted_mean():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    kernel = jnp.asarray([[1.0], [2.0], [-1.0]])
+    params = {"attention_pool": {"kernel": kernel, "bias": jnp.asarray([3.0])}}
+    scores = np.asarray(x) @ np.asarray(kernel)
+    weights = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    wanted = (weights * np.asarray(x)).sum(axis=1)
+    np.testing.assert_allclose(Pool().apply({"params": params}, x), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16():
+    this = case(SMALL, (32, 32))
+    model = this.model.clone(dtype=jnp.bfloat16)
+    logits = jax.jit(functools.partial(model.apply, train=False))(this.variables, this.images)
+    assert logits.dtype == jnp.float32
+    assert relative_error(np.asarray(logits), this.ours64) < 0.1

@@ -1,0 +1,163 @@
+"""SimpleViT against figures of big_vision, and against our Vision Transformer."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from zoo_cases import Case, config_of
+from zoo_golden import Golden
+
+from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.layers.block import google_block, vit_block
+from vit_jax.layers.norm import LayerNorm5
+from vit_jax.layers.sincos import sincos2d
+from vit_jax.models import from_config, get_model
+from vit_jax.parity.figures import FLOAT64_BAR, relative_error
+from vit_jax.parity.traces import trace_ours
+
+NAME = "simple_vit_s_16"
+
+
+@functools.cache
+def tiny(golden: str):
+    """Model, parameters and figures of big_vision's tiny models."""
+    figures = Golden(golden)
+    config = config_of(
+        NAME,
+        patches={"size": (8, 8)},
+        hidden_size=24,
+        transformer={"num_layers": 2, "num_heads": 3, "mlp_dim": 40},
+        representation_size=24 if golden.endswith("_rep") else None,
+    )
+    variables = {"params": unflatten(figures.weights)}
+    return from_config(config, num_classes=7), variables, figures
+
+
+@pytest.mark.parametrize("name", ["bv_simplevit_tiny", "bv_simplevit_tiny_rep"])
+def test_logits_are_big_visions(name):
+    """The names too: its parameters are ours as they are."""
+    model, variables, golden = tiny(name)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), golden.images)
+    assert {k: x.shape for k, x in arrays(shapes["params"]).items()} == {
+        k: x.shape for k, x in golden.weights.items()
+    }
+    points = ["embedding", "Transformer/encoderblock_0", "Transformer/encoder_norm"]
+    trace = trace_ours(model, variables, golden.images, points, np.float64)
+    assert relative_error(trace.logits, golden.figures["logits_f64"]) <= FLOAT64_BAR
+    for ours, theirs in zip(trace.blocks, ("stem", "block0", "encoded"), strict=True):
+        wanted = golden.figures[f"mid_{theirs}"]
+        wanted = wanted.reshape(ours.shape)
+        assert relative_error(ours, wanted) <= FLOAT64_BAR
+
+
+def test_features_are_what_the_head_gets():
+    model, variables, golden = tiny("bv_simplevit_tiny")
+    params = {k: x for k, x in variables["params"].items() if k != "head"}
+    features = trace_ours(
+        model.clone(num_classes=0), {"params": params}, golden.images, [], np.float64
+    )
+    assert relative_error(features.logits, golden.figures["mid_head_input"]) <= FLOAT64_BAR
+
+
+def erf_block(num_heads: int, mlp_dim: int, **fields):
+    return vit_block(num_heads, mlp_dim, **fields)
+
+
+def wide_block(num_heads: int, mlp_dim: int, **fields):
+    """LayerNorm with PyTorch's eps."""
+    return vit_block(num_heads, mlp_dim, activation=nn.gelu, norm=LayerNorm5, **fields)
+
+
+def test_another_formula_is_seen():
+    model, variables, golden = tiny("bv_simplevit_tiny")
+
+    def error(**fields) -> float:
+        other = model.clone(transformer={**model.transformer, **fields})
+        ours = trace_ours(other, variables, golden.images, [], np.float64).logits
+        return relative_error(ours, golden.figures["logits_f64"])
+
+    assert error(block=google_block) <= FLOAT64_BAR
+    assert error(block=erf_block) > FLOAT64_BAR
+    assert error(block=wide_block) > FLOAT64_BAR
+    assert error(norm=LayerNorm5) > FLOAT64_BAR
+
+
+def test_rows_and_columns_are_not_exchanged():
+    """On a grid that is not square the positions of the transposed one are others."""
+    table = sincos2d((5, 7), 24, dtype=np.float64)
+    golden = Golden("bv_simplevit_tiny").figures
+    stem = golden["mid_stem"].reshape(2, 35, 24)
+    wanted = golden["mid_with_posemb"] - stem
+    np.testing.assert_allclose(np.broadcast_to(table, wanted.shape), wanted, atol=1e-14)
+    transposed = sincos2d((7, 5), 24, dtype=np.float64)
+    transposed = transposed.reshape(7, 5, 24).swapaxes(0, 1).reshape(1, 35, 24)
+    assert np.abs(transposed - table).max() > 0.1
+
+
+@pytest.fixture(scope="module")
+def twin():
+    """A Vision Transformer with mean pooling whose learned positions are these sines."""
+    this = Case(NAME, (48, 80), layout="big_vision", transformer={"num_layers": 2})
+    vit = get_model("ViT-S_16-gap-norep", num_classes=7, transformer={"num_layers": 2})
+    table = {"Transformer/posembed_input/pos_embedding": sincos2d((3, 5), 384, dtype=np.float64)}
+    return this, vit, unflatten({**this.flat, **table})
+
+
+def test_logits_and_gradients_are_our_vision_transformers(twin):
+    """That one is proven against timm."""
+    this, vit, params = twin
+    weights = np.random.default_rng(2).standard_normal((2, 7))
+
+    def total(model, params, images):
+        return (model.apply({"params": params}, images, train=False) * weights).sum()
+
+    with jax.enable_x64(True):
+        both = []
+        for model, tree in ((this.model, this.variables["params"]), (vit, params)):
+            wide = jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+            gradient = jax.jit(jax.value_and_grad(functools.partial(total, model)))
+            both.append(jax.device_get(gradient(wide, this.images)))
+    (one, ours), (other, theirs) = both
+    assert abs(one - other) <= 1e-12 * abs(other)
+    theirs = arrays(theirs)
+    for name, x in arrays(ours).items():
+        np.testing.assert_allclose(x, theirs[name], rtol=0, atol=1e-9 * np.abs(theirs[name]).max())
+
+
+def test_round_trip(twin):
+    twin[0].assert_round_trip()
+    assert set(twin[0].state) == {f"params/{name}" for name in twin[0].flat}
+
+
+def test_any_image_size_takes_the_same_parameters():
+    model = get_model(NAME, num_classes=7, transformer={"num_layers": 1})
+    shapes = [
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), np.ones((1, *s, 3)))
+        for s in ((32, 32), (48, 80))
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_initial_values_are_big_visions():
+    model = get_model(NAME, num_classes=7, transformer={"num_layers": 1})
+    images = np.ones((1, 32, 32, 3), np.float32)
+    params = arrays(jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images))
+    params = {name.removeprefix("params/"): np.asarray(x) for name, x in params.items()}
+    assert not params["head/kernel"].any()
+    assert not params["head/bias"].any()
+    block = "Transformer/encoderblock_0"
+    kernel = params[f"{block}/MlpBlock_0/Dense_0/kernel"]
+    limit = (6 / sum(kernel.shape)) ** 0.5  # of Glorot's uniform distribution
+    assert 0.99 * limit < np.abs(kernel).max() <= limit
+    np.testing.assert_allclose(params[f"{block}/MlpBlock_0/Dense_0/bias"].std(), 1e-6, rtol=0.1)
+
+
+def test_bfloat16():
+    model, variables, golden = tiny("bv_simplevit_tiny")
+    model = model.clone(dtype=jnp.bfloat16)
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, golden.images)
+    assert logits.dtype == jnp.float32
+    assert relative_error(np.asarray(logits), golden.figures["logits_f64"]) < 0.1
