@@ -64,7 +64,8 @@ class Source:
     @property
     def has_positions(self) -> bool:
         """Whether the file holds position embeddings, or its model needs none."""
-        return not _lacks_positions(self.view)
+        survey = self.config is not None and not is_google(self.config)
+        return survey or not _lacks_positions(self.view)
 
     @property
     def heads_known(self) -> bool:
