@@ -149,7 +149,7 @@ class Stage(nn.Module):
     mixes: Sequence[Factory]
     drop_path_rates: Sequence[float]
     activation: Any
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact
@@ -198,7 +198,7 @@ class BoTNet(nn.Module):
     num_heads: int = 4
     activation: str = "relu"
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact

@@ -105,7 +105,7 @@ class MultiScaleEncoder(nn.Module):
     mlp_ratios: Sequence[int]
     depths: Sequence[int]
     drop_path_rates: Sequence[float]
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact
@@ -159,7 +159,7 @@ class CrossViT(nn.Module):
     depths: Sequence[Sequence[int]]
     conv_embedding: bool = False
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact

@@ -128,7 +128,7 @@ class Stage(nn.Module):
     depth: int
     downsample: bool
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact
@@ -179,7 +179,7 @@ class LeViT(nn.Module):
     depths: Sequence[int]
     key_dim: int
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact

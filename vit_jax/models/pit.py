@@ -54,7 +54,7 @@ class Stage(nn.Module):
 
     num_heads: int
     drop_path_rates: Sequence[float]
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact
@@ -94,7 +94,7 @@ class PiT(nn.Module):
     num_heads: Sequence[int]
     depths: Sequence[int]
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact

@@ -88,7 +88,7 @@ class TNT(nn.Module):
     inner_heads: int
     num_layers: int
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact
