@@ -2,9 +2,13 @@
 
 import argparse
 import json
+import pathlib
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
+
+from vit_jax.errors import UserError
 
 T = TypeVar("T")
 
@@ -18,6 +22,54 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_path", metavar="MODEL", help="a run's workdir or a checkpoint file")
     parser.add_argument("--model", metavar="NAME", help="model in the file, where it is not clear")
+    add_checkpoint_option(parser)
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        type=_checkpoint,
+        metavar="best|newest|STEP",
+        help="which one of a run's (newest); best is that of config.keep_best",
+    )
+
+
+def checkpoint(path: str, chosen: str | int | None) -> str:
+    """The checkpoint to read: of a run the chosen one, anything else as it is.
+
+    Where there was a choice, a line on stderr says which it was.
+
+    Raises:
+      UserError: for a choice that the run does not offer, or a `path` that is no run.
+    """
+    if chosen is None and not (pathlib.Path(path) / "run.json").is_file():
+        return path
+
+    from vit_jax.train import checkpointing, run_info
+
+    keep_best = run_info.load(path).config.get("keep_best")
+    steps, best = checkpointing.stored_steps(path, keep_best)
+    if not steps or (chosen is None and best in (None, steps[-1])):
+        return path
+    if chosen == "best" and best is None:
+        raise UserError(
+            f"{path} kept no best checkpoint: --config.keep_best={keep_best}; it has steps {steps}"
+        )
+    step = {"best": best, "newest": steps[-1], None: steps[-1]}.get(chosen, chosen)
+    if step not in steps:
+        raise UserError(f"{path} has no checkpoint of step {step}; it has {steps}")
+    names = [name for name, of in (("newest", steps[-1]), ("best", best)) if of == step]
+    others = "" if best in (None, step) else f"; the best is that of step {best}, --checkpoint=best"
+    called = f", the {' and the '.join(names)}" if names else ""
+    print(f"{path}: checkpoint of step {step}{called}{others}", file=sys.stderr)
+    return str(pathlib.Path(path) / f"checkpoint_{step}")
+
+
+def _checkpoint(text: str) -> str | int:
+    """An argument: 'best', 'newest' or a step."""
+    if text not in ("best", "newest") and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected best, newest or a step; got {text!r}")
+    return int(text) if text.isdecimal() else text
 
 
 def image_size(text: str) -> tuple[int, int]:

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", metavar="DST", help="file or directory to write")
     parser.add_argument("--to", required=True, choices=SUFFIXES, help="format of DST")
     parser.add_argument("--model", metavar="NAME", help="model in SRC, where it is not clear")
+    common.add_checkpoint_option(parser)
     parser.add_argument(
         "--image-size",
         type=common.image_size,
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
     with _progress() as progress:
         done = checkpoint.convert(
-            args.src,
+            common.checkpoint(args.src, args.checkpoint),
             dst,
             to=args.to,
             model=args.model,

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--batch must be at least 1; got {args.batch}")
 
     probe.check(args)
+    args.model_path = common.checkpoint(args.model_path, args.checkpoint)
 
     result = {"dataset": args.dataset, "split": args.split}
     if args.probe:

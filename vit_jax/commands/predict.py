@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> None:
 
     from vit_jax import inference
 
-    loaded = inference.load_model(args.model_path, model=args.model)
+    path = common.checkpoint(args.model_path, args.checkpoint)
+    loaded = inference.load_model(path, model=args.model)
     predictions = predict(loaded, args.images, args.top)
     if args.json:
         common.print_json(predictions)

@@ -164,6 +164,14 @@ def load_params(workdir: str | os.PathLike) -> dict[str, Any]:
         return manager.restore(step, args=args)["params"]
 
 
+def stored_steps(workdir: str | os.PathLike, keep_best: str | None) -> tuple[list[int], int | None]:
+    """Steps of all checkpoints in order, and that of the best, None where none was kept."""
+    path = epath.Path(workdir).absolute()
+    with _open(path, create=False, **_preservation(0, keep_best)) as manager:
+        steps = sorted(manager.all_steps())
+        return steps, manager.best_step() if keep_best and steps else None
+
+
 def _preservation(keep: int, keep_best: str | None) -> dict[str, Any]:
     policies = ocp.checkpoint_managers
     newest = policies.LatestN(keep or None)
