@@ -97,6 +97,11 @@ def test_stratified_choice_is_seeded():
     assert len(set(picked)) == 11
 
 
+def test_preparing_warns_of_nothing(tmp_path, caplog):
+    assert len(TfdsSource("digits", "test", tmp_path)) == 360
+    assert [one.getMessage() for one in caplog.records if one.levelname != "INFO"] == []
+
+
 def test_digits_without_scikit_learn(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(UserError, match=r'pip install "vit-jax\[demo\]"'):

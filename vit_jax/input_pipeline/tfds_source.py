@@ -71,7 +71,7 @@ def prepare(
 def _prepared_builder(dataset: str, data_dir: PathLike | None, manual_dir: PathLike | None) -> Any:
     """A builder whose data is on disk, prepared first where that is possible."""
     builder = _builder(dataset, data_dir)
-    if builder.is_prepared():
+    if _is_prepared(builder):
         return builder
     if builder.data_path.exists() and not _is_mocked(builder):
         raise UserError(
@@ -84,12 +84,17 @@ def _prepared_builder(dataset: str, data_dir: PathLike | None, manual_dir: PathL
         # Another process may have finished the same dataset first; TFDS prepares in a temporary
         # directory and renames it, so what is there now is whole.
         builder = _builder(dataset, data_dir)
-        if builder.is_prepared():
+        if _is_prepared(builder):
             return builder
         if isinstance(error, UserError):
             raise
         raise _not_prepared(builder, dataset, _first_line(error)) from error
     return builder
+
+
+def _is_prepared(builder: Any) -> bool:
+    # TFDS warns of a folder without contents even where there is no folder yet.
+    return builder.data_path.exists() and builder.is_prepared()
 
 
 def _builder(dataset: str, data_dir: PathLike | None) -> Any:
