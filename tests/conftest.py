@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+# The TPU compiler may be installed, for `vit-jax plan`; JAX would look for a TPU because of it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # Many tests compile the same tiny model: the second one, and every subprocess, finds it here.
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
