@@ -1,6 +1,7 @@
 """DeiT, distilled DeiT and DeiT III against timm."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def test_weights_for_another_image_size_are_timms(name, prefix):
     assert set(edits) == {POSITIONS}
     table = edits[POSITIONS](old.flat[POSITIONS])
     np.testing.assert_array_equal(table[:, :prefix], old.flat[POSITIONS][:, :prefix])
-    module = new.reference()
+    module: Any = new.reference()
     state = {k: torch.from_numpy(x) for k, x in old.state.items()}
     module.load_state_dict(checkpoint_filter_fn(state, module), strict=True)
     ours = new.ours_from(**{**old.flat, POSITIONS: table})

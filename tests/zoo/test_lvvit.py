@@ -118,8 +118,8 @@ def test_statistics_after_training(tiny):
     kernel = np.asarray(variables["params"]["stem"]["conv_0"]["conv"]["kernel"], np.float64)
     with jax.enable_x64(True):
         x = jax.lax.conv_general_dilated(
-            golden.images,
-            kernel,
+            jnp.asarray(golden.images),
+            jnp.asarray(kernel),
             (2, 2),
             ((3, 3), (3, 3)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -135,8 +135,9 @@ def test_statistics_after_training(tiny):
 def test_damping_keeps_the_expectation():
     x = jnp.ones((20_000, 1))
     layer = lvvit.Damped(2.0)
-    y = layer.apply({}, x, 0.25, train=True, rngs={"dropout": jax.random.key(0)})
-    assert set(np.unique(np.asarray(y)).round(5)) == {0.0, np.float32(0.5 / 0.75).round(5)}
+    rngs = {"dropout": jax.random.key(0)}
+    y = np.asarray(layer.apply({}, x, 0.25, train=True, rngs=rngs))
+    assert set(np.unique(y).round(5)) == {0.0, np.float32(0.5 / 0.75).round(5)}
     np.testing.assert_allclose(y.mean(), 0.5, atol=0.01)
     np.testing.assert_array_equal(layer.apply({}, x, 0.25, train=False), x / 2)
 

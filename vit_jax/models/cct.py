@@ -12,7 +12,7 @@ import jax
 from flax import linen as nn
 
 from vit_jax.layers.block import Factory, torch_attention, torch_mlp
-from vit_jax.layers.conv import conv
+from vit_jax.layers.conv import conv, max_pool
 from vit_jax.layers.drop import DropPath
 from vit_jax.layers.encoder import Encoder
 from vit_jax.layers.head import classify
@@ -53,7 +53,7 @@ class Tokenizer(nn.Module):
                 dtype=self.dtype,
                 name=f"conv_{i}",
             )(x)
-            x = nn.max_pool(nn.relu(x), (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(nn.relu(x))
         return x
 
 

@@ -45,7 +45,7 @@ class SimpleViT(nn.Module):
         x = embed_patches(
             images, self.hidden_size, self.patches["size"], dtype=self.dtype, name="embedding"
         )
-        x = map_tokens(x) + sincos2d(x.shape[1:3], self.hidden_size, dtype=x.dtype)
+        x = map_tokens(x) + sincos2d((x.shape[1], x.shape[2]), self.hidden_size, dtype=x.dtype)
         fields = {"dtype": self.dtype, "block": google_block, **self.transformer}
         x = Encoder(name="Transformer", **fields)(x, train=train).mean(axis=1)
         if self.representation_size is not None:

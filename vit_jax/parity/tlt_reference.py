@@ -37,9 +37,10 @@ def build(
 
     del matched  # it computes what we do
     width, transformer = config["hidden_size"], config["transformer"]
+    size: Any = image_size  # annotated as a number
     with torch.device("meta"):  # no time for random weights that are replaced at once
         module = LV_ViT(
-            img_size=image_size,
+            img_size=size,
             patch_size=config["patches"]["size"][0],
             num_classes=num_classes,
             embed_dim=width,

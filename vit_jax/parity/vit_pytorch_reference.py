@@ -31,8 +31,9 @@ def build(
 
     del matched  # it computes what we do
     width, tokenizer, transformer = (config[k] for k in ("hidden_size", "tokenizer", "transformer"))
-    module = CCT(
-        img_size=image_size,
+    size: Any = image_size  # annotated as a number
+    module: Any = CCT(
+        img_size=size,
         embedding_dim=width,
         n_conv_layers=tokenizer["num_layers"],
         kernel_size=tokenizer["kernel"],
