@@ -289,6 +289,20 @@ def test_value_range_and_one_hot():
     assert {v.dtype for v in example.values()} == {np.dtype(np.float32)}
 
 
+@pytest.mark.parametrize("make", [tr.ValueRange, lambda p: tr.MeanStd((0.5,) * 3, (0.2,) * 3, p)])
+def test_normalising_in_place_is_the_same_and_only_where_it_may(photos, make):
+    image = tr.resize_bilinear(photos[0], 16, 24)
+    kept, frozen = image.copy(), image.copy()
+    frozen.flags.writeable = False
+    expected = make(False)({"image": image})["image"]
+    np.testing.assert_array_equal(image, kept)
+    assert expected.flags.c_contiguous
+    for other in (frozen, kept[:, ::-1].copy()[:, ::-1], kept.astype(np.float64), image):
+        np.testing.assert_array_equal(make(True)({"image": other})["image"], expected)
+    np.testing.assert_array_equal(frozen, kept)
+    np.testing.assert_array_equal(image, expected)  # This one was ours.
+
+
 @pytest.mark.parametrize("crop", [0.9, 0.875, 1.0, 0.95])
 @pytest.mark.parametrize("method", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("portrait", [False, True])

@@ -101,7 +101,8 @@ def eval_transform(pp: Any, num_classes: int) -> tr.Transform:
 def _values(pp: Any) -> Steps:
     mean, std = tuple(pp.mean), tuple(pp.std)
     official = mean == std == _OFFICIAL_VALUES
-    return (tr.ValueRange() if official else tr.MeanStd(mean, std),)
+    # What decoding, resizing and augmenting leave is nobody else's.
+    return (tr.ValueRange(True) if official else tr.MeanStd(mean, std, True),)
 
 
 def preprocess(pp: Any) -> Preprocess:

@@ -8,6 +8,7 @@ its place in the stream and on nothing else. Those that move pixels live in `geo
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
@@ -75,28 +76,46 @@ class Decode:
 
 @dataclasses.dataclass(frozen=True)
 class ValueRange:
-    """Maps [0, 255] to [-1, 1] in float32."""
+    """Maps [0, 255] to [-1, 1] in float32.
+
+    Attributes:
+      in_place: Whether a float32 image may be written over: so it may where a step made it.
+    """
+
+    in_place: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
-        image = np.subtract(record["image"], np.float32(127.5), dtype=np.float32, order="C")
-        image /= np.float32(127.5)
-        return {**record, "image": image}
+        half = np.float32(127.5)
+        return {**record, "image": _normalised(record["image"], half, half, self.in_place)}
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanStd:
-    """Normalises per channel in float32: `(x / 255 - mean) / std`."""
+    """Normalises per channel in float32: `(x / 255 - mean) / std`.
+
+    Attributes:
+      mean, std: Of the three channels, for values in [0, 1].
+      in_place: As in `ValueRange`.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    in_place: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         mean, std = (
             (np.array(v, np.float64) * 255).astype(np.float32) for v in (self.mean, self.std)
         )
-        image = np.subtract(record["image"], mean, dtype=np.float32, order="C")
-        image /= std
-        return {**record, "image": image}
+        return {**record, "image": _normalised(record["image"], mean, std, self.in_place)}
+
+
+def _normalised(image: np.ndarray, mean: Any, std: Any, in_place: bool) -> np.ndarray:
+    """`(image - mean) / std` in float32, contiguous."""
+    flags = image.flags
+    ours = in_place and image.dtype == np.float32 and flags.c_contiguous and flags.writeable
+    image = np.subtract(image, mean, out=image if ours else None, dtype=np.float32, order="C")
+    image /= std
+    return image
 
 
 @dataclasses.dataclass(frozen=True)
