@@ -61,6 +61,13 @@ def test_a_registered_model_is_the_same_and_the_status_is_0(vit_jax, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
+def test_a_family_is_compared_with_what_it_was_proven_against(vit_jax):
+    status, out, err = vit_jax("--model=cct_2_3x1_32", "--images=1")
+    assert (status, err) == (0, "")
+    assert "cct_2_3x1_32 against vit_pytorch" in out
+    assert "vit_pytorch as shipped has our numerics" in out
+
+
 def test_models_that_differ_have_status_1(vit_jax, monkeypatch):
     def with_erf(*args, build=timm_reference.build, **kwargs):
         return build(*args, **kwargs | {"matched": False})
@@ -184,6 +191,7 @@ def test_a_failed_report_leaves_the_old_one(vit_jax, prepared, tmp_path, monkeyp
         (("--model=ViT-Ti_16", "--images=0"), "--images must be at least 1"),
         (("--model=ViT-Ti_16", "--weights=no.npz"), "no such file or directory 'no.npz'"),
         (("--model=Mixer-B_16", "--against=hf", "--image-size=16"), "nor Mixers"),
+        (("--model=simple_vit_s_16",), "SimpleViT is proven against figures of big_vision"),
     ],
 )
 def test_bad_input(vit_jax, argv, message):

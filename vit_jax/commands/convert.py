@@ -17,13 +17,17 @@ from vit_jax.errors import UserError
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Conversion
 
+_STATE_DICT = (".safetensors", ".pth", ".bin")
 # Format -> how its files are called; () for a directory.
 SUFFIXES = {
     "official": (".npz",),
     "big_vision": (".npz",),
     "orbax": (),
-    "timm": (".safetensors", ".pth", ".bin"),
+    "timm": _STATE_DICT,
     "hf": (),
+    "torch": _STATE_DICT,
+    "tlt": _STATE_DICT,
+    "vit_pytorch": _STATE_DICT,
 }
 
 

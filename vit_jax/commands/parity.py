@@ -1,4 +1,4 @@
-"""Prove that a model of ours computes what timm's or Hugging Face's does.
+"""Prove that a model of ours computes what timm's, Hugging Face's or another library's does.
 
 Both models get the same weights (random ones if no file is given) and the same images, in float64
 and float32: once with the reference's numerics matched to ours, which decides, and once as it
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vit_jax.commands import common
 from vit_jax.errors import UserError
+from vit_jax.parity.references import REFERENCES
 
 if TYPE_CHECKING:
     from vit_jax.parity import Comparison
@@ -23,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="see `vit-jax models`")
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint or a run (default: random)")
     parser.add_argument(
-        "--against", choices=("timm", "hf"), default="timm", help="the reference (timm)"
+        "--against",
+        choices=tuple(REFERENCES),
+        help="the reference (default: what the model's family was proven against, mostly timm)",
     )
     parser.add_argument(
         "--image-size",

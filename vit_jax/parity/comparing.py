@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import __version__
+from vit_jax.checkpoint import describe
 from vit_jax.parity import figures, references, subject
 from vit_jax.parity.figures import Comparison, Drift, Setting
 from vit_jax.parity.traces import Trace, trace_ours, trace_torch
@@ -21,7 +22,7 @@ def compare(
     model: Any,
     *,
     weights: str | os.PathLike | Mapping[str, Any] | None = None,
-    against: str = "timm",
+    against: str | None = None,
     image_size: tuple[int, int] | None = None,
     num_classes: int | None = None,
     num_images: int = 4,
@@ -34,7 +35,8 @@ def compare(
       model: A registered name, a ModelSpec, a config mapping, or a linen module.
       weights: A checkpoint of any readable format, a run's workdir, or the nested parameters;
         None draws every one at random.
-      against: 'timm' or 'hf'.
+      against: A name of `references.REFERENCES`: 'timm', 'hf', …; None takes the one that the
+        model's family was proven against.
       image_size: (height, width) in pixels; by default the weights', else the model's. Weights
         of another size get their position embeddings resized, on both sides.
       num_classes: Of random weights; by default the model's. 0 compares features.
@@ -47,6 +49,7 @@ def compare(
         such model, weights that are unreadable or not the model's, an image size that does not
         divide into patches.
     """
+    against = against or references.default_for(describe.config_of(model))
     reference = references.get(against)
     on_step("reading weights")
     this = subject.prepare(model, weights, image_size, num_classes, seed)

@@ -104,7 +104,7 @@ class Comparison:
 
     Attributes:
       model: Name of ours.
-      against: 'timm' or 'hf'.
+      against: Name of the reference: 'timm', 'hf', …
       weights: Where the weights came from, in words.
       image_size: (height, width) in pixels.
       num_images: How many were compared.

@@ -44,6 +44,26 @@ def zoo_points(config: Mapping[str, Any]) -> list[Point]:
     return [Point(ours, theirs) for ours, theirs in names_of(config).points(config)]
 
 
+def default_for(config: Mapping[str, Any]) -> str:
+    """The reference that a model's family was proven against; timm for Google's.
+
+    Raises:
+      UserError: where no library that can be installed has the family.
+    """
+    from vit_jax.models import variants
+    from vit_jax.models.registry import family_of, is_google
+
+    if is_google(config):
+        return "timm"
+    family = variants.families()[family_of(config)]
+    if family.reference not in REFERENCES:
+        raise UserError(
+            f"{family.title} is proven against figures of {family.reference}, which no package "
+            f"holds; there is nothing to compare it with here. References: {', '.join(REFERENCES)}"
+        )
+    return family.reference
+
+
 def get(name: str) -> Any:
     """The reference's module.
 

@@ -121,10 +121,11 @@ def block_errors(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 def shipped_otherwise(comparison: Comparison) -> str:
     """In what the reference as shipped is not ours, in one line."""
-    return "; ".join(
+    differences = (
         f"{what}: {shipped} (ours: {ours})"
         for what, ours, shipped in comparison.as_shipped.differences
     )
+    return "; ".join(differences) or "our numerics"
 
 
 _BLOCK_COLUMNS = ("ours", "theirs", "matched, float64", "matched, float32", "as shipped, float64")
