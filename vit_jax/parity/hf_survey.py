@@ -108,6 +108,7 @@ def _cvt(config: Config, num_classes: int, image_size: tuple[int, int]) -> "torc
         embed_dim=tuple(config["embed_dims"]),
         num_heads=tuple(config["num_heads"]),
         mlp_ratio=(float(config.get("mlp_ratio", 4)),) * len(config["depths"]),
+        drop_path_rate=(0.0,) * len(config["depths"]),
         **fields,
     )
     return CvtForImageClassification(theirs)

@@ -30,8 +30,8 @@ def twins(config: Config) -> Table:
 def timm_args(config: Config) -> dict[str, Any]:
     sizes = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
     args: dict[str, Any] = {name: tuple(config[name]) for name in sizes}
-    window = config["window_size"]
-    return args | {"wss": None if window is None else (window,) * len(args["depths"])}
+    # To timm a window of 1 means global attention; `create_model` would drop a None.
+    return args | {"wss": (config["window_size"] or 1,) * len(args["depths"])}
 
 
 FAMILIES = {
