@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from vit_jax.configs import common
 from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import family_of, resolve
+from vit_jax.models.registry import family_of, is_google, resolve
+from vit_jax.models.variants import shrunk
 from vit_jax.variables import named
 
 STEPS, SIZE, CLASSES = 3, 64, ("round", "square")
@@ -41,6 +42,8 @@ def shrink(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
 
 
 def _small(model: ConfigDict) -> ConfigDict:
+    if not is_google(model):
+        return ConfigDict(shrunk(model.to_dict()))
     small = ConfigDict(model.to_dict())
     if family_of(small) == "mixer":
         small.update(num_blocks=2, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=32)

@@ -29,6 +29,14 @@ MODULES = (
     "cvt",
 )
 
+# `Family.small` of models whose tokens keep one resolution, and of pyramids.
+SMALL = {"hidden_size": 32, "transformer": {"num_layers": 2, "num_heads": 2, "mlp_dim": 32}}
+SMALL_STAGES = {
+    "depths": (2, 1, 1, 1),
+    "embed_dims": (16, 32, 64, 128),
+    "num_heads": (1, 2, 4, 8),
+}
+
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
@@ -60,6 +68,8 @@ class Family:
       tables: Module below `vit_jax.checkpoint.tables` that holds its names elsewhere.
       reference: What it is proven against, and the layout that means it: 'timm', 'hf', …
       variants: By name.
+      small: Fields that make any variant tiny, entries of mappings: for runs that prove nothing but
+        that they run.
     """
 
     title: str
@@ -67,6 +77,7 @@ class Family:
     model: str
     tables: str
     variants: Mapping[str, Variant]
+    small: Mapping[str, Any]
     reference: str = "timm"
 
 
@@ -81,6 +92,15 @@ def timm_preprocess(
 ) -> Preprocess:
     """timm's way: the shorter side resized with antialiasing, a central crop."""
     return Preprocess(size, crop, resize, method, antialias=True, mean=mean, std=std)
+
+
+def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a family's tiny model, which takes images of 64 pixels."""
+    small = dict(config)
+    for field, value in families()[config["family"]].small.items():
+        nested = isinstance(value, Mapping)
+        small[field] = {**small[field], **value} if nested else value
+    return small
 
 
 def families() -> dict[str, Family]:

@@ -24,6 +24,10 @@ def _botnet(size: str, activation: str, top1: float | None) -> Variant:
 
 FAMILIES = {
     "botnet": Family(
+        small={
+            "hidden_sizes": (16, 32, 64, 128),
+            "stages": (("conv",), ("conv",), ("conv", "attention"), ("attention",)),
+        },
         title="BoTNet",
         paper="2101.11605",
         model="botnet:BoTNet",

@@ -3,7 +3,7 @@
 Top-1: the official README of facebookresearch/deit, and for XXS timm's results table.
 """
 
-from vit_jax.models.variants import Family, Variant, timm_preprocess
+from vit_jax.models.variants import SMALL, Family, Variant, timm_preprocess
 
 # Width and heads: 48 wide each.
 _WIDTHS = {"xxs": (192, 4), "xs": (288, 6), "s": (384, 8), "m": (768, 16)}
@@ -26,6 +26,7 @@ def _cait(size: str, depth: int, image_size: int, top1: float, scale: float = 1e
 
 FAMILIES = {
     "cait": Family(
+        small=SMALL,
         title="CaiT",
         paper="2103.17239",
         model="cait:CaiT",

@@ -7,7 +7,7 @@ SHI-Labs/Compact-Transformers.
 
 from typing import Any
 
-from vit_jax.models.variants import Family, Variant, timm_preprocess
+from vit_jax.models.variants import SMALL, Family, Variant, timm_preprocess
 
 # Blocks, heads, width and MLP width.
 _SIZES = {
@@ -42,6 +42,7 @@ def _cifar(size: int, convolutions: int) -> Variant:
 
 FAMILIES = {
     "cct": Family(
+        small=SMALL,
         title="CCT",
         paper="2104.05704",
         model="cct:CCT",

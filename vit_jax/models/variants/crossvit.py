@@ -40,6 +40,7 @@ def _dagger(size: str, top1: float, image_size: int = 240) -> Variant:
 
 FAMILIES = {
     "crossvit": Family(
+        small={"hidden_sizes": (16, 32), "num_heads": (2, 2), "depths": ((1, 1),)},
         title="CrossViT",
         paper="2103.14899",
         model="crossvit:CrossViT",

@@ -19,6 +19,7 @@ _W24 = _config((2, 2, 20), (192, 768, 1024), (3, 12, 16))
 
 FAMILIES = {
     "cvt": Family(
+        small={"embed_dims": (16, 32, 64), "depths": (1, 1, 1), "num_heads": (1, 2, 4)},
         title="CvT",
         paper="2103.15808",
         model="cvt:ConvolutionalVisionTransformer",

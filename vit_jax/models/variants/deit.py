@@ -6,7 +6,7 @@ facebookresearch/deit.
 
 from typing import Any
 
-from vit_jax.models.variants import Family, Variant, timm_preprocess
+from vit_jax.models.variants import SMALL, Family, Variant, timm_preprocess
 
 # Width, depth and heads; the MLP is four times as wide as a token (arXiv:2012.12877, Table 1).
 _SIZES = {
@@ -39,6 +39,7 @@ def _deit3(size: str, image_size: int, top1: float, patch: int = 16) -> Variant:
 
 FAMILIES = {
     "deit": Family(
+        small=SMALL,
         title="DeiT",
         paper="2012.12877",
         model="deit:DeiT",
@@ -51,6 +52,7 @@ FAMILIES = {
         },
     ),
     "deit_distilled": Family(
+        small=SMALL,
         title="DeiT distilled",
         paper="2012.12877",
         model="deit:DistilledDeiT",
@@ -63,6 +65,7 @@ FAMILIES = {
         },
     ),
     "deit3": Family(
+        small=SMALL,
         title="DeiT III",
         paper="2204.07118",
         model="deit:DeiT3",

@@ -21,8 +21,16 @@ def _levit(size: str) -> Variant:
     return Variant(config, timm_preprocess(224), top1)
 
 
+_SMALL = {
+    "hidden_sizes": (32, 48, 64),
+    "num_heads": (2, 3, 4),
+    "depths": (1, 1, 1),
+    "key_dim": 8,
+}
+
 FAMILIES = {
     "levit": Family(
+        small=_SMALL,
         title="LeViT",
         paper="2104.01136",
         model="levit:LeViT",
@@ -30,6 +38,7 @@ FAMILIES = {
         variants={f"levit_{size}": _levit(size) for size in _SIZES},
     ),
     "levit_conv": Family(
+        small=_SMALL,
         title="LeViT, convolutional layout",
         paper="2104.01136",
         model="levit:LeViTConv",

@@ -38,6 +38,11 @@ _LARGE = timm_preprocess(448, 1.0)
 
 FAMILIES = {
     "lvvit": Family(
+        small={
+            "hidden_size": 32,
+            "stem_features": 16,
+            "transformer": {"num_layers": 2, "num_heads": 2, "mlp_dim": 32},
+        },
         title="LV-ViT",
         paper="2104.10858",
         model="lvvit:LVViT",

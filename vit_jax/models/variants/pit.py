@@ -24,8 +24,11 @@ def _pit(size: str, *, distilled: bool = False) -> Variant:
     return Variant(config, timm_preprocess(224), distilled_top1 if distilled else top1)
 
 
+_SMALL = {"hidden_sizes": (16, 32, 64), "num_heads": (1, 2, 4), "depths": (1, 1, 1)}
+
 FAMILIES = {
     "pit": Family(
+        small=_SMALL,
         title="PiT",
         paper="2103.16302",
         model="pit:PiT",
@@ -33,6 +36,7 @@ FAMILIES = {
         variants={f"pit_{size}_224": _pit(size) for size in _SIZES},
     ),
     "pit_distilled": Family(
+        small=_SMALL,
         title="PiT distilled",
         paper="2103.16302",
         model="pit:DistilledPiT",

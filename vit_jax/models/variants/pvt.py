@@ -3,7 +3,7 @@
 Top-1: the official README of whai362/PVT.
 """
 
-from vit_jax.models.variants import Family, Variant, timm_preprocess
+from vit_jax.models.variants import SMALL_STAGES, Family, Variant, timm_preprocess
 
 
 def _pvt(depths: tuple[int, ...], top1: float) -> Variant:
@@ -19,6 +19,7 @@ def _pvt(depths: tuple[int, ...], top1: float) -> Variant:
 
 FAMILIES = {
     "pvt": Family(
+        small=SMALL_STAGES,
         title="PVT",
         paper="2102.12122",
         model="pvt:PyramidVisionTransformer",

@@ -3,7 +3,7 @@
 Top-1: the official README of whai362/PVT.
 """
 
-from vit_jax.models.variants import Family, Variant, timm_preprocess
+from vit_jax.models.variants import SMALL_STAGES, Family, Variant, timm_preprocess
 
 _WIDTHS = (64, 128, 320, 512)
 
@@ -29,6 +29,7 @@ def _pvt(
 
 FAMILIES = {
     "pvt_v2": Family(
+        small=SMALL_STAGES,
         title="PVT v2",
         paper="2106.13797",
         model="pvt_v2:PyramidVisionTransformerV2",

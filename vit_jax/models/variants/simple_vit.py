@@ -5,7 +5,7 @@ by averaging areas, which is closest to bilinear interpolation with antialiasing
 """
 
 from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.variants import Family, Variant
+from vit_jax.models.variants import SMALL, Family, Variant
 
 _IMAGES = Preprocess(224, 0.875, resize="shortest", method="bilinear", antialias=True)
 
@@ -21,6 +21,7 @@ def _simple_vit(width: int, depth: int, heads: int, top1: float | None = None) -
 
 FAMILIES = {
     "simple_vit": Family(
+        small=SMALL,
         title="SimpleViT",
         paper="2205.01580",
         model="simple_vit:SimpleViT",

@@ -30,6 +30,12 @@ def _swin(size: str, top1: float, window: int = 7) -> Variant:
 
 FAMILIES = {
     "swin": Family(
+        small={
+            "embed_dim": 16,
+            "depths": (2, 1, 1, 1),
+            "num_heads": (1, 2, 4, 8),
+            "window_size": 4,
+        },
         title="Swin",
         paper="2103.14030",
         model="swin:SwinTransformer",

@@ -19,6 +19,13 @@ def _tnt(width: int, heads: int, inner: int, top1: float) -> Variant:
 
 FAMILIES = {
     "tnt": Family(
+        small={
+            "hidden_size": 48,
+            "num_heads": 2,
+            "inner_size": 12,
+            "inner_heads": 2,
+            "num_layers": 2,
+        },
         title="TNT",
         paper="2103.00112",
         model="tnt:TNT",

@@ -5,7 +5,7 @@ Top-1: the official README of Meituan-AutoML/Twins.
 
 from typing import Any
 
-from vit_jax.models.variants import Family, Variant, timm_preprocess
+from vit_jax.models.variants import SMALL_STAGES, Family, Variant, timm_preprocess
 
 
 def _svt(width: int, depths: tuple[int, ...], heads: int, top1: float) -> Variant:
@@ -37,6 +37,7 @@ def _variant(config: dict[str, Any], top1: float) -> Variant:
 
 FAMILIES = {
     "twins": Family(
+        small=SMALL_STAGES,
         title="Twins",
         paper="2104.13840",
         model="twins:Twins",
