@@ -37,7 +37,7 @@ def our_step(case: Case) -> Step:
 
 def their_step(case: Case) -> Step:
     """The reference's, with a head for distillation where it has one."""
-    module = case.reference().double().train()
+    module: Any = case.reference().double().train()
     if hasattr(module, "set_distilled_training"):
         module.set_distilled_training(True)
     with torch.no_grad():
@@ -85,20 +85,15 @@ def map_errors(case: Case, **options: Any) -> list[float]:
     """Of `feature_maps` against timm's `forward_intermediates`, in float64."""
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), case.variables)
-        ours = jax.device_get(
-            jax.jit(lambda v, x: feature_maps(case.model, v, x))(wide, case.images)
-        )
+        ours = jax.jit(lambda v, x: feature_maps(case.model, v, x))(wide, case.images)
+    module: Any = case.reference().double()
+    pixels = torch.from_numpy(case.images).permute(0, 3, 1, 2)
     with torch.no_grad():
-        theirs = (
-            case.reference()
-            .double()
-            .forward_intermediates(
-                torch.from_numpy(case.images).permute(0, 3, 1, 2),
-                intermediates_only=True,
-                **options,
-            )
-        )
-    return [relative_error(x, y.movedim(1, -1).numpy()) for x, y in zip(ours, theirs, strict=True)]
+        theirs = module.forward_intermediates(pixels, intermediates_only=True, **options)
+    return [
+        relative_error(np.asarray(x), y.movedim(1, -1).numpy())
+        for x, y in zip(ours, theirs, strict=True)
+    ]
 
 
 def bfloat16_error(case: Case) -> float:

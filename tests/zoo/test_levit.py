@@ -110,6 +110,8 @@ def test_a_distance_of_nothing_keeps_its_bias():
     resized = resize_biases(table, (4, 4), (7, 7), "official")
     np.testing.assert_allclose(resized[:, 0], table[:, 0], atol=1e-12)
     np.testing.assert_allclose(resized[:, -1], table[:, -1], atol=1e-12)
+    only = resize_biases(table, (4, 4), (1, 1), "official")
+    np.testing.assert_allclose(only, table[:, :1], atol=1e-12)
 
 
 def test_weights_fit_another_image_size():

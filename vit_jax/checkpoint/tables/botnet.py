@@ -34,7 +34,10 @@ def _botnet(config: Config) -> Table:
 
 def resize_offsets(table: np.ndarray, old: int, new: int, method: str) -> np.ndarray:
     """Vectors of offsets [2 old - 1, d] along one axis, for `new` cells: [2 new - 1, d]."""
-    return resize_posembed(table[None], (2 * old - 1, 1), (2 * new - 1, 1), 0, method)[0]
+    # One cell has offset 0 alone, which is not the corner that 'official' would align.
+    cells = max(new, 2)
+    resized = resize_posembed(table[None], (2 * old - 1, 1), (2 * cells - 1, 1), 0, method)[0]
+    return resized[cells - new : cells + new - 1]
 
 
 def _attentions(config: Config) -> Iterator[tuple[str, int]]:

@@ -56,11 +56,13 @@ def resize_biases(table: np.ndarray, old: Size, new: Size, method: str) -> np.nd
     rows, columns = old
     mirrored = table.reshape(-1, rows, columns)
     mirrored = np.pad(mirrored, ((0, 0), (rows - 1, 0), (columns - 1, 0)), mode="reflect")
-    before, after = ((2 * size[0] - 1, 2 * size[1] - 1) for size in (old, new))
+    # One cell has distance 0 alone, which is not the corner that 'official' would align.
+    cells = (max(new[0], 2), max(new[1], 2))
+    before, after = ((2 * size[0] - 1, 2 * size[1] - 1) for size in (old, cells))
     tokens = mirrored.reshape(len(table), -1).T[None]
     resized = resize_posembed(tokens, before, after, 0, method)[0].T
-    resized = resized.reshape(-1, *after)[:, new[0] - 1 :, new[1] - 1 :]
-    return resized.reshape(len(table), -1)
+    resized = resized.reshape(-1, *after)[:, cells[0] - 1 :, cells[1] - 1 :]
+    return resized[:, : new[0], : new[1]].reshape(len(table), -1)
 
 
 def _image_size(config: Config, shapes: Shapes) -> Size:
