@@ -38,10 +38,10 @@ def start(words: Sequence[object], devices: int = 1) -> subprocess.Popen:
     )
 
 
-def finish(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
+def finish(*processes: subprocess.Popen, limit: float = LIMIT) -> list[tuple[int, str, str]]:
     """(status, stdout, stderr) of each, when all are done; none of them outlives a failure."""
     try:
-        texts = [p.communicate(timeout=LIMIT) for p in processes]
+        texts = [p.communicate(timeout=limit) for p in processes]
     finally:
         for p in processes:
             if p.poll() is None:
