@@ -10,7 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
-from vit_jax.layers.implementation import packed_over_mesh, takes_cudnn, takes_packed
+from vit_jax.layers.implementation import on_cpu, packed_over_mesh, takes_cudnn, takes_packed
 from vit_jax.layers.packed_attention import Heads
 
 
@@ -49,7 +49,12 @@ def attend(
         return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
     # The original scales the queries, not the scores: the same number, rounded differently.
     q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype) if scale is None else q * scale
-    scores = jnp.einsum("...qhd,...khd->...hqk", q, k)
+    heads_first = on_cpu()
+    if heads_first:  # A third less time there; the products' batch axes lead.
+        q, k, v = (x.swapaxes(-3, -2) for x in (q, k, v))
+        scores = jnp.einsum("...hqd,...hkd->...hqk", q, k)
+    else:
+        scores = jnp.einsum("...qhd,...khd->...hqk", q, k)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     if on_scores is not None:
         scores = on_scores(scores)
@@ -58,6 +63,8 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     if on_weights is not None:
         weights = on_weights(weights)
+    if heads_first:
+        return jnp.einsum("...hqk,...hke->...hqe", weights, v).swapaxes(-3, -2)
     return jnp.einsum("...hqk,...khe->...qhe", weights, v)
 
 

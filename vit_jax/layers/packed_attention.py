@@ -26,6 +26,10 @@ LANES = 128
 # cannot use for what it would keep there before and after it.
 _MOST_VMEM = 96 * 2**20
 _LOG2_E = math.log2(math.e)
+# The compiler gives no estimate for a kernel, so that it carries one: cycles of v5e for each vector
+# register of scores, and for each pass of a matrix unit (16 rows by a tile of 128 x 128). Fitted,
+# within 5 %, to the schedules that `benchmarks/kernel_schedule.py` prints.
+_FORWARD_CYCLES, _BACKWARD_CYCLES = (2.2, 4.1), (7.7, 2.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,7 @@ def _forward(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool):
         (qkv, _row(bias, wide)),
         (out, sums),
         products=2,
+        cycles=_FORWARD_CYCLES,
         heads=heads,
         name="packed_attention_forward",
         interpret=interpret,
@@ -124,6 +129,7 @@ def _backward_rule(heads: Heads, interpret: bool, residuals, gradient: jax.Array
             jax.ShapeDtypeStruct((qkv.shape[0], 1, qkv.shape[2]), wide),
         ),
         products=5,
+        cycles=_BACKWARD_CYCLES,
         heads=heads,
         name="packed_attention_backward",
         interpret=interpret,
@@ -149,6 +155,7 @@ def _call(
     outputs: Sequence[jax.ShapeDtypeStruct],
     *,
     products: int,
+    cycles: tuple[float, float],
     heads: Heads,
     name: str,
     interpret: bool,
@@ -177,9 +184,20 @@ def _call(
             transcendentals=weights,
             bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in (*inputs, *outputs)),
         ),
+        metadata={"estimated_cycles": str(batch * _cycles(length, heads, products, cycles))},
         name=name,
         interpret=interpret,
     )(*inputs)
+
+
+def _cycles(length: int, heads: Heads, products: int, cycles: tuple[float, float]) -> int:
+    """Of one image."""
+    tiles = -(-length // LANES)
+    registers = heads.count * -(-length // 8) * tiles
+    windows = [heads.window(head) for head in range(heads.count)]
+    passes = sum((end - first) // LANES for first, end in windows) * tiles * -(-length // 16)
+    per_register, per_pass = cycles
+    return round(per_register * registers + per_pass * products * passes)
 
 
 class _Projection:

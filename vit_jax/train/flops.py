@@ -13,6 +13,7 @@ PEAKS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # of half a chip: JAX shows two devices
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989.4e12,
     "NVIDIA H100 PCIe": 756e12,

@@ -35,7 +35,8 @@ def unsplit(params: Any, shardings: Any, mesh: Mesh) -> str | None:
     advice = f"mesh.fsdp={max(fitting)} would" if fitting else "a smaller mesh.fsdp may"
     return (
         f"mesh.fsdp={axis} splits {share:.0%} of the parameters not at all, or into shards of "
-        f"fewer than {LEAST_ROWS} rows: the first is {bad[0]} {list(shapes[bad[0]])}; {advice} do better"
+        f"fewer than {LEAST_ROWS} rows: the first is {bad[0]} {list(shapes[bad[0]])}; "
+        f"{advice} do better"
     )
 
 

@@ -1,0 +1,1 @@
+"""What a training step will cost, from the real compiler, before there is a machine to run it."""

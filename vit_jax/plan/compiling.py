@@ -1,0 +1,142 @@
+"""Compiles the train step of a config for some devices, and reads the result."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vit_jax.errors import UserError
+from vit_jax.plan import traffic
+from vit_jax.plan.report import Memory, Plan
+from vit_jax.train import engine as engine_lib
+from vit_jax.train.flops import train_flops
+from vit_jax.train.shard_sizes import unsplit
+from vit_jax.train.sharding import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A step before the compiler, and what is known of it already."""
+
+    engine: engine_lib.Engine
+    state: Any
+    lowered: Any
+    image_flops: float | None
+    notes: tuple[str, ...]
+
+
+class DoesNotFit(UserError):
+    """The compiler found no place for the step in the devices' memory.
+
+    Attributes:
+      needed, available: Bytes on a device.
+    """
+
+    def __init__(self, message: str, needed: float, available: float):
+        super().__init__(message)
+        self.needed, self.available = needed, available
+
+
+def lower(config: ConfigDict, devices: Sequence[jax.Device], num_classes: int) -> Lowered:
+    """The step that `train` would run, with its shardings; `config` is complete.
+
+    Raises:
+      UserError: for what `train` would refuse.
+    """
+    if config.model is None:
+        raise UserError("--config.model is not set")
+    if not config.total_steps:
+        config = config.copy_and_resolve_references()
+        config.total_steps = config.warmup_steps + 1  # Shapes nothing that is compiled.
+    mesh = make_mesh(config.mesh, devices)
+    engine = engine_lib.build(config, mesh, num_classes)
+    state = jax.eval_shape(engine.init, jax.random.key(0))
+    size = config.pp.crop
+    batch = {
+        "image": jax.ShapeDtypeStruct((config.batch, size, size, 3), jnp.float32),
+        "label": jax.ShapeDtypeStruct((config.batch, num_classes), jnp.float32),
+    }
+    problem = unsplit(state.params, engine.shardings.params, mesh)
+    notes = [problem] if problem else []
+    if config.distill.kind != "none":
+        notes.append("the teacher of config.distill is not part of this plan")
+    with _quiet():
+        lowered = engine.train_step.lower(state, batch, jax.eval_shape(jax.random.key, 0))
+    return Lowered(engine, state, lowered, train_flops(engine.model, size), tuple(notes))
+
+
+def compile_step(step: Lowered, config: ConfigDict, topology: str | None) -> Plan:
+    """Compiles it, which takes seconds to minutes.
+
+    Raises:
+      DoesNotFit: where the compiler says so.
+    """
+    mesh = step.engine.mesh
+    device = mesh.devices.flat[0]
+    started = time.perf_counter()
+    try:
+        with _quiet():
+            compiled = step.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        raise _out_of_memory(error, topology) from error
+    seconds = time.perf_counter() - started
+    memory = compiled.memory_analysis()
+    return Plan(
+        topology=topology or f"{mesh.size} local {device.device_kind}",
+        device_kind=device.device_kind,
+        devices=mesh.size,
+        mesh=dict(mesh.shape),
+        batch=config.batch,
+        accum_steps=config.accum_steps,
+        image_flops=step.image_flops,
+        memory=Memory(
+            arguments=memory.argument_size_in_bytes,
+            temporaries=memory.temp_size_in_bytes,
+            outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            program=memory.generated_code_size_in_bytes,
+        ),
+        traffic=traffic.count(compiled.as_text()),
+        compile_seconds=seconds,
+        notes=step.notes,
+    )
+
+
+def _out_of_memory(error: Exception, topology: str | None) -> UserError:
+    """The compiler's own words, in one sentence."""
+    text = str(error)
+    found = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", text)
+    if found is None:
+        return UserError(f"the compiler failed: {text.strip().splitlines()[0][:300]}")
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30}
+    needed, available = (float(found[i]) * unit[found[i + 1]] for i in (1, 3))
+    return DoesNotFit(
+        f"does not fit on {topology}: a device needs {needed / 2**30:.2f} GiB and has "
+        f"{available / 2**30:.2f}, {(needed - available) / 2**30:.2f} GiB too much. A smaller "
+        "batch, more accum_steps, model.transformer.remat=True or a larger mesh.fsdp may help; "
+        "--fit tries them.",
+        needed,
+        available,
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the compiler's own lines on stderr, which come from C++ and past Python's."""
+    if os.environ.get("VIT_JAX_COMPILER_LOG"):
+        yield
+        return
+    saved, sink = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)

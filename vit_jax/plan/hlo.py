@@ -1,0 +1,186 @@
+"""Reads the text of a compiled program (`compiled.as_text()`) into instructions. No JAX here.
+
+The text is XLA's, after all its passes: fusions, layouts with their tiles, memory spaces, and what
+the compiler noted about each instruction.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+_BITS = {
+    "pred": 8,
+    **{f"{kind}{bits}": bits for kind in "su" for bits in (2, 4, 8, 16, 32, 64)},
+    **{"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128},
+}
+_ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:\{([^{}]*)\})?")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
+_COMMENT = re.compile(r"/\*.*?\*/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """One array of a result.
+
+    Attributes:
+      order: Dimensions from the minor one on.
+      tile: Of the minor dimensions, `order` reversed; what does not fill a tile is padded.
+      space: Memory space: 0 is the device's main memory, 1 a TPU's on-chip memory, 5 the host's.
+    """
+
+    dtype: str
+    dims: tuple[int, ...]
+    order: tuple[int, ...] = ()
+    tile: tuple[int, ...] = ()
+    space: int = 0
+
+    @property
+    def in_main_memory(self) -> bool:
+        return self.space == 0
+
+    @property
+    def num_bytes(self) -> int:
+        """With the padding of its tiles."""
+        dims = list(self.dims)
+        for dim, size in zip(self.order, reversed(self.tile), strict=False):
+            dims[dim] = -(-dims[dim] // size) * size
+        return math.prod(dims) * self._bits // 8
+
+    @property
+    def payload(self) -> int:
+        """Bytes of the numbers alone."""
+        return math.prod(self.dims) * self._bits // 8
+
+    @property
+    def _bits(self) -> int:
+        return 8 if self.dtype.startswith("f8") else _BITS.get(self.dtype, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line. `arrays` are the leaves of the result, `operands` names of other instructions."""
+
+    name: str
+    opcode: str
+    arrays: tuple[Array, ...]
+    operands: tuple[str, ...]
+    argument: str
+    attributes: str
+    is_root: bool
+
+    def called(self, attribute: str = "calls") -> str | None:
+        """The computation that an attribute names."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return found and found[1]
+
+    def number(self, field: str) -> int:
+        """A number that the compiler noted, such as `estimated_cycles`; 0 where it did not."""
+        found = re.search(rf'"{field}":"(\d+)"', self.attributes)
+        return int(found[1]) if found else 0
+
+
+class Computation(dict[str, Instruction]):
+    """Instructions by name, in order."""
+
+    @functools.cached_property
+    def root(self) -> Instruction:
+        return next((i for i in self.values() if i.is_root), list(self.values())[-1])
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        users: dict[str, list[Instruction]] = {}
+        for instruction in self.values():
+            for operand in instruction.operands:
+                users.setdefault(operand, []).append(instruction)
+        return users
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A whole program; `entry` is where it starts."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+    def opcodes(self, computation: str | None) -> Iterator[str]:
+        """All opcodes of a computation and of those that it calls."""
+        for instruction in self.computations.get(computation or "", Computation()).values():
+            yield instruction.opcode
+            yield from self.opcodes(instruction.called())
+
+
+def parse(text: str) -> Module:
+    """Raises ValueError for a text without an entry computation."""
+    computations: dict[str, Computation] = {}
+    entry = current = None
+    for line in _whole_lines(text):
+        if header := _HEADER.match(line):
+            current = computations.setdefault(header[2], Computation())
+            entry = header[2] if header[1] else entry
+        elif line == "}":
+            current = None
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            instruction = _instruction(found[2], found[3], bool(found[1]))
+            if instruction is not None:
+                current[instruction.name] = instruction
+    if entry is None:
+        raise ValueError("the text of the program has no ENTRY computation")
+    return Module(computations, entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Instructions on one line each: a kernel's metadata is printed over several."""
+    whole = ""
+    for line in text.splitlines():
+        if _INSTRUCTION.match(line) or _HEADER.match(line) or line == "}":
+            yield whole
+            whole = line
+        else:
+            whole += line.strip()
+    yield whole
+
+
+def arrays(shape: str) -> tuple[Array, ...]:
+    """The leaves of a shape as the text spells it, tuples flattened."""
+    return tuple(
+        Array(dtype, _numbers(dims), *_layout(layout))
+        for dtype, dims, layout in _ARRAY.findall(_COMMENT.sub("", shape))
+        if dtype in _BITS or dtype.startswith("f8")
+    )
+
+
+def _instruction(name: str, rest: str, is_root: bool) -> Instruction | None:
+    end = _closing(rest) + 1 if rest.startswith("(") else rest.find(" ")
+    shape, call = rest[:end], rest[end:].lstrip()
+    opcode = re.match(r"([\w\-]+)\(", call)
+    if opcode is None:
+        return None
+    start = opcode.end() - 1
+    end = start + _closing(call[start:])
+    argument = call[start + 1 : end]
+    operands = tuple(re.findall(r"%([\w.\-]+)", argument))
+    return Instruction(name, opcode[1], arrays(shape), operands, argument, call[end + 1 :], is_root)
+
+
+def _closing(text: str) -> int:
+    """Where the parenthesis closes that `text` opens with."""
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return i
+    return len(text)
+
+
+def _layout(text: str) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    order, _, rest = text.partition(":")
+    tile = re.search(r"T\(([0-9,]+)\)", rest)
+    space = re.search(r"S\((\d+)\)", rest)
+    return _numbers(order), _numbers(tile[1]) if tile else (), int(space[1]) if space else 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(",") if n)

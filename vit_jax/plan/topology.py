@@ -1,0 +1,79 @@
+"""Devices that need not exist: a TPU slice by name, for its compiler alone."""
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+
+from vit_jax.errors import UserError
+
+# Family -> shapes that the compiler was seen to load, the smallest first. Others of the family are
+# tried all the same.
+KNOWN = {
+    "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+    "v5e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+    "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+    "tpu7x": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
+}
+# The compiler alone: no metadata server, no lock on chips that are not there, no words about it.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+def devices(name: str | None) -> Sequence[jax.Device]:
+    """The devices of a topology such as 'v5e:4x4'; this machine's for None.
+
+    Raises:
+      UserError: for a topology that the compiler does not know, or without the compiler.
+    """
+    if name is None:
+        return jax.devices()
+    family, _, shape = name.partition(":")
+    if family not in KNOWN or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        raise _unknown(name)
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    _require_libtpu()
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
+        raise _unknown(name, " ".join(str(error).split())[:200]) from error
+
+
+def chips(name: str) -> int:
+    """Chips of a topology; a chip may be two devices."""
+    product = 1
+    for size in name.partition(":")[2].split("x"):
+        product *= int(size)
+    return product
+
+
+def _require_libtpu() -> None:
+    with contextlib.suppress(ImportError):
+        import libtpu  # noqa: F401
+
+        return
+    raise UserError(
+        'a topology needs the TPU compiler: pip install "vit-jax[tpu]". It runs on any Linux '
+        "machine; no TPU is needed."
+    )
+
+
+def _unknown(name: str, reason: str = "") -> UserError:
+    known = "; ".join(f"{family}: {', '.join(shapes)}" for family, shapes in KNOWN.items())
+    because = f" ({reason})" if reason else ""
+    return UserError(
+        f"unknown topology {name!r}{because}; expected family:shape, such as v5e:4x4. "
+        f"Known: {known}"
+    )
