@@ -196,6 +196,14 @@ def _preprocessing() -> ConfigDict:
     )
 
 
+def with_drop_path(model: ConfigDict, rate: float) -> ConfigDict:
+    """A copy of a model's config with this stochastic depth."""
+    model = ConfigDict(model.to_dict())
+    holder = model.transformer if "transformer" in model else model
+    holder.drop_path_rate = rate
+    return model
+
+
 # A part of the training split stays out, for validation.
 DATASET_PRESETS = {
     "cifar10": {

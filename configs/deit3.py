@@ -6,15 +6,16 @@ Touvron et al. 2022 (arXiv:2204.07118), table 1: LAMB, rate 3e-3 (S) at batch 2,
 weight decay 0.05 (as their published commands have it), binary cross-entropy, 3-Augment with
 colour jitter 0.3, Mixup 0.8, CutMix 1.0, stochastic depth 0.05 (S), 0.2 (B). Theirs, at 224 px:
 S 81.4 %, B 83.8 %.
-LayerScale comes with the DeiT III models; these are plain ViTs.
 """
 
 from ml_collections import ConfigDict
 
-from vit_jax.configs import common, models
+from vit_jax.configs import common
+from vit_jax.models.registry import resolve
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 800, 2_048
 STEPS_AN_EPOCH = IMAGES // BATCH
+SIZES = {"s16": "small", "b16": "base"}
 DROP_PATH = {"s16": 0.05, "b16": 0.2}
 
 
@@ -22,8 +23,8 @@ def get_config(model: str = "s16") -> ConfigDict:
     """`model` is `s16` or `b16`."""
     config = common.get_config()
     config.pretrained_dir = None
-    config.model = models.by_short_name(model)
-    config.model.transformer.drop_path_rate = DROP_PATH.get(model, 0.1)
+    spec = resolve(f"deit3_{SIZES.get(model, model)}_patch16_224")
+    config.model = common.with_drop_path(spec.config, DROP_PATH.get(model, 0.1))
     config.dataset = "imagenet2012"
     config.pp.train, config.pp.test, config.pp.crop = "train", "validation", 224
     config.pp.augment = "three_augment"

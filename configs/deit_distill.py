@@ -16,18 +16,13 @@ on the same classes and take the same size. Cost: that of ./deit.py, and the tea
 from ml_collections import ConfigDict
 
 from vit_jax.configs import deit
-from vit_jax.models.registry import resolve
 
 STUDENTS = {"ti16": "tiny", "s16": "small", "b16": "base"}
 
 
 def get_config(model: str = "s16") -> ConfigDict:
     """`model` is `ti16`, `s16` or `b16`."""
-    config = deit.get_config(model)
-    student = resolve(f"deit_{STUDENTS.get(model, model)}_distilled_patch16_224")
-    with config.unlocked():
-        config.model = ConfigDict(student.config.to_dict())
-        config.model.transformer.drop_path_rate = 0.1
+    config = deit.get_config(f"deit_{STUDENTS.get(model, model)}_distilled_patch16_224")
     config.distill.kind = "hard"
     config.distill.teacher = "R50+ViT-L_32"
     return config

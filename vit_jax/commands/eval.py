@@ -27,11 +27,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help="default: test")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once (64)")
     parser.add_argument("--tfds-data-dir", metavar="DIR", help="where TFDS keeps its datasets")
+    parser.add_argument(
+        "--real-labels",
+        metavar="FILE",
+        help="ImageNet-ReaL's real.json, in place of the labels of ImageNet's validation images",
+    )
     probe.add_arguments(parser)
     common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.real_labels is not None and args.probe:
+        raise UserError("--real-labels are several for an image; a probe learns one each")
     if args.batch < 1:
         raise UserError(f"--batch must be at least 1; got {args.batch}")
 
@@ -73,9 +80,11 @@ def evaluate(loaded: "LoadedModel", dataset: "TestDataset") -> dict[str, Any]:
 
 
 def _dataset(args: argparse.Namespace, loaded: "LoadedModel") -> "TestDataset":
-    from vit_jax.input_pipeline import loader, sources
+    from vit_jax.input_pipeline import loader, real_labels, sources
 
     source = sources.open_source(args.dataset, args.split, data_dir=args.tfds_data_dir)
+    if args.real_labels is not None:
+        source = real_labels.RealLabels(source, args.real_labels)
     if source.num_classes != loaded.weights.num_classes:
         raise UserError(
             f"{args.model_path!r} tells {loaded.weights.num_classes} classes apart, the dataset "
