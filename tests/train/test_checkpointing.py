@@ -115,8 +115,6 @@ def fail_to_save(workdir: pathlib.Path, state: TrainState, limit: int, then: str
             checkpoints.save(dataclasses.replace(state, step=state.step + 1))
 
 
-# TensorStore speaks of its other writes to an event loop that Orbax closed after the first error.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("then", ["wait", "save", "leave"])
 def test_a_failed_write_is_one_error_and_leaves_the_earlier_one(tmp_path, capfd, then):
     size = 100_000

@@ -5,8 +5,10 @@ needs besides. Running statistics lie among the parameters, see `vit_jax.variabl
 """
 
 import contextlib
+import functools
 import logging as std_logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -41,6 +43,7 @@ class Checkpoints:
         _refuse_files(path)
         self._keep_best = keep_best or None
         std_logging.getLogger("absl").addFilter(_is_news)
+        _mute_late_writes()
         self._manager = _open(
             path, cleanup_tmp_directories=True, **_preservation(keep, self._keep_best)
         )
@@ -208,6 +211,22 @@ def _is_news(record: std_logging.LogRecord) -> bool:
     return "orbax" not in record.pathname or not (
         record.levelno >= std_logging.ERROR or "did not provide metrics" in record.getMessage()
     )
+
+
+@functools.cache
+def _mute_late_writes() -> None:
+    """Leaves out what TensorStore prints after a failed write.
+
+    Its other writes end later, and tell so to an event loop that Orbax closed at the first error:
+    a traceback for each of them, which no `except` sees.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _open(path: epath.Path, **options: Any) -> ocp.CheckpointManager:
