@@ -25,6 +25,8 @@ COMMANDS = (
     "convert",
     "parity",
     "models",
+    "plan",
+    "bench",
     "demo",
 )
 

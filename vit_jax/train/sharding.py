@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.checkpoint.scan import stacked_names
@@ -66,9 +67,12 @@ def make_mesh(
             f"mesh {dict(zip(AXES, shape, strict=True))} uses {int(np.prod(shape))} of "
             f"{len(devices)} devices; let one axis be -1 to use them all"
         )
-    return jax.make_mesh(
-        tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # A torus of 16 x 16 has no axis of 128: cut one of its own.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,0 +1,1 @@
+"""Speed of our models and of a peer's, measured in turns in one process."""
