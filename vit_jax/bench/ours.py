@@ -25,9 +25,9 @@ def subject(name: str, mode: str, batch: int, size: int, dtype: str, attend: str
 
 def config(name: str, batch: int, size: int, dtype: str, attend: str) -> ConfigDict:
     """AdamW, clipping, no dropout: what a training step of `name` is timed with."""
-    settings = common.get_config().unlock()
+    settings: Any = common.get_config().unlock()
     settings.model = registry.resolve(name).config.copy_and_resolve_references().unlock()
-    transformer = settings.model.get("transformer")
+    transformer: Any = settings.model.get("transformer")
     if transformer is not None and "dropout_rate" in transformer:
         transformer.dropout_rate = 0.0
     settings.optim, settings.weight_decay, settings.base_lr = "adamw", 0.05, 1e-3
@@ -46,7 +46,7 @@ def _forward(name: str, batch: int, size: int, dtype: str, attend: str):
 
 
 def _train(name: str, batch: int, size: int, dtype: str, attend: str):
-    settings = config(name, batch, size, dtype, attend)
+    settings: Any = config(name, batch, size, dtype, attend)
     engine = engine_lib.build(settings, make_mesh(settings.mesh), num_classes=1000)
     state = engine.init(jax.random.key(0))
     labels = np.eye(1000, dtype=np.float32)[np.arange(batch) % 1000]

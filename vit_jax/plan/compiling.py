@@ -44,7 +44,7 @@ class DoesNotFit(UserError):
         self.needed, self.available = needed, available
 
 
-def lower(config: ConfigDict, devices: Sequence[jax.Device], num_classes: int) -> Lowered:
+def lower(config: Any, devices: Sequence[Any], num_classes: int) -> Lowered:
     """The step that `train` would run, with its shardings; `config` is complete.
 
     Raises:
