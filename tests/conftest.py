@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-# The TPU compiler may be installed, for `vit-jax plan`; JAX would look for a TPU because of it.
+# Where the TPU compiler is installed, for `vit-jax plan`, JAX would look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # Many tests compile the same tiny model: the second one, and every subprocess, finds it here.

@@ -206,7 +206,7 @@ def run_blocks(
 
     loop = nn.scan(
         step,
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         length=depth,
     )

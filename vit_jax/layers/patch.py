@@ -52,7 +52,8 @@ def embed_patches(
 def _product(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
     """The convolution of patches side by side: [N, H, W, C] and [h, w, C, D] to [N, H', W', D]."""
     del args, kwargs
-    patches = split_patches(x, kernel.shape[:2])
+    height, width = kernel.shape[:2]
+    patches = split_patches(x, (height, width))
     patches = patches.reshape(*patches.shape[:3], -1)
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 

@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError
@@ -69,7 +68,7 @@ def _fewest_chips(config: ConfigDict, name: str | None, num_classes: int, say: S
 def _first_fit(
     config: ConfigDict,
     name: str | None,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Any],
     num_classes: int,
     say: Say,
     parts: Sequence[int],

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -29,7 +30,7 @@ _ENVIRONMENT = {
 }
 
 
-def devices(name: str | None) -> Sequence[jax.Device]:
+def devices(name: str | None) -> Sequence[Any]:
     """The devices of a topology such as 'v5e:4x4'; this machine's for None.
 
     Raises:

@@ -11,10 +11,8 @@ def enable() -> None:
 
     What JAX's own JAX_COMPILATION_CACHE_DIR says goes first; an empty one keeps nothing.
     """
-    if (
-        jax.config.jax_compilation_cache_dir is not None
-        or "JAX_COMPILATION_CACHE_DIR" in os.environ
-    ):
+    chosen = jax.config.values["jax_compilation_cache_dir"] is not None
+    if chosen or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "vit_jax" / "xla"))

@@ -13,6 +13,7 @@ from vit_jax.errors import UserError
 from vit_jax.input_pipeline.sources import Record, Source
 from vit_jax.input_pipeline.transforms import Decode, preprocess_image
 from vit_jax.train.fewshot import Examples
+from vit_jax.variables import collections
 
 
 class FeatureModel:
@@ -29,14 +30,14 @@ class FeatureModel:
 
         if "unpooled" in weights.config.get("classifier", ""):
             raise UserError(f"{weights.name} has features for every token, not for the image")
-        params = {name: part for name, part in weights.params.items() if name != "head"}
-        params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+        tree = {k: part for k, part in weights.params.items() if not k.startswith("head")}
+        tree = jax.tree.map(lambda x: np.asarray(x, np.float32), tree)
         if describe.is_scanned(weights.config):
-            params = stack_blocks(params)
+            tree = stack_blocks(tree)
         model = from_config(weights.config, num_classes=0)
         self._preprocess = weights.preprocess
-        self._params = jax.device_put(params)
-        self._forward = jax.jit(lambda params, x: model.apply({"params": params}, x, train=False))
+        self._variables = jax.device_put(collections(tree))
+        self._forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: str | None = None) -> "FeatureModel":
@@ -45,7 +46,7 @@ class FeatureModel:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """[N, size, size, 3] to [N, D]; compiles once a shape."""
-        return np.asarray(self._forward(self._params, images))
+        return np.asarray(self._forward(self._variables, images))
 
     def prepare(self, record: dict[str, Any], rng: Any = None) -> dict[str, Any]:
         """A stored example as the model wants it: a pipeline's transform.

@@ -39,9 +39,7 @@ RULES: tuple[Rule, ...] = (
 MIN_SIZE = 2**12
 
 
-def make_mesh(
-    sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of `config.mesh`: a size for each axis, where one may be -1, the rest.
 
     Args:
