@@ -8,7 +8,7 @@ compiler. Without --topology: for the devices of this machine.
 
 import argparse
 import ast
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vit_jax.commands import common
 from vit_jax.errors import UserError
@@ -88,7 +88,7 @@ def _config(args: argparse.Namespace) -> "ConfigDict":
     return defaults.with_defaults(config)
 
 
-def _set(config: "ConfigDict", field: str, value: str) -> None:
+def _set(config: Any, field: str, value: str) -> None:
     """Fields that no config has are found out by `with_defaults`, or by the model."""
     *path, name = field.split(".")
     for part in path:
