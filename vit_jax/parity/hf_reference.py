@@ -12,7 +12,7 @@ import numpy as np
 from vit_jax.checkpoint.torch_names import respelled
 from vit_jax.models.registry import is_google
 from vit_jax.parity import hf_survey
-from vit_jax.parity.references import Difference, Point, zoo_points
+from vit_jax.parity.references import Difference, Point, load, zoo_points
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +63,7 @@ def build(
         else:
             module = ViTModel(theirs, add_pooling_layer="pooler.dense.weight" in state)
     live = respelled(module.state_dict(), LAYOUT)
-    tensors = {live.get(name, name): torch.from_numpy(np.array(x)) for name, x in state.items()}
-    module.load_state_dict(tensors, strict=True, assign=True)
+    load(module, {live.get(name, name): x for name, x in state.items()})
     return module.eval()
 
 

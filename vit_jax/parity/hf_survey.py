@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.models.registry import family_of
-from vit_jax.parity.references import Difference
+from vit_jax.parity.references import Difference, load
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +49,7 @@ def build(
     family = FAMILIES[family_of(config)]
     with torch.device("meta"):  # no time for random weights that are replaced at once
         module = family.construct(config, num_classes, image_size)
-    tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
-    module.load_state_dict(tensors, strict=True, assign=True)
+    load(module, state)
     if matched:
         family.match(module, config)
     return module.eval()

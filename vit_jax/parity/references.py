@@ -10,9 +10,14 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from vit_jax.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    import torch
 
 REFERENCES = {
     "timm": "timm_reference",
@@ -62,6 +67,14 @@ def default_for(config: Mapping[str, Any]) -> str:
             f"holds; there is nothing to compare it with here. References: {', '.join(REFERENCES)}"
         )
     return family.reference
+
+
+def load(module: "torch.nn.Module", state: Mapping[str, np.ndarray]) -> None:
+    """Gives a module these weights, strictly; they are copied."""
+    import torch
+
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
+    module.load_state_dict(tensors, strict=True, assign=True)
 
 
 def get(name: str) -> Any:

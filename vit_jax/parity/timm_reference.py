@@ -12,7 +12,7 @@ import numpy as np
 from vit_jax.checkpoint.timm_file import timm_description
 from vit_jax.models.preprocess import Preprocess
 from vit_jax.models.registry import family_of, is_google
-from vit_jax.parity.references import Difference, Point, zoo_points
+from vit_jax.parity.references import Difference, Point, load, zoo_points
 
 if TYPE_CHECKING:
     import torch
@@ -44,13 +44,12 @@ def build(
     """
     import torch
 
-    tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
     for device in ("meta", "cpu"):
         with torch.device(device):  # 'meta': no time for random weights that are replaced at once
             module = construct(
                 config, num_classes=num_classes, image_size=image_size, tanh_gelu=matched
             )
-        module.load_state_dict(tensors, strict=True, assign=True)
+        load(module, state)
         if not any(x.is_meta for x in module.buffers()):
             break  # else it holds what no file does: indices, masks
     if matched:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.parity.references import Difference, Point, zoo_points
+from vit_jax.parity.references import Difference, Point, load, zoo_points
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +52,7 @@ def build(
             return_dense=True,
             drop_path_decay="fix",  # the linear one asks for numbers that 'meta' has not
         )
-    tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
-    module.load_state_dict(tensors, strict=True, assign=True)
+    load(module, state)
     return module.eval()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.parity.references import Difference, Point, zoo_points
+from vit_jax.parity.references import Difference, Point, load, zoo_points
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +47,7 @@ def build(
     )
     if not num_classes:  # it would make a layer without outputs, and warn
         module.classifier.fc = torch.nn.Identity()
-    tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
-    module.load_state_dict(tensors, strict=True, assign=True)
+    load(module, state)
     return module.eval()
 
 

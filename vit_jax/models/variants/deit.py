@@ -18,7 +18,7 @@ _SIZES = {
 }
 
 
-def _config(size: str, patch: int = 16) -> dict[str, Any]:
+def _config(size: str, patch: int) -> dict[str, Any]:
     width, depth, heads = _SIZES[size]
     return {
         "patches": {"size": (patch, patch)},
@@ -27,12 +27,7 @@ def _config(size: str, patch: int = 16) -> dict[str, Any]:
     }
 
 
-def _deit(size: str, image_size: int, top1: float) -> Variant:
-    crop = 0.9 if image_size == 224 else 1.0
-    return Variant(_config(size), timm_preprocess(image_size, crop), top1)
-
-
-def _deit3(size: str, image_size: int, top1: float, patch: int = 16) -> Variant:
+def _deit(size: str, image_size: int, top1: float, patch: int = 16) -> Variant:
     crop = 0.9 if image_size == 224 else 1.0
     return Variant(_config(size, patch), timm_preprocess(image_size, crop), top1)
 
@@ -71,13 +66,13 @@ FAMILIES = {
         model="deit:DeiT3",
         tables="deit",
         variants={
-            "deit3_small_patch16_224": _deit3("small", 224, 81.4),
-            "deit3_small_patch16_384": _deit3("small", 384, 83.4),
-            "deit3_base_patch16_224": _deit3("base", 224, 83.8),
-            "deit3_base_patch16_384": _deit3("base", 384, 85.0),
-            "deit3_large_patch16_224": _deit3("large", 224, 84.9),
-            "deit3_large_patch16_384": _deit3("large", 384, 85.8),
-            "deit3_huge_patch14_224": _deit3("huge", 224, 85.2, patch=14),
+            "deit3_small_patch16_224": _deit("small", 224, 81.4),
+            "deit3_small_patch16_384": _deit("small", 384, 83.4),
+            "deit3_base_patch16_224": _deit("base", 224, 83.8),
+            "deit3_base_patch16_384": _deit("base", 384, 85.0),
+            "deit3_large_patch16_224": _deit("large", 224, 84.9),
+            "deit3_large_patch16_384": _deit("large", 384, 85.8),
+            "deit3_huge_patch14_224": _deit("huge", 224, 85.2, patch=14),
         },
     ),
 }
