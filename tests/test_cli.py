@@ -151,8 +151,8 @@ def test_no_command_prints_the_help(vit_jax):
         (["predict", "x", "y", "--top=0"], "--top must be at least 1; got 0"),
         (["train", "--workdir=x"], "required: --config"),
         (
-            ["convert", "a", "b", "--to=torch"],
-            "choose from 'official', 'big_vision', 'orbax', 'timm', 'hf'",
+            ["convert", "a", "b", "--to=onnx"],
+            "choose from 'official', 'big_vision', 'orbax', 'timm', 'hf', 'torch', 'tlt', 'vit_py",
         ),
     ],
 )
@@ -216,7 +216,7 @@ def test_models_shows_name_timm_name_parameters_size_and_cost(vit_jax):
         ("mixer_l", ["Mixer-L_16", "mixer_l16_224"]),  # timm's name counts too
         ("vit-?_32", ["ViT-S_32", "ViT-B_32", "ViT-L_32"]),
         (
-            "*patch16_384",
+            "vit_*patch16_384",
             [f"vit_{size}_patch16_384" for size in ("tiny", "small", "base", "large")],
         ),
     ],

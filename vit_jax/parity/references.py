@@ -12,11 +12,10 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from vit_jax.errors import UserError, suggest
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 REFERENCES = {
@@ -69,8 +68,9 @@ def default_for(config: Mapping[str, Any]) -> str:
     return family.reference
 
 
-def load(module: "torch.nn.Module", state: Mapping[str, np.ndarray]) -> None:
+def load(module: "torch.nn.Module", state: Mapping[str, "np.ndarray"]) -> None:
     """Gives a module these weights, strictly; they are copied."""
+    import numpy as np
     import torch
 
     tensors = {name: torch.from_numpy(np.array(x)) for name, x in state.items()}
