@@ -60,11 +60,12 @@ def main() -> None:
 
 def row(name: str, config: pathlib.Path) -> str:
     model, topology, changes = ROWS[name]
-    command = ["vit-jax", "plan", "--config", f"{config}:{model}", "--topology", topology, "--json"]
+    command = ["plan", "--config", f"{config}:{model}", "--topology", topology, "--json"]
     for field, value in changes.items():
         command += ["--set", f"{field}={value}"]
-    print(shlex.join(command), flush=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(shlex.join(["vit-jax", *command]), flush=True)
+    program = [sys.executable, "-m", "vit_jax.cli"]
+    done = subprocess.run([*program, *command], capture_output=True, text=True, check=False)
     if not done.stdout:
         return f"{name}: {done.stderr.strip()}"
     plan = json.loads(done.stdout)
