@@ -38,7 +38,7 @@ def make_run(tmp_path):
 def drawn(monkeypatch, *runs):
     """The figure that would be written."""
     figures = []
-    monkeypatch.setattr(plot, "_save", lambda figure, out: figures.append(figure))
+    monkeypatch.setattr(plot, "save_figure", lambda figure, out: figures.append(figure))
     plot.plot(runs, "run.png")
     return figures[0]
 

@@ -5,6 +5,7 @@ import pathlib
 
 from vit_jax.errors import UserError
 from vit_jax.plan.report import Plan
+from vit_jax.train.plot import save_figure
 
 FORMATS = (".png", ".svg")
 
@@ -43,7 +44,7 @@ def draw(plan: Plan, path: str | os.PathLike) -> None:
         sizes = [work.hbm_bytes / 1e9 for _, work in works]
         _bars(traffic, names, sizes, _TRAFFIC, "HBM traffic, GB a step")
         figure.suptitle(_title(plan), x=0.01, ha="left", fontsize=11)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _title(plan: Plan) -> str:
@@ -61,15 +62,3 @@ def _bars(axes, names: list[str], values: list[float], colour: str, title: str) 
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
     axes.tick_params(axis="y", length=0)
-
-
-def _save(figure, path: pathlib.Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    metadata = {"Date": None} if path.suffix == ".svg" else {}
-    try:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=150, metadata=metadata)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

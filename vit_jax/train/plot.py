@@ -57,7 +57,7 @@ def plot(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        _save(_figure(runs), out)
+        save_figure(_figure(runs), out)
 
 
 def names(workdirs: Sequence[str | os.PathLike]) -> list[str]:
@@ -194,7 +194,12 @@ def _steps(step: float, position: int | None = None) -> str:
     return f"{step:g}"
 
 
-def _save(figure, out: pathlib.Path) -> None:
+def save_figure(figure: Any, out: pathlib.Path) -> None:
+    """Writes Matplotlib's figure as its name says; the file appears whole or not at all.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
     temporary = out.with_name(f".{out.name}.tmp")
     # A date would make every file of the same run another one.
     metadata = {"Date": None} if out.suffix == ".svg" else {}
