@@ -10,6 +10,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
+from vit_jax.layers.cudnn_attention import cudnn_attention
 from vit_jax.layers.implementation import on_cpu, packed_over_mesh, takes_cudnn, takes_packed
 from vit_jax.layers.packed_attention import Heads
 
@@ -46,7 +47,7 @@ def attend(
     """
     watched = on_scores is not None or on_weights is not None
     if bias is None and not watched and takes_cudnn(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn")
+        return cudnn_attention(q, k, v, scale)
     # The original scales the queries, not the scores: the same number, rounded differently.
     q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype) if scale is None else q * scale
     heads_first = on_cpu()

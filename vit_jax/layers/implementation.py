@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from vit_jax.errors import UserError, suggest
+from vit_jax.layers import cudnn_attention
 from vit_jax.layers.packed_attention import Heads, packed_attention, supports
 
 # 'packed' is the kernel of ./packed_attention.py, 'cudnn' NVIDIA's flash attention. 'auto' takes
@@ -96,11 +97,8 @@ def on_cpu() -> bool:
 def takes_cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
     """Whether cuDNN computes this attention; shapes as in `attend`."""
     choice = _current.get()
-    if choice.name not in ("auto", "cudnn") or choice.platform != "gpu":
-        return False
-    small = q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float16)
-    width = q.shape[-1]
-    return small and q.ndim == 4 and v.shape[-1] == width and width % 8 == 0 and width <= 128
+    chosen = choice.name in ("auto", "cudnn") and choice.platform == "gpu"
+    return chosen and cudnn_attention.supports(q, k, v)
 
 
 def takes_packed(x: jax.Array, heads: Heads, dtype: Any) -> bool:
