@@ -2,7 +2,8 @@
 
 Sources: ViT and hybrids, Dosovitskiy et al. 2021 (arXiv:2010.11929) Table 1; Ti, S, R+Ti and
 R26, Steiner et al. 2021 (arXiv:2106.10270) Table 2; Mixer, Tolstikhin et al. 2021
-(arXiv:2105.01601) Table 1. Dropout rates are those of the released training runs.
+(arXiv:2105.01601) Table 1; g, which the original code does not name, Zhai et al. 2022
+(arXiv:2106.04560) Table 2. Dropout rates are those of the released training runs.
 
 Every `get_*_config()` returns a fresh `ConfigDict` with the constructor fields of the model;
 `MODEL_CONFIGS` maps model names to locked ones, `AUGREG_CONFIGS` the first part of an AugReg
@@ -19,7 +20,7 @@ MODEL_CONFIGS: dict[str, ConfigDict] = {}
 AUGREG_CONFIGS: dict[str, ConfigDict] = {}
 
 # Published before AugReg and never trained by it.
-_NOT_IN_AUGREG = ("testing", "testing-unpooled", "ViT-L_32", "R50+ViT-B_16", "ViT-H_14")
+_NOT_IN_AUGREG = ("testing", "testing-unpooled", "ViT-L_32", "R50+ViT-B_16", "ViT-H_14", "ViT-g_14")
 
 
 def _register(get_config: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
@@ -133,6 +134,11 @@ def get_l16_config() -> ConfigDict:
 @_register
 def get_h14_config() -> ConfigDict:
     return _vit("ViT-H_14", 14, width=1280, layers=32, heads=16, mlp_dim=5120, dropout=0.1)
+
+
+@_register
+def get_g14_config() -> ConfigDict:
+    return _vit("ViT-g_14", 14, width=1408, layers=40, heads=16, mlp_dim=6144)
 
 
 @_register

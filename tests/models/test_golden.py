@@ -25,7 +25,8 @@ def jitted(model):
 
 
 def test_every_configuration_has_a_golden_entry():
-    assert set(SHAPES) == set(MODEL_CONFIGS)
+    # The one size of ours that the original has no configuration for.
+    assert set(SHAPES) == set(MODEL_CONFIGS) - {"ViT-g_14"}
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -17,6 +17,7 @@ from vit_jax.models.registry import registered
         "vit_small_r26_s32_384",
         "vit_base_r50_s16_224",
         "mixer_b16_224",
+        "vit_giant_patch14_224",
     ],
 )
 def test_recorded_sizes_are_timms(name):

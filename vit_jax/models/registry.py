@@ -33,6 +33,7 @@ _TIMM_ARCHITECTURES = {
     "vit_large_patch32": "ViT-L_32",
     "vit_large_patch16": "ViT-L_16",
     "vit_huge_patch14": "ViT-H_14",
+    "vit_giant_patch14": "ViT-g_14",
     "vit_tiny_r_s16_p8": "R+ViT-Ti_16",
     "vit_small_r26_s32": "R26+ViT-S_32",
     "vit_base_r26_s32": "R26+ViT-B_32",
@@ -42,7 +43,7 @@ _TIMM_ARCHITECTURES = {
     "mixer_b16": "Mixer-B_16",
     "mixer_l16": "Mixer-L_16",
 }
-_ONLY_AT_224 = ("vit_base_patch8", "vit_huge_patch14", "vit_base_r26_s32")
+_ONLY_AT_224 = ("vit_base_patch8", "vit_huge_patch14", "vit_giant_patch14", "vit_base_r26_s32")
 
 
 @dataclasses.dataclass(frozen=True)
