@@ -5,9 +5,12 @@ import functools
 import jax
 import numpy as np
 import pytest
+from kernels import kernels
 from recipes import GOLDEN, flatten, golden_json, random_images, random_params, sha256
 
 from vit_jax.configs.models import MODEL_CONFIGS
+from vit_jax.layers.implementation import attending
+from vit_jax.layers.packed_attention import Heads
 from vit_jax.models import from_config, get_model
 
 SHAPES = golden_json("shapes.json")
@@ -50,15 +53,34 @@ def test_logits_of_full_size_models(name):
     np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-5 * golden["logits"].std())
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_logits_of_small_models(name):
+def small_model(name, attend):
+    """What gives its logits, its variables, its images, and the figures."""
     golden = SMALL[name]
-    figures = np.load(GOLDEN / f"small_{name}.npz")
     model = from_config(golden["config"], num_classes=golden["num_classes"])
     params = random_params(param_shapes(model, golden["image"]), golden["scale"])
-    for key, value in flatten(params).items():
+    forward = attending(attend)(functools.partial(model.apply, train=False))
+    images = random_images((2, *golden["image"], 3))
+    return forward, {"params": params}, images, np.load(GOLDEN / f"small_{name}.npz")
+
+
+def error(got, wanted):
+    return np.abs(got - wanted).max() / wanted.std()
+
+
+@pytest.mark.parametrize("attend", ["auto", "xla", "packed"])
+@pytest.mark.parametrize("name", SMALL)
+def test_logits_of_small_models(name, attend):
+    forward, variables, images, figures = small_model(name, attend)
+    for key, value in flatten(variables["params"]).items():
         np.testing.assert_array_equal(value, figures[f"param:{key}"])
-    logits = jitted(model)({"params": params}, random_images((2, *golden["image"], 3)))
-    np.testing.assert_allclose(
-        logits, figures["logits"], rtol=0, atol=1e-5 * figures["logits"].std()
-    )
+    blocks = SMALL[name]["config"].get("transformer", {}).get("num_layers", 0)
+    taken = ["packed_attention_forward"] * (blocks if attend == "packed" else 0)
+    assert kernels(forward, variables, images) == taken
+    assert error(jax.jit(forward)(variables, images), figures["logits"]) <= 1e-5
+
+
+def test_a_kernel_that_is_wrong_is_seen(monkeypatch):
+    scale = property(lambda heads: 1.01 * heads.width**-0.5)
+    monkeypatch.setattr(Heads, "score_scale", scale)
+    forward, variables, images, figures = small_model("tiny-hot", "packed")
+    assert error(jax.jit(forward)(variables, images), figures["logits"]) > 1e-5

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernels import kernels
 from recipes import GOLDEN, flatten, unflatten
 
 from vit_jax import utils
 from vit_jax.configs import common
+from vit_jax.layers.implementation import attending
 from vit_jax.models import from_config
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.state import TrainState
@@ -40,7 +42,7 @@ def batches():
     ]
 
 
-def run(tag: str) -> tuple[list[float], dict, list[dict]]:
+def run(tag: str, attend: str = "auto") -> tuple[list[float], dict, list[dict]]:
     """Losses, final parameters, and the momentum after each of five updates.
 
     The tag names the settings.
@@ -60,9 +62,12 @@ def run(tag: str) -> tuple[list[float], dict, list[dict]]:
         jnp.asarray,
         unflatten({k.removeprefix("init:"): TRAIN[k] for k in TRAIN if k.startswith("init:")}),
     )
-    step = jax.jit(make_train_step(model, tx, accum_steps=int(accum.removeprefix("accum"))))
+    step = make_train_step(model, tx, accum_steps=int(accum.removeprefix("accum")))
+    step = jax.jit(attending(attend)(step))
     state = TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
     losses, momentum = [], []
+    taken = kernels(step, state, batches()[0], jax.random.key(0))
+    assert len(taken) == (4 if attend == "packed" else 0)  # forward and backward of two blocks
     for batch in batches():
         state, scalars = step(state, batch, jax.random.key(0))
         losses.append(float(scalars["loss"]))
@@ -79,9 +84,17 @@ def test_six_runs_are_recorded():
     assert len(TAGS) == 6
 
 
-@pytest.mark.parametrize("tag", TAGS)
-def test_five_updates(tag):
-    losses, params, momentum = run(tag)
+RUNS = [(tag, attend) for tag in TAGS for attend in ("auto", "xla")]
+# Interpreted, the kernel compiles for seconds: one run with the momentum, and one in two parts.
+RUNS += [
+    ("accum1_base0.5_clip1.0_warm0_cosine", "packed"),
+    ("accum2_base0.03_clip1.0_warm2_cosine", "packed"),
+]
+
+
+@pytest.mark.parametrize(("tag", "attend"), RUNS)
+def test_five_updates(tag, attend):
+    losses, params, momentum = run(tag, attend)
     np.testing.assert_allclose(losses, TRAIN[f"{tag}:losses"], rtol=1e-5)
 
     final = expected(tag, "final")
