@@ -12,7 +12,10 @@ from recipes import unflatten
 from vit_jax import checkpoint
 from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.errors import UserError
+from vit_jax.layers import attention, packed_attention
+from vit_jax.layers.implementation import attending, packed_over_mesh
 from vit_jax.models import from_config
+from vit_jax.models.registry import resolve
 from vit_jax.parity import compare, figures, references, subject, timm_reference
 from vit_jax.parity.figures import FLOAT64_BAR, Drift, Setting, relative_error
 
@@ -68,6 +71,39 @@ def test_ours_is_the_reference(config, against, inputs, drifts_from):
         found.as_shipped.logits.error, rel=0.1
     )
     assert found.as_shipped.differences[0].what == "GELU"
+
+
+def compared_by(attend, monkeypatch):
+    """ViT-Ti/16, two blocks of it, against timm; and how often the kernel was taken."""
+    taken = []
+
+    def packed(qkv, bias, heads):
+        taken.append(qkv.dtype)
+        return packed_over_mesh(qkv, bias, heads)
+
+    monkeypatch.setattr(attention, "packed_over_mesh", packed)
+    config = resolve("ViT-Ti_16").config.to_dict()
+    config["transformer"]["num_layers"] = 2
+    with attending(attend):
+        found = compare(config, against="timm", num_classes=5, image_size=(48, 80), num_images=2)
+    return found, taken
+
+
+@pytest.mark.parametrize("attend", ["auto", "xla", "packed"])
+def test_ours_is_timm_with_every_attention(attend, monkeypatch):
+    found, taken = compared_by(attend, monkeypatch)
+    assert found.verdict == "same"
+    assert 0 < max(d.error for d in (*found.matched.blocks, found.matched.logits)) < 1e-12
+    assert taken == ([np.float32] * 2 + [np.float64] * 2 if attend == "packed" else [])
+
+
+def test_a_kernel_of_another_scale_is_seen(monkeypatch):
+    scale = property(lambda heads: (1 + 1e-6) * heads.width**-0.5)
+    monkeypatch.setattr(packed_attention.Heads, "score_scale", scale)
+    found, _ = compared_by("packed", monkeypatch)
+    assert found.verdict == "differs"
+    assert found.matched.first_drift.ours == BLOCKS[0]
+    assert found.matched.logits.error > FLOAT64_BAR
 
 
 @pytest.mark.parametrize(
