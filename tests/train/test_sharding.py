@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
+from kernels import kernels
 from recipes import flatten, random_images
 
 from vit_jax.configs import common, models
@@ -27,8 +28,9 @@ IMAGES = random_images((8, 32, 32, 3))
 LABELS = np.eye(6, dtype=np.float32)[np.arange(8) % 6]
 
 
-def config_of(mesh: dict, optim: str = "sgd", **encoder):
+def config_of(mesh: dict, optim: str = "sgd", attend: str = "auto", **encoder):
     config = common.get_config()
+    config.attend = attend
     config.model = models.get_testing_config()
     config.model.patches.size = (8, 8)
     config.model.hidden_size = 64
@@ -48,9 +50,13 @@ def build(*args, **kwargs):
     return engine_lib.build(config, make_mesh(config.mesh), num_classes=6)
 
 
-def three_steps(engine):
-    state, losses = engine.init(jax.random.key(0)), []
+def start(engine):
     batch = jax.device_put({"image": IMAGES, "label": LABELS}, engine.batch)
+    return engine.init(jax.random.key(0)), batch
+
+
+def three_steps(engine):
+    (state, batch), losses = start(engine), []
     for _ in range(3):
         state, scalars = engine.train_step(state, batch, jax.random.key(1))
         losses.append(float(scalars["loss"]))
@@ -74,18 +80,21 @@ def _one_device():
     )
 
 
-CASES = [(mesh, "sgd") for mesh in MESHES] + [
-    ("data and fsdp", "adamw"),
-    ("fsdp and model", "adamw"),
-    ("data and fsdp", "adafactor"),
-    ("fsdp and model", "lamb"),
-    ("fsdp", "lion"),
+CASES = [(mesh, "sgd", "auto") for mesh in MESHES] + [
+    ("data and fsdp", "adamw", "auto"),
+    ("fsdp and model", "adamw", "auto"),
+    ("data and fsdp", "adafactor", "auto"),
+    ("fsdp and model", "lamb", "auto"),
+    ("fsdp", "lion", "auto"),
+    ("data", "sgd", "packed"),
+    ("data and fsdp", "sgd", "packed"),
+    ("fsdp and model", "sgd", "xla"),
 ]
 
 
-@pytest.mark.parametrize(("mesh", "optim"), CASES)
-def test_every_mesh_trains_like_one_device_and_keeps_its_layout(mesh, optim):
-    engine = build(MESHES[mesh], optim)
+@pytest.mark.parametrize(("mesh", "optim", "attend"), CASES)
+def test_every_mesh_trains_like_one_device_and_keeps_its_layout(mesh, optim, attend):
+    engine = build(MESHES[mesh], optim, attend)
     state, losses = three_steps(engine)
     params, expected = plain(optim)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -98,6 +107,19 @@ def test_every_mesh_trains_like_one_device_and_keeps_its_layout(mesh, optim):
         lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, engine.shardings
     )
     assert all(jax.tree.leaves(drifted))
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_kernel_is_taken_where_heads_are_not_split(mesh):
+    """Where they are the program is that of 'xla', to the letter."""
+    packed, xla = (build(MESHES[mesh], attend=name) for name in ("packed", "xla"))
+    taken = kernels(packed.train_step, *start(packed), jax.random.key(1))
+    assert len(taken) == (0 if "model" in mesh else 4)  # forward and backward of two blocks
+    if "model" in mesh:
+        programs = [
+            e.train_step.lower(*start(e), jax.random.key(1)).as_text() for e in (packed, xla)
+        ]
+        assert programs[0] == programs[1]
 
 
 def test_layout_of_heads_hidden_units_and_moments():
