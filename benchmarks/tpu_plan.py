@@ -5,12 +5,14 @@
 Each row is one `vit-jax plan`, which is printed before its figures.
 """
 
+import contextlib
 import json
 import pathlib
 import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
 CONFIG = """
 from vit_jax.configs import common, models
@@ -28,12 +30,6 @@ def get_config(model="b16"):
 """
 SCAN = {"model.transformer.scan": True, "model.transformer.remat": True}
 POD = {**SCAN, "batch": 4096, "optim_dtype": "bfloat16", "mesh.fsdp": 128}
-# Zhai et al. 2022 (arXiv:2106.04560), table 2.
-G14 = {
-    "model.hidden_size": 1408,
-    "model.transformer.num_layers": 40,
-    "model.transformer.mlp_dim": 6144,
-}
 # Name -> model, topology, what differs.
 ROWS = {
     "original-float32": ("b16", "v5e:4x4", {"dtype": "float32", "attend": "xla"}),
@@ -42,27 +38,38 @@ ROWS = {
     "bf16-xla-scan-remat": ("b16", "v5e:4x4", {**SCAN, "attend": "xla"}),
     "bf16-scan-remat": ("b16", "v5e:4x4", SCAN),
     **{
-        f"{name}-{chip}": (model, f"{chip}:16x16", {**POD, **extra})
+        f"{model}-{chip}": (model, f"{chip}:16x16", POD)
         for chip in ("v5e", "v6e")
-        for name, model, extra in (("l16", "l16", {}), ("h14", "h14", {}), ("g14", "h14", G14))
+        for model in ("l16", "h14", "g14")
     },
 }
 
 
 def main() -> None:
-    names = sys.argv[1:] or list(ROWS)
-    with tempfile.TemporaryDirectory() as folder:
-        config = pathlib.Path(folder) / "config.py"
-        config.write_text(CONFIG)
-        for name in names:
+    with config_file() as config:
+        for name in sys.argv[1:] or ROWS:
             print(row(name, config), flush=True)
 
 
-def row(name: str, config: pathlib.Path) -> str:
+@contextlib.contextmanager
+def config_file() -> Iterator[pathlib.Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = pathlib.Path(folder) / "config.py"
+        config.write_text(CONFIG)
+        yield config
+
+
+def command_of(name: str, config: pathlib.Path, **more: object) -> list[str]:
+    """The `plan` command of a row, with these settings in addition."""
     model, topology, changes = ROWS[name]
     command = ["plan", "--config", f"{config}:{model}", "--topology", topology, "--json"]
-    for field, value in changes.items():
+    for field, value in {**changes, **more}.items():
         command += ["--set", f"{field}={value}"]
+    return command
+
+
+def row(name: str, config: pathlib.Path) -> str:
+    command = command_of(name, config)
     print(shlex.join(["vit-jax", *command]), flush=True)
     program = [sys.executable, "-m", "vit_jax.cli"]
     done = subprocess.run([*program, *command], capture_output=True, text=True, check=False)

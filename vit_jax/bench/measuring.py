@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vit_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -61,22 +63,30 @@ def in_turns(subjects: Sequence[Subject], batch: int, rounds: int, warmup: int =
       batch: Images in a run.
       rounds: That are timed.
       warmup: Runs of each before that; the first one compiles.
+
+    Raises:
+      UserError: for a subject that runs out of memory.
     """
-    first = [_seconds(subject.run) for subject in subjects]
+    first = [_seconds(subject) for subject in subjects]
     for _ in range(warmup - 1):
         for subject in subjects:
-            subject.run()
+            _seconds(subject)
     times: list[list[float]] = [[] for _ in subjects]
     for _ in range(rounds):
         for subject, seconds in zip(subjects, times, strict=True):
-            seconds.append(_seconds(subject.run))
+            seconds.append(_seconds(subject))
     return [
         Timing(subject.name, tuple(seconds), compiling, batch, subject.peak_memory())
         for subject, seconds, compiling in zip(subjects, times, first, strict=True)
     ]
 
 
-def _seconds(run: Callable[[], object]) -> float:
+def _seconds(subject: Subject) -> float:
     start = time.perf_counter()
-    run()
+    try:
+        subject.run()
+    except RuntimeError as error:  # JAX's and PyTorch's errors both are.
+        if any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "out of memory")):
+            raise UserError(f"{subject.name} ran out of memory: a smaller --batch fits") from error
+        raise
     return time.perf_counter() - start

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vit_jax import models
@@ -18,7 +19,7 @@ from vit_jax.train.sharding import make_mesh
 
 
 def subject(name: str, mode: str, batch: int, size: int, dtype: str, attend: str) -> Subject:
-    """Model `name` on this machine's devices; see `vit-jax bench`."""
+    """Model `name` on the first of this machine's devices; see `vit-jax bench`."""
     make = _train if mode == "train" else _forward
     return Subject("vit_jax", make(name, batch, size, dtype, attend), _peak_memory)
 
@@ -41,13 +42,13 @@ def _forward(name: str, batch: int, size: int, dtype: str, attend: str):
     model: Any = models.get_model(name, num_classes=1000, dtype=jnp.dtype(dtype))
     images = jnp.asarray(_images(batch, size))
     variables = jax.jit(lambda key: model.init(key, images[:1], train=False))(jax.random.key(0))
-    forward = jax.jit(attending(attend)(lambda v, x: model.apply(v, x, train=False)))
+    forward = jax.jit(attending(attend, _one_device())(lambda v, x: model.apply(v, x, train=False)))
     return lambda: jax.block_until_ready(forward(variables, images))
 
 
 def _train(name: str, batch: int, size: int, dtype: str, attend: str):
     settings: Any = config(name, batch, size, dtype, attend)
-    engine = engine_lib.build(settings, make_mesh(settings.mesh), num_classes=1000)
+    engine = engine_lib.build(settings, _one_device(), num_classes=1000)
     state = engine.init(jax.random.key(0))
     labels = np.eye(1000, dtype=np.float32)[np.arange(batch) % 1000]
     data = jax.device_put({"image": _images(batch, size), "label": labels}, engine.batch)
@@ -59,6 +60,11 @@ def _train(name: str, batch: int, size: int, dtype: str, attend: str):
         jax.block_until_ready((state, scalars))
 
     return run
+
+
+def _one_device() -> Mesh:
+    """The peer uses one, too."""
+    return make_mesh({"data": 1, "fsdp": 1, "model": 1}, jax.local_devices()[:1])
 
 
 def _images(batch: int, size: int) -> np.ndarray:

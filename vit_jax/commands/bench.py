@@ -41,6 +41,9 @@ def run(args: argparse.Namespace) -> None:
     for name in ("batch", "image_size", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    from vit_jax.layers import implementation
+
+    implementation.check(args.attend)
     # Both frameworks share the card's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     measured = {name: _measure(name, args) for name in args.models}
