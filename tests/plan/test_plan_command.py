@@ -6,7 +6,7 @@ import pytest
 
 from vit_jax import cli
 from vit_jax.errors import UserError
-from vit_jax.plan import topology
+from vit_jax.plan import compiling, topology
 from vit_jax.plan.compiling import DoesNotFit, _out_of_memory
 
 RECIPE = """
@@ -70,9 +70,40 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
         topology.devices("v5e:4x4")
 
 
-def test_what_does_not_fit_is_said_in_bytes():
-    words = RuntimeError("RESOURCE_EXHAUSTED: Used 20.25G of 15.75G hbm. Exceeded by 4.50G.")
-    error = _out_of_memory(words, "v5e:4x4")
+# The TPU compiler's own words (libtpu 0.0.42): what it says of the whole, and what it sees early.
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 20.25G of 15.75G hbm. Exceeded hbm capacity by 4.50G.",
+            "a device needs 21.74 GB and has 16.91, 4.83 GB too much",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (18.97G) exceeds available HBM (15.75G).",
+            "a device needs at least 20.37 GB and has 16.91, at least 3.46 GB too much",
+        ),
+    ],
+)
+def test_what_the_compiler_refuses_is_said_in_bytes(words, said):
+    error = _out_of_memory(RuntimeError(words), "v5e:4x4")
     assert isinstance(error, DoesNotFit)
-    assert "4.50 GiB too much" in str(error)
-    assert error.needed == 20.25 * 2**30
+    assert said in str(error)
+    assert "--fit" in str(error)
+    assert error.available == 15.75 * 2**30
+
+
+def test_other_failures_of_the_compiler_are_one_line():
+    error = _out_of_memory(RuntimeError("INTERNAL: Mosaic failed\n  at line 3"), "v5e:4x4")
+    assert not isinstance(error, DoesNotFit)
+    assert str(error) == "the compiler failed: INTERNAL: Mosaic failed"
+
+
+def test_a_compiled_step_that_is_too_large_is_shown_and_refused(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(compiling, "limit", lambda device: 1000)
+    assert cli.main(["plan", "--config", recipe, "--classes", "3"]) == cli.BAD_INPUT
+    out, err = capsys.readouterr()
+    assert "DOES NOT FIT" in out
+    assert "GB too much" in err
+    assert err.count("\n") == 1

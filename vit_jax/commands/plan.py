@@ -8,6 +8,10 @@ compiler. Without --topology: for the devices of this machine.
 
 import argparse
 import ast
+import functools
+import shlex
+import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.commands import common
@@ -51,49 +55,75 @@ def run(args: argparse.Namespace) -> None:
         from vit_jax.plan import chart
 
         chart.check(args.chart)
-    config = _config(args)
+    recipe, config, given = _config(args)
 
-    from vit_jax.plan import compiling, fit, topology
+    from vit_jax.plan import fit, waiting
 
-    if args.fit:
-        plan = fit.search(config, args.topology, args.classes, args.fit, say=_say(args.json))
-    else:
-        devices = topology.devices(args.topology)
-        step = compiling.lower(config, devices, args.classes)
-        plan = compiling.compile_step(step, config, args.topology)
+    with waiting.terminable():
+        if args.fit:
+            say = _say(args.json)
+            found = fit.search(config, args.topology, args.classes, args.fit, say=say)
+            _show(found.plan, args, {"fit": found.to_dict()})
+            if not args.json:
+                _print_best(args.config, recipe, {**given, **found.settings})
+        else:
+            plan = _plan(config, args)
+            _show(plan, args)
+            _require_fit(plan)
+
+
+def _plan(config: "ConfigDict", args: argparse.Namespace) -> "Plan":
+    from vit_jax.plan import compiling, topology
+
+    step = compiling.lower(config, topology.devices(args.topology), args.classes)
+    return compiling.compile_step(step, config, args.topology)
+
+
+def _show(plan: "Plan", args: argparse.Namespace, extra: dict[str, Any] | None = None) -> None:
     if args.chart is not None:
+        from vit_jax.plan import chart
+
         chart.draw(plan, args.chart)
     if args.json:
-        common.print_json(plan.to_dict())
+        common.print_json({**plan.to_dict(), **(extra or {})})
     else:
         _print(plan)
+
+
+def _require_fit(plan: "Plan") -> None:
     if plan.fits is False:
-        raise UserError(
-            f"the step does not fit: {(plan.memory.total - (plan.chip.hbm_bytes or 0)) / 1e9:.2f} "
-            "GB too much; --fit tries what may help"
-        )
+        from vit_jax.plan import compiling
+
+        over = plan.memory.total - (plan.limit or 0)
+        raise UserError(f"the step does not fit: {over / 1e9:.2f} GB too much. {compiling.ADVICE}")
 
 
-def _config(args: argparse.Namespace) -> "ConfigDict":
+def _config(args: argparse.Namespace) -> "tuple[ConfigDict, ConfigDict, dict[str, Any]]":
+    """The file's config, the complete one with `--set`, and what that set."""
     from vit_jax import main
     from vit_jax.configs import common as defaults
 
-    config, _ = main.parse([f"--config={args.config}", "--workdir=-"])
-    config = config.copy_and_resolve_references().unlock()
+    recipe, _ = main.parse([f"--config={args.config}", "--workdir=-"])
+    config = recipe.copy_and_resolve_references().unlock()
+    given = {}
     for setting in args.set:
         field, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting!r}: expected FIELD=VALUE")
-        _set(config, field.removeprefix("config."), value)
-    return defaults.with_defaults(config)
+        field = field.removeprefix("config.")
+        given[field] = _set(config, field, value)
+    return recipe, defaults.with_defaults(config), given
 
 
-def _set(config: Any, field: str, value: str) -> None:
-    """Fields that no config has are found out by `with_defaults`, or by the model."""
+def _set(config: Any, field: str, value: str) -> Any:
+    """Returns the value, of the field's type.
+
+    Fields that no config has are found out by `with_defaults`, or by the model.
+    """
     *path, name = field.split(".")
     for part in path:
-        if part not in config:
-            raise UserError(f"--set {field}: config has no field {part!r}")
+        if not hasattr(config.get(part), "items"):
+            raise UserError(f"--set {field}: config has no group of fields {part!r}")
         config = config[part]
     try:
         parsed = ast.literal_eval(value)
@@ -101,12 +131,28 @@ def _set(config: Any, field: str, value: str) -> None:
         parsed = value
     before = config.get(name)
     config[name] = float(parsed) if isinstance(before, float) and parsed is not None else parsed
+    return config[name]
 
 
-def _say(quiet: bool):
-    import sys
+def _say(quiet: bool) -> Callable[[str, bool], None]:
+    """Prints what is tried, as it happens; beside JSON on stderr."""
+    file = sys.stderr if quiet else sys.stdout
+    return lambda text, ends: print(text, end="\n" if ends else "", file=file, flush=True)
 
-    return lambda line: print(line, file=sys.stderr if quiet else sys.stdout, flush=True)
+
+def _print_best(file: str, recipe: Any, settings: Mapping[str, Any]) -> None:
+    """The settings as a command, apart from those that the recipe has no field for."""
+    flags, lines = [], []
+    for field, value in settings.items():
+        *path, name = field.split(".")
+        group = functools.reduce(lambda fields, part: fields.get(part) or {}, path, recipe)
+        if name not in group:
+            lines += [f"config.{field} = {value!r}"] if value else []
+        elif group[name] != value:
+            flags.append(shlex.quote(f"--config.{field}={value}"))
+    print(" ".join(["best: vit-jax train", f"--config={file}", "--workdir=DIR", *flags]))
+    if lines:
+        print(f"with, in {file.partition(':')[0]}: {'; '.join(lines)}")
 
 
 def _print(plan: "Plan") -> None:

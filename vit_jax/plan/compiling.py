@@ -10,15 +10,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
+from jax.sharding import Mesh
 
 from vit_jax.errors import UserError
 from vit_jax.plan import traffic
+from vit_jax.plan.chips import chip
 from vit_jax.plan.report import Memory, Plan
+from vit_jax.plan.waiting import interruptible
 from vit_jax.train import engine as engine_lib
 from vit_jax.train.flops import train_flops
 from vit_jax.train.shard_sizes import unsplit
 from vit_jax.train.sharding import make_mesh
+from vit_jax.train.state import TrainState
+
+ADVICE = (
+    "A smaller batch, more accum_steps, remat of the model or a larger mesh.fsdp may help; "
+    "--fit batch and --fit chips try them."
+)
+# The TPU compiler's words for a program that is too large as a whole; and for temporaries that
+# cannot fit, which it sees early and without the rest.
+_WHOLE = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+_PART = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,20 +57,39 @@ class DoesNotFit(UserError):
         self.needed, self.available = needed, available
 
 
+def build(config: Any, mesh: Mesh, num_classes: int) -> engine_lib.Engine:
+    """What `train` would build; `config` is complete."""
+    if config.model is None:
+        raise UserError("--config.model is not set")
+    if not config.total_steps:
+        config = config.copy_and_resolve_references()
+        config.total_steps = config.warmup_steps + 1  # Shapes nothing that is compiled.
+    return engine_lib.build(config, mesh, num_classes)
+
+
+def shapes(engine: engine_lib.Engine) -> TrainState:
+    """The state's."""
+    return jax.eval_shape(engine.init, jax.random.key(0))
+
+
+def limit(device: Any) -> float | None:
+    """Bytes that a program can have on a device, None where that is not known."""
+    if known := chip(device.device_kind).hbm_bytes:
+        return known
+    with contextlib.suppress(jax.errors.JaxRuntimeError, NotImplementedError):
+        return (device.memory_stats() or {}).get("bytes_limit")
+    return None
+
+
 def lower(config: Any, devices: Sequence[Any], num_classes: int) -> Lowered:
     """The step that `train` would run, with its shardings; `config` is complete.
 
     Raises:
       UserError: for what `train` would refuse.
     """
-    if config.model is None:
-        raise UserError("--config.model is not set")
-    if not config.total_steps:
-        config = config.copy_and_resolve_references()
-        config.total_steps = config.warmup_steps + 1  # Shapes nothing that is compiled.
     mesh = make_mesh(config.mesh, devices)
-    engine = engine_lib.build(config, mesh, num_classes)
-    state = jax.eval_shape(engine.init, jax.random.key(0))
+    engine = build(config, mesh, num_classes)
+    state = shapes(engine)
     size = config.pp.crop
     batch = {
         "image": jax.ShapeDtypeStruct((config.batch, size, size, 3), jnp.float32),
@@ -72,7 +104,7 @@ def lower(config: Any, devices: Sequence[Any], num_classes: int) -> Lowered:
     return Lowered(engine, state, lowered, train_flops(engine.model, size), tuple(notes))
 
 
-def compile_step(step: Lowered, config: ConfigDict, topology: str | None) -> Plan:
+def compile_step(step: Lowered, config: Any, topology: str | None) -> Plan:
     """Compiles it, which takes seconds to minutes.
 
     Raises:
@@ -83,7 +115,7 @@ def compile_step(step: Lowered, config: ConfigDict, topology: str | None) -> Pla
     started = time.perf_counter()
     try:
         with _quiet():
-            compiled = step.lowered.compile()
+            compiled = interruptible(step.lowered.compile)
     except jax.errors.JaxRuntimeError as error:
         raise _out_of_memory(error, topology) from error
     seconds = time.perf_counter() - started
@@ -102,6 +134,7 @@ def compile_step(step: Lowered, config: ConfigDict, topology: str | None) -> Pla
             outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
             program=memory.generated_code_size_in_bytes,
         ),
+        limit=limit(device),
         traffic=traffic.count(compiled.as_text()),
         compile_seconds=seconds,
         notes=step.notes,
@@ -111,16 +144,15 @@ def compile_step(step: Lowered, config: ConfigDict, topology: str | None) -> Pla
 def _out_of_memory(error: Exception, topology: str | None) -> UserError:
     """The compiler's own words, in one sentence."""
     text = str(error)
-    found = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm", text)
+    found = _WHOLE.search(text) or _PART.search(text)
     if found is None:
         return UserError(f"the compiler failed: {text.strip().splitlines()[0][:300]}")
-    unit = {"K": 2**10, "M": 2**20, "G": 2**30}
-    needed, available = (float(found[i]) * unit[found[i + 1]] for i in (1, 3))
+    needed, available = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+    at_least = "" if found.re is _WHOLE else "at least "
     return DoesNotFit(
-        f"does not fit on {topology}: a device needs {needed / 2**30:.2f} GiB and has "
-        f"{available / 2**30:.2f}, {(needed - available) / 2**30:.2f} GiB too much. A smaller "
-        "batch, more accum_steps, model.transformer.remat=True or a larger mesh.fsdp may help; "
-        "--fit tries them.",
+        f"the step does not fit on {topology or 'this machine'}: a device needs {at_least}"
+        f"{needed / 1e9:.2f} GB and has {available / 1e9:.2f}, {at_least}"
+        f"{(needed - available) / 1e9:.2f} GB too much. {ADVICE}",
         needed,
         available,
     )

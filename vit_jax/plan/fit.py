@@ -1,125 +1,130 @@
-"""Searches the settings that trade memory for time, by compiling with them."""
+"""Searches the settings that trade time for memory, by compiling with them.
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+Memory falls along every axis of `space`. So the most sparing value of each says how large the
+batch, or how small the slice, can be at all; there, axis after axis goes back to the fastest value
+that still fits, first the one that costs most time. Not so along the sizes of the fsdp axis, which
+makes the state smaller and the temporaries larger: they are tried one by one.
+"""
+
+import dataclasses
+import math
 from typing import Any
-
-from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError
 from vit_jax.plan import compiling, topology
 from vit_jax.plan.report import Plan
-
-Say = Callable[[str], None]
-
-# From the fastest to the most sparing: accumulation costs less than computing twice.
-_REMAT = (False, "qkv,attention,mlp", "qkv,attention", True)
-_MOST_PARTS = 8
+from vit_jax.plan.space import Axes, Settings
+from vit_jax.plan.tries import Compiler, Say, Try, Undivided
 
 
-def search(config: ConfigDict, name: str | None, num_classes: int, goal: str, *, say: Say) -> Plan:
-    """The plan of the best settings that fit.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The best settings that fit, their plan, and all that was tried."""
+
+    plan: Plan
+    settings: Settings
+    tries: tuple[Try, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"settings": self.settings, "tries": [tried.to_dict() for tried in self.tries]}
+
+
+def search(config: Any, name: str | None, num_classes: int, goal: str, *, say: Say) -> Found:
+    """The best settings that fit.
 
     Args:
       name: The topology; None is this machine.
       goal: 'batch' for the largest batch of `config.batch` times a power of 2, on this topology;
         'chips' for the smallest slice of its family on which `config.batch` fits.
-      say: Gets a line for every try.
+      say: Gets what is tried, and what came of it.
 
     Raises:
-      UserError: where nothing fits.
+      UserError: where nothing fits, or the memory of a device is not known.
     """
-    if goal == "batch":
-        return _largest_batch(config, name, num_classes, say)
-    return _fewest_chips(config, name, num_classes, say)
-
-
-def _largest_batch(config: ConfigDict, name: str | None, num_classes: int, say: Say) -> Plan:
-    devices = topology.devices(name)
-    best: Plan | None = None
-    for doublings in itertools.count():
-        larger = _changed(config, batch=config.batch * 2**doublings)
-        found = _first_fit(larger, name, devices, num_classes, say, parts=(1,))
-        if found is None:
-            break
-        best = found
-    if best is not None:
-        return best
-    raise UserError(f"batch={config.batch} fits {name} with no setting; --fit chips asks for more")
-
-
-def _fewest_chips(config: ConfigDict, name: str | None, num_classes: int, say: Say) -> Plan:
-    if name is None:
+    if goal == "chips" and name is None:
         raise UserError("--fit chips needs a --topology, whose family is searched")
-    family = name.partition(":")[0]
-    topology.devices(name)  # Raises for one that is unknown.
-    parts = [n for n in (1, 2, 4, 8) if n <= _MOST_PARTS]
+    kind = (device := topology.devices(name)[0]).device_kind
+    if compiling.limit(device) is None:
+        raise UserError(f"--fit: how much memory a device of kind {kind!r} has is not known here")
+    compiler = Compiler(config, num_classes, say)
+    return (_largest_batch if goal == "batch" else _fewest_chips)(compiler, config, name)
+
+
+def _largest_batch(compiler: Compiler, config: Any, name: str | None) -> Found:
+    compiler.move(name)
+    # Any batch fits in parts enough: they are for one that does not fit otherwise.
+    axes = compiler.axes | {"accum_steps": (1,)}
+    tried = compiler.compile(_most_sparing(config, axes))
+    if tried.fits:
+        tried = _grown(compiler, tried)
+    else:
+        axes = compiler.axes
+        tried = compiler.compile(_most_sparing(config, axes))
+        if not tried.fits:
+            raise UserError(
+                f"batch={config.batch} does not fit {name or 'this machine'}, sparing all that can "
+                "be spared; start from a smaller one with --set batch=…, or look for more devices "
+                "with --fit chips"
+            )
+    return _fastest(compiler, axes, tried)
+
+
+def _grown(compiler: Compiler, fits: Try) -> Try:
+    """Of what fits, the same with the batch doubled as often as that fits too."""
+    batch, doubled, too_often = fits.settings["batch"], 0, None
+    points = [(0, 0), _point(fits)]
+    while too_often is None or too_often - doubled > 1:
+        doublings = min(doubled + _doublings(points, fits), (too_often or math.inf) - 1)
+        larger = {**fits.settings, "batch": batch * 2**doublings, "mesh.fsdp": 1}
+        tried = compiler.compile(larger)
+        if tried.fits:
+            doubled, fits = doublings, tried
+            points.append(_point(fits))
+        else:
+            too_often = doublings
+    return fits
+
+
+def _point(tried: Try) -> tuple[int, int]:
+    """(images, bytes) of what fits."""
+    return (tried.settings["batch"], tried.plan.memory.total) if tried.plan else (0, 0)
+
+
+def _doublings(points: list[tuple[int, int]], fits: Try) -> int:
+    """How often the batch can be doubled by the line through the last two points; at least once."""
+    (small, less), (large, more) = points[-2:]
+    if more <= less or fits.plan is None or fits.plan.limit is None:
+        return 1
+    most = large + (fits.plan.limit - more) * (large - small) / (more - less)
+    return max(1, int(math.log2(most / large)))
+
+
+def _fewest_chips(compiler: Compiler, config: Any, name: str | None) -> Found:
+    family = (name or "").partition(":")[0]
     for shape in topology.KNOWN[family]:
-        smaller = f"{family}:{shape}"
-        devices = topology.devices(smaller)
-        if config.batch % len(devices):
-            say(f"{smaller}: {len(devices)} devices do not divide the batch of {config.batch}")
-            continue
-        if found := _first_fit(config, smaller, devices, num_classes, say, parts):
-            return found
-    raise UserError(f"batch={config.batch} fits no slice of {family} that is known here")
-
-
-def _first_fit(
-    config: ConfigDict,
-    name: str | None,
-    devices: Sequence[Any],
-    num_classes: int,
-    say: Say,
-    parts: Sequence[int],
-) -> Plan | None:
-    for changes, settings in _settings(config, len(devices), parts):
-        label = f"{name or 'this machine'} batch={config.batch} {_words(changes)}: "
         try:
-            step = compiling.lower(settings, devices, num_classes)
-            plan = compiling.compile_step(step, settings, name)
-        except compiling.DoesNotFit as error:
-            over = error.needed - error.available
-            say(f"{label}{over / 2**30:.2f} GiB too much")
+            compiler.move(f"{family}:{shape}")
+        except Undivided as problem:
+            compiler.say(f"{family}:{shape}: {problem}", True)
             continue
-        seconds = f", {1e3 * max(plan.seconds.values()):.0f} ms" if plan.seconds else ""
-        size = f"{plan.memory.total / 1e9:.2f} GB{seconds}"
-        say(f"{label}{size}{'' if plan.fits is not False else ', too much'}")
-        if plan.fits is None:
-            raise UserError(f"how much memory a {plan.device_kind} has is not known here")
-        if plan.fits:
-            return plan
-    return None
+        tried = compiler.compile(_most_sparing(config, compiler.axes))
+        if tried.fits:
+            return _fastest(compiler, compiler.axes, tried)
+    raise UserError(
+        f"batch={config.batch} fits no slice of {family} that is known here, sparing all that can "
+        "be spared; a smaller batch may, or another family"
+    )
 
 
-def _settings(
-    config: ConfigDict, devices: int, parts: Sequence[int]
-) -> Iterator[tuple[dict[str, Any], ConfigDict]]:
-    """Each change, and the config with it; the fastest first."""
-    has_blocks = config.model.get("transformer") is not None
-    for fsdp in (1, devices) if devices > 1 else (1,):
-        for remat in _REMAT if has_blocks else (False,):
-            for accum_steps in parts:
-                if config.batch % (devices * accum_steps):
-                    continue
-                changes = {"fsdp": fsdp, "remat": remat, "accum_steps": accum_steps}
-                yield changes, _with(config, **changes)
+def _fastest(compiler: Compiler, axes: Axes, tried: Try) -> Found:
+    """Gives back what need not be spared; what was tried last, most sparing, fits."""
+    for field, values in axes.items():
+        faster = (compiler.compile({**tried.settings, field: value}) for value in values)
+        tried = next(other for other in faster if other.fits)
+    assert tried.plan is not None
+    return Found(tried.plan, tried.settings, tuple(compiler.tries))
 
 
-def _with(config: ConfigDict, fsdp: int, remat: bool | str, accum_steps: int) -> ConfigDict:
-    settings = _changed(config, accum_steps=accum_steps)
-    settings.mesh = {"data": -1, "fsdp": fsdp, "model": 1}
-    if config.model.get("transformer") is not None:
-        settings.model.transformer.remat = remat
-    return settings
-
-
-def _changed(config: ConfigDict, **fields: Any) -> ConfigDict:
-    settings = config.copy_and_resolve_references().unlock()
-    for field, value in fields.items():
-        settings[field] = value
-    return settings
-
-
-def _words(changes: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in changes.items())
+def _most_sparing(config: Any, axes: Axes) -> Settings:
+    sparing = {field: values[-1] for field, values in axes.items()}
+    return {"batch": config.batch, **sparing, "mesh.fsdp": 1}

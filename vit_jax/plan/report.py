@@ -33,6 +33,7 @@ class Plan:
     """One compiled step on one device of `devices`.
 
     Attributes:
+      limit: Bytes that a program can have on the device, None where that is not known.
       image_flops: Of the model, for one training image; what is recomputed does not count.
       compile_seconds: On this machine.
     """
@@ -47,6 +48,7 @@ class Plan:
     memory: Memory
     traffic: Traffic
     compile_seconds: float
+    limit: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -61,8 +63,7 @@ class Plan:
     @property
     def fits(self) -> bool | None:
         """None where the device's memory is not known."""
-        limit = self.chip.hbm_bytes
-        return None if limit is None else self.memory.total <= limit
+        return None if self.limit is None else self.memory.total <= self.limit
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -91,7 +92,7 @@ class Plan:
             "batch": self.batch,
             "accum_steps": self.accum_steps,
             "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total},
-            "hbm_bytes": self.chip.hbm_bytes,
+            "hbm_bytes": self.limit,
             "fits": self.fits,
             "flops": self.flops,
             "hbm_traffic": self.traffic.hbm_bytes,
@@ -160,12 +161,12 @@ def caveats(plan: Plan) -> list[str]:
 
 
 def _verdict(plan: Plan) -> str:
-    limit = plan.chip.hbm_bytes
-    if limit is None:
+    if plan.limit is None:
         return ""
     if plan.fits:
-        return f"; fits, {_gb(limit)} there are"
-    return f"; DOES NOT FIT: {_gb(plan.memory.total - limit)} more than the {_gb(limit)} there are"
+        return f"; fits, {_gb(plan.limit)} there are"
+    over = _gb(plan.memory.total - plan.limit)
+    return f"; DOES NOT FIT: {over} more than the {_gb(plan.limit)} there are"
 
 
 def _gb(size: float) -> str:

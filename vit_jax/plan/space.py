@@ -1,0 +1,65 @@
+"""The settings that trade time for memory, for a config on some devices.
+
+What is computed twice; into how many parts the batch is cut; over how many devices the state is.
+"""
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from vit_jax.plan import compiling
+from vit_jax.train.shard_sizes import unsplit
+from vit_jax.train.sharding import batch_shards, make_mesh, param_shardings
+
+# Values of fields of the config, by their dotted names.
+Settings = dict[str, Any]
+# The values of each field, from the fastest to the most sparing.
+Axes = dict[str, tuple[Any, ...]]
+
+_KEPT = (False, "qkv,attention,mlp", "qkv,attention", True)
+# On a device, of a part of the batch: fewer leave its arithmetic idle.
+_LEAST_IMAGES = 8
+# From one size of the fsdp axis to the next that is tried.
+_STRIDE = 16
+
+
+def axes(config: Any, devices: Sequence[Any]) -> Axes:
+    """The axes, first the one that costs most time."""
+    # Blocks without these names keep nothing by them.
+    named = config.model.get("transformer") is not None
+    images = config.batch // batch_shards(mesh(config, devices))
+    parts = [2**i for i in range(1, 16) if images % 2**i == 0 and images // 2**i >= _LEAST_IMAGES]
+    return {
+        "model.transformer.remat" if named else "model.remat": _KEPT if named else (False, True),
+        "accum_steps": (1, *parts),
+    }
+
+
+def fsdp_sizes(config: Any, devices: Sequence[Any], num_classes: int) -> tuple[int, ...]:
+    """1, and a few sizes that split the parameters into shards of a useful size."""
+    whole = mesh(config, devices)
+    once = changed(config, {"accum_steps": 1})
+    params = compiling.shapes(compiling.build(once, whole, num_classes)).params
+    rules, sizes, largest = tuple(map(tuple, config.sharding_rules)), [1], 1
+    for size in (n for n in range(2, batch_shards(whole) + 1) if batch_shards(whole) % n == 0):
+        split = mesh(config, devices, fsdp=size)
+        if unsplit(params, param_shardings(params, split, rules), split) is None:
+            largest = size
+            sizes += [size] if size >= _STRIDE * sizes[-1] else []
+    return tuple(dict.fromkeys([*sizes, largest]))
+
+
+def mesh(config: Any, devices: Sequence[Any], fsdp: int = 1) -> Mesh:
+    return make_mesh({**config.mesh, "data": -1, "fsdp": fsdp}, devices)
+
+
+def changed(config: Any, settings: Settings) -> Any:
+    """A copy with other values of these fields, which it may not have yet."""
+    config = config.copy_and_resolve_references().unlock()
+    for field, value in settings.items():
+        *path, name = field.split(".")
+        functools.reduce(operator.getitem, path, config)[name] = value
+    return config
