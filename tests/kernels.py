@@ -16,9 +16,11 @@ def kernels(function: Callable[..., Any], *args: Any) -> list[str]:
 
 
 def equations(program: Any) -> Iterator[Any]:
-    """Every equation of a traced program, and of the programs inside of it."""
+    """Every equation of a traced program, and of the programs inside of it; a kernel is one."""
     for equation in getattr(program, "jaxpr", program).eqns:
         yield equation
+        if equation.primitive.name == "pallas_call":
+            continue
         for value in jax.tree.leaves(tuple(equation.params.values()), is_leaf=_is_program):
             if _is_program(value):
                 yield from equations(value)

@@ -74,7 +74,7 @@ def test_ours_is_the_reference(config, against, inputs, drifts_from):
 
 
 def compared_by(attend, monkeypatch):
-    """ViT-Ti/16, two blocks of it, against timm; and how often the kernel was taken."""
+    """ViT-Ti/16, one block of it, against timm; and how often the kernel was taken."""
     taken = []
 
     def packed(qkv, bias, heads):
@@ -83,18 +83,18 @@ def compared_by(attend, monkeypatch):
 
     monkeypatch.setattr(attention, "packed_over_mesh", packed)
     config = resolve("ViT-Ti_16").config.to_dict()
-    config["transformer"]["num_layers"] = 2
+    config["transformer"]["num_layers"] = 1
     with attending(attend):
         found = compare(config, against="timm", num_classes=5, image_size=(48, 80), num_images=2)
     return found, taken
 
 
-@pytest.mark.parametrize("attend", ["auto", "xla", "packed"])
+@pytest.mark.parametrize("attend", ["xla", "packed"])
 def test_ours_is_timm_with_every_attention(attend, monkeypatch):
     found, taken = compared_by(attend, monkeypatch)
     assert found.verdict == "same"
     assert 0 < max(d.error for d in (*found.matched.blocks, found.matched.logits)) < 1e-12
-    assert taken == ([np.float32] * 2 + [np.float64] * 2 if attend == "packed" else [])
+    assert taken == ([np.float32, np.float64] if attend == "packed" else [])
 
 
 def test_a_kernel_of_another_scale_is_seen(monkeypatch):
