@@ -11,6 +11,7 @@ import ast
 import functools
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -160,9 +161,8 @@ def _print(plan: "Plan") -> None:
 
     for line in report.lines(plan):
         print(line)
-    columns = ("class", ">count", ">GB", ">1000 cycles")
-    common.print_table(columns, report.class_rows(plan))
+    common.print_table(*report.class_table(plan))
     if plan.traffic.collectives:
         common.print_table(("collective", ">count", ">MB a device"), report.collective_rows(plan))
     for note in report.caveats(plan):
-        print(f"note: {note}")
+        print(textwrap.fill(f"note: {note}", width=100, subsequent_indent="      "))

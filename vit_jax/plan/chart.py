@@ -4,7 +4,9 @@ import os
 import pathlib
 
 from vit_jax.errors import UserError
+from vit_jax.plan import report
 from vit_jax.plan.report import Plan
+from vit_jax.plan.traffic import Work
 from vit_jax.train.plot import save_figure
 
 FORMATS = (".png", ".svg")
@@ -32,33 +34,48 @@ def draw(plan: Plan, path: str | os.PathLike) -> None:
 
     path = pathlib.Path(path)
     with matplotlib.rc_context({"svg.hashsalt": "vit-jax", "font.size": 10}):
-        works = sorted(plan.traffic.classes.items(), key=lambda item: item[1].hbm_bytes)
-        works = [(name, work) for name, work in works if work.hbm_bytes or work.cycles]
-        names = [name for name, _ in works]
-        figure = Figure(figsize=(11, 1.8 + 0.42 * len(names)), layout="constrained")
-        cycles, traffic = figure.subplots(1, 2, sharey=True)
-        clock = plan.chip.clock
-        times = [work.cycles / (clock / 1e3 if clock else 1e6) for _, work in works]
-        unit = "ms" if clock else "million"
-        _bars(cycles, names, times, _CYCLES, f"Estimated cycles, {unit} a step")
-        sizes = [work.hbm_bytes / 1e9 for _, work in works]
-        _bars(traffic, names, sizes, _TRAFFIC, "HBM traffic, GB a step")
+        # The most expensive on top, as in the table.
+        works = [item for item in plan.traffic.most_expensive()[::-1] if any(_figures(item[1]))]
+        panels = _panels(plan, [work for _, work in works])
+        figure = Figure(figsize=(11, 1.9 + 0.42 * len(works)), layout="constrained")
+        rows = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+        for axes, (title, values, colour) in zip(rows[0], panels, strict=True):
+            _bars(axes, [name for name, _ in works], values, colour, title)
         figure.suptitle(_title(plan), x=0.01, ha="left", fontsize=11)
         save_figure(figure, path)
 
 
+def _figures(work: Work) -> tuple[int, int]:
+    return work.cycles, work.hbm_bytes
+
+
+def _panels(plan: Plan, works: list[Work]) -> list[tuple[str, list[float], str]]:
+    """Title, values and colour of each; cycles only where the compiler estimates them."""
+    traffic = ("HBM traffic of a device, GB a step", [w.hbm_bytes / 1e9 for w in works], _TRAFFIC)
+    if not plan.traffic.cycles:
+        return [traffic]
+    clock = plan.chip.clock
+    unit = f"ms a step at {clock / 1e9:.4g} GHz" if clock else "millions a step"
+    cycles = [1e3 * w.cycles / clock if clock else w.cycles / 1e6 for w in works]
+    return [(f"Estimated cycles, {unit}", cycles, _CYCLES), traffic]
+
+
 def _title(plan: Plan) -> str:
-    return (
-        f"{plan.topology}, batch {plan.batch}: {plan.memory.total / 1e9:.2f} GB a device, "
-        + ", ".join(f"{name} {1e3 * s:.1f} ms" for name, s in plan.seconds.items())
-    )
+    time = f"\nstep: {report.least_time(plan)}" if plan.seconds else ""
+    return f"{plan.topology}, batch {plan.batch}\nmemory: {report.memory_use(plan)}{time}"
 
 
 def _bars(axes, names: list[str], values: list[float], colour: str, title: str) -> None:
     bars = axes.barh(names, values, color=colour, height=0.7)
-    axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, color=_GREY, fontsize=9)
+    axes.bar_label(bars, [_number(value) for value in values], padding=3, color=_GREY, fontsize=9)
     axes.set_title(title, loc="left", fontsize=10, color=_GREY)
     axes.margins(x=0.15)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
     axes.tick_params(axis="y", length=0)
+
+
+def _number(value: float) -> str:
+    if value == 0:
+        return "–"
+    return f"{value:,.2f}" if value >= 0.1 else f"{value:.2g}"

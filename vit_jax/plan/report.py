@@ -6,11 +6,14 @@ from typing import Any
 from vit_jax.plan.chips import Chip, chip
 from vit_jax.plan.traffic import Traffic
 
-CAVEATS = (
-    "Compiled, not run: the cycles are the compiler's static model, without waits for memory or "
-    "for other devices; a TPU kernel's are those of its schedule for v5e, fitted.",
-    "HBM traffic is counted from the final program: loops as often as they run, operands in "
-    "on-chip memory left out, padding of tiles included.",
+_COMPILED = "Compiled, not run."
+_TIMES = (
+    "Compiled, not run: cycles are the compiler's static model, without waits for memory or for "
+    "other devices; a TPU kernel's are fitted to its schedules for v5e."
+)
+_TRAFFIC = (
+    "HBM traffic is counted from the final program: loops as often as they run, what stays on the "
+    "chip left out, padding of tiles included."
 )
 
 
@@ -114,33 +117,59 @@ def lines(plan: Plan) -> list[str]:
     """The report's head, for people."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1)
     parts = f" in {plan.accum_steps} parts" if plan.accum_steps > 1 else ""
-    memory = plan.memory
+    images = plan.batch // plan.devices
     text = [
-        f"{plan.topology}: {plan.devices} × {plan.device_kind} ({mesh or 'one device'}), batch "
-        f"{plan.batch}{parts}, {plan.batch // plan.devices} images a device",
-        f"memory      {_gb(memory.total)} GB a device: arguments {_gb(memory.arguments)}, "
-        f"temporaries {_gb(memory.temporaries)}, outputs {_gb(memory.outputs)}, program "
-        f"{_gb(memory.program)}{_verdict(plan)}",
+        f"{plan.topology}: {plan.devices} × {plan.device_kind} ({mesh or 'one device'})",
+        f"batch {plan.batch}{parts}, {images} images a device; compiled in "
+        f"{plan.compile_seconds:.0f} s. On each device, a step:",
+        f"  memory       {memory_use(plan)}",
+        f"               {memory_parts(plan)}",
     ]
     if plan.flops:
-        text.append(f"work        {plan.flops / 1e12:.2f} TFLOP of the model")
-    text.append(f"HBM traffic {_gb(plan.traffic.hbm_bytes)} GB")
+        text.append(f"  FLOPs        {plan.flops / 1e12:.3g} T, of the model alone")
+    text.append(f"  HBM traffic  {_gb(plan.traffic.hbm_bytes)} GB")
     if plan.seconds:
-        names = {"compute": "products at peak", "hbm": "HBM", "cycles": "estimated cycles"}
-        limits = ", ".join(f"{names[k]} {1e3 * s:.1f} ms" for k, s in plan.seconds.items())
-        text.append(f"at least    {limits}")
+        text.append(f"  time         {least_time(plan)}")
     if plan.utilisation_bound is not None:
-        text.append(f"utilisation at most {plan.utilisation_bound:.0%} of the peak")
-    text.append(f"compiled in {plan.compile_seconds:.0f} s")
+        text.append(f"  utilisation  at most {plan.utilisation_bound:.0%} of the peak FLOP/s")
     return text
 
 
-def class_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
-    """(class, count, GB of traffic, thousands of cycles), the most expensive first."""
-    works = sorted(
-        plan.traffic.classes.items(), key=lambda item: (-item[1].cycles, -item[1].hbm_bytes)
-    )
-    return [(k, f"{w.count:,}", _gb(w.hbm_bytes), f"{w.cycles / 1e3:,.0f}") for k, w in works]
+def least_time(plan: Plan) -> str:
+    """By each limit that is known."""
+    names = {"compute": "FLOPs at peak", "hbm": "HBM traffic", "cycles": "estimated cycles"}
+    limits = ", ".join(f"{names[k]} {1e3 * s:.1f}" for k, s in plan.seconds.items())
+    return f"at least {1e3 * max(plan.seconds.values()):.1f} ms ({limits})"
+
+
+def memory_use(plan: Plan) -> str:
+    """What is needed, and of how much."""
+    total, limit = plan.memory.total, plan.limit
+    if limit is None:
+        return f"{_gb(total)} GB"
+    verdict = "fits" if plan.fits else f"DOES NOT FIT, {_gb(total - limit)} GB too much"
+    return f"{_gb(total)} GB of {_gb(limit)}: {verdict}"
+
+
+def memory_parts(plan: Plan) -> str:
+    """What it is needed for."""
+    parts = dataclasses.asdict(plan.memory).items()
+    return ", ".join(f"{name} {_gb(size)}" for name, size in parts)
+
+
+def class_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the classes of operations, the most expensive first.
+
+    Cycles stand there where the compiler estimates them, milliseconds where the clock is known.
+    """
+    columns, clock = ["class", ">count", ">HBM GB"], plan.chip.clock
+    if plan.traffic.cycles:
+        columns += [">1000 cycles", ">ms"] if clock else [">1000 cycles"]
+    rows = []
+    for name, work in plan.traffic.most_expensive():
+        row = [name, f"{work.count:,}", _gb(work.hbm_bytes), f"{work.cycles / 1e3:,.0f}"]
+        rows.append([*row, f"{1e3 * work.cycles / (clock or 1):.2f}"][: len(columns)])
+    return columns, rows
 
 
 def collective_rows(plan: Plan) -> list[tuple[str, str, str]]:
@@ -152,22 +181,19 @@ def collective_rows(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def caveats(plan: Plan) -> list[str]:
-    text = [*plan.notes, *CAVEATS]
-    if plan.traffic.kernels_unknown:
-        text.append(f"{plan.traffic.kernels_unknown} runs of kernels have no estimate of cycles.")
-    if plan.traffic.unknown_loops:
-        text.append(f"{plan.traffic.unknown_loops} loops of unknown length are counted once.")
+    """What the figures are not."""
+    traffic = plan.traffic
+    text = [*plan.notes, _TIMES if traffic.cycles else _COMPILED, _TRAFFIC]
+    if traffic.kernels_unknown and traffic.cycles:
+        text.append(f"{traffic.kernels_unknown} runs of kernels have no estimate of cycles.")
+    if traffic.unknown_loops:
+        text.append(f"{traffic.unknown_loops} loops of unknown length are counted once.")
     return text
 
 
-def _verdict(plan: Plan) -> str:
-    if plan.limit is None:
-        return ""
-    if plan.fits:
-        return f"; fits, {_gb(plan.limit)} there are"
-    over = _gb(plan.memory.total - plan.limit)
-    return f"; DOES NOT FIT: {over} more than the {_gb(plan.limit)} there are"
-
-
 def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f}"
+    """Of small sizes more digits."""
+    gb = size / 1e9
+    if 0 < gb < 0.0005:
+        return "<0.001"
+    return f"{gb:.2f}" if gb >= 0.1 or gb == 0 else f"{gb:.3f}"

@@ -49,15 +49,13 @@ def devices(name: str | None) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
-        raise _unknown(name, " ".join(str(error).split())[:200]) from error
-
-
-def chips(name: str) -> int:
-    """Chips of a topology; a chip may be two devices."""
-    product = 1
-    for size in name.partition(":")[2].split("x"):
-        product *= int(size)
-    return product
+        reason = " ".join(str(error).split())[:200]
+        if "lockfile" in reason:
+            raise UserError(
+                "another process has the TPU compiler to itself: wait for it to end, or let both "
+                "have it, with ALLOW_MULTIPLE_LIBTPU_LOAD=1 in the environment"
+            ) from error
+        raise _unknown(name, reason) from error
 
 
 def _require_libtpu() -> None:
@@ -72,7 +70,9 @@ def _require_libtpu() -> None:
 
 
 def _unknown(name: str, reason: str = "") -> UserError:
-    known = "; ".join(f"{family}: {', '.join(shapes)}" for family, shapes in KNOWN.items())
+    family = name.partition(":")[0]
+    families = {family: KNOWN[family]} if family in KNOWN else KNOWN
+    known = "; ".join(f"{family}: {', '.join(shapes)}" for family, shapes in families.items())
     because = f" ({reason})" if reason else ""
     return UserError(
         f"unknown topology {name!r}{because}; expected family:shape, such as v5e:4x4. "

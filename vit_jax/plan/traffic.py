@@ -90,6 +90,10 @@ class Traffic:
     def cycles(self) -> int:
         return sum(work.cycles for work in self.classes.values())
 
+    def most_expensive(self) -> list[tuple[str, Work]]:
+        """The classes, by cycles and then by traffic."""
+        return sorted(self.classes.items(), key=lambda item: (-item[1].cycles, -item[1].hbm_bytes))
+
 
 def count(text: str) -> Traffic:
     """Counts the program of this text (`compiled.as_text()`)."""

@@ -90,7 +90,12 @@ class Compiler:
         if key not in self._known:
             words = ", ".join(f"{k.rpartition('.')[2]} {v}" for k, v in settings.items())
             self.say(f"{self._place}, {words}: ", False)
-            self._known[key] = tried = self._compiled(settings)
+            try:
+                tried = self._compiled(settings)
+            except BaseException:  # What is said of it begins a line of its own.
+                self.say("", True)
+                raise
+            self._known[key] = tried
             self.tries.append(tried)
             self.say(_outcome(tried), True)
         return self._known[key]
