@@ -112,8 +112,7 @@ def test_the_largest_batch_of_the_space_by_its_fastest_settings(
 
 def test_a_batch_that_only_fits_in_parts(compiled):
     found, _ = search(recipe(65_536), "v5e:4x4", "batch")
-    parts = [2**i for i in range(12)]
-    assert tuple(found.settings.values()) == fitting([65_536], 4, parts)[0]
+    assert tuple(found.settings.values()) == fitting([65_536], 4, (1, 2, 4, 8))[0]
     assert found.settings["accum_steps"] > 1
 
 

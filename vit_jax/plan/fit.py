@@ -1,19 +1,20 @@
 """Searches the settings that trade time for memory, by compiling with them.
 
-Memory falls along every axis of `space`. So the most sparing value of each says how large the
-batch, or how small the slice, can be at all; there, axis after axis goes back to the fastest value
-that still fits, first the one that costs most time. Not so along the sizes of the fsdp axis, which
-makes the state smaller and the temporaries larger: they are tried one by one.
+Memory falls with what is computed twice (`remat`). So the most sparing value of that says how large
+the batch, or how small the slice, can be at all; there, the fastest value is taken that still fits.
+Memory does not always fall with parts of the batch (small ones are padded to tiles) nor along the
+fsdp axis (the state shrinks, the temporaries grow): these divisions are tried one by one.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.plan import compiling, topology
+from vit_jax.plan import compiling, space, topology
 from vit_jax.plan.report import Plan
-from vit_jax.plan.space import Axes, Settings
+from vit_jax.plan.space import Settings
 from vit_jax.plan.tries import Compiler, Say, Try, Undivided
 
 
@@ -53,20 +54,16 @@ def search(config: Any, name: str | None, num_classes: int, goal: str, *, say: S
 def _largest_batch(compiler: Compiler, config: Any, name: str | None) -> Found:
     compiler.move(name)
     # Any batch fits in parts enough: they are for one that does not fit otherwise.
-    axes = compiler.axes | {"accum_steps": (1,)}
-    tried = compiler.compile(_most_sparing(config, axes))
-    if tried.fits:
-        tried = _grown(compiler, tried)
-    else:
-        axes = compiler.axes
-        tried = compiler.compile(_most_sparing(config, axes))
-        if not tried.fits:
-            raise UserError(
-                f"batch={config.batch} does not fit {name or 'this machine'}, sparing all that can "
-                "be spared; start from a smaller one with --set batch=…, or look for more devices "
-                "with --fit chips"
-            )
-    return _fastest(compiler, axes, tried)
+    parts = (1,)
+    if (tried := compiler.compile(_most_sparing(config), parts)).fits:
+        return _fastest(compiler, config, _grown(compiler, tried), parts)
+    if (tried := compiler.compile(_most_sparing(config), compiler.parts)).fits:
+        return _fastest(compiler, config, tried, compiler.parts)
+    raise UserError(
+        f"batch={config.batch} does not fit {name or 'this machine'}, sparing all that can be "
+        "spared; start from a smaller one with --set batch=…, or look for more devices with "
+        "--fit chips"
+    )
 
 
 def _grown(compiler: Compiler, fits: Try) -> Try:
@@ -76,7 +73,7 @@ def _grown(compiler: Compiler, fits: Try) -> Try:
     while too_often is None or too_often - doubled > 1:
         doublings = min(doubled + _doublings(points, fits), (too_often or math.inf) - 1)
         larger = {**fits.settings, "batch": batch * 2**doublings, "mesh.fsdp": 1}
-        tried = compiler.compile(larger)
+        tried = compiler.compile(larger, (1,))
         if tried.fits:
             doubled, fits = doublings, tried
             points.append(_point(fits))
@@ -107,24 +104,24 @@ def _fewest_chips(compiler: Compiler, config: Any, name: str | None) -> Found:
         except Undivided as problem:
             compiler.say(f"{family}:{shape}: {problem}", True)
             continue
-        tried = compiler.compile(_most_sparing(config, compiler.axes))
+        tried = compiler.compile(_most_sparing(config), compiler.parts)
         if tried.fits:
-            return _fastest(compiler, compiler.axes, tried)
+            return _fastest(compiler, config, tried, compiler.parts)
     raise UserError(
         f"batch={config.batch} fits no slice of {family} that is known here, sparing all that can "
         "be spared; a smaller batch may, or another family"
     )
 
 
-def _fastest(compiler: Compiler, axes: Axes, tried: Try) -> Found:
-    """Gives back what need not be spared; what was tried last, most sparing, fits."""
-    for field, values in axes.items():
-        faster = (compiler.compile({**tried.settings, field: value}) for value in values)
-        tried = next(other for other in faster if other.fits)
-    assert tried.plan is not None
-    return Found(tried.plan, tried.settings, tuple(compiler.tries))
+def _fastest(compiler: Compiler, config: Any, fits: Try, parts: Sequence[int]) -> Found:
+    """Computes no more twice than it must; what fits so far does so for everything."""
+    field, values = space.remat(config)
+    faster = (compiler.compile({**fits.settings, field: value}, parts) for value in values)
+    fits = next(tried for tried in faster if tried.fits)
+    assert fits.plan is not None
+    return Found(fits.plan, fits.settings, tuple(compiler.tries))
 
 
-def _most_sparing(config: Any, axes: Axes) -> Settings:
-    sparing = {field: values[-1] for field, values in axes.items()}
-    return {"batch": config.batch, **sparing, "mesh.fsdp": 1}
+def _most_sparing(config: Any) -> Settings:
+    field, values = space.remat(config)
+    return {"batch": config.batch, field: values[-1], "accum_steps": 1, "mesh.fsdp": 1}

@@ -16,26 +16,26 @@ from vit_jax.train.sharding import batch_shards, make_mesh, param_shardings
 
 # Values of fields of the config, by their dotted names.
 Settings = dict[str, Any]
-# The values of each field, from the fastest to the most sparing.
-Axes = dict[str, tuple[Any, ...]]
 
 _KEPT = (False, "qkv,attention,mlp", "qkv,attention", True)
+_PARTS = (1, 2, 4, 8)
 # On a device, of a part of the batch: fewer leave its arithmetic idle.
 _LEAST_IMAGES = 8
 # From one size of the fsdp axis to the next that is tried.
 _STRIDE = 16
 
 
-def axes(config: Any, devices: Sequence[Any]) -> Axes:
-    """The axes, first the one that costs most time."""
-    # Blocks without these names keep nothing by them.
-    named = config.model.get("transformer") is not None
+def remat(config: Any) -> tuple[str, tuple[bool | str, ...]]:
+    """The field, and its values from the fastest to the most sparing."""
+    if config.model.get("transformer") is not None:
+        return "model.transformer.remat", _KEPT
+    return "model.remat", (False, True)  # Blocks without these names keep nothing by them.
+
+
+def parts(config: Any, devices: Sequence[Any]) -> tuple[int, ...]:
+    """Values of accum_steps."""
     images = config.batch // batch_shards(mesh(config, devices))
-    parts = [2**i for i in range(1, 16) if images % 2**i == 0 and images // 2**i >= _LEAST_IMAGES]
-    return {
-        "model.transformer.remat" if named else "model.remat": _KEPT if named else (False, True),
-        "accum_steps": (1, *parts),
-    }
+    return tuple(n for n in _PARTS if n == 1 or (images % n == 0 and images // n >= _LEAST_IMAGES))
 
 
 def fsdp_sizes(config: Any, devices: Sequence[Any], num_classes: int) -> tuple[int, ...]:

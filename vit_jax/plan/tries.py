@@ -1,7 +1,8 @@
 """Compiles a config with other settings, and says what came of it."""
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
@@ -69,18 +70,24 @@ class Compiler:
             check_batch("batch_eval", self._config.batch_eval, mesh)
         except UserError as problem:
             raise Undivided(str(problem)) from problem
-        self.axes = space.axes(self._config, self._devices)
+        self.parts = space.parts(self._config, self._devices)
         self._sizes = space.fsdp_sizes(self._config, self._devices, self._num_classes)
 
-    def compile(self, settings: Settings) -> Try:
-        """With the first size of the fsdp axis, from that of the settings on, that makes it fit.
+    def compile(self, settings: Settings, parts: Sequence[int]) -> Try:
+        """With the first division, from that of the settings on, that makes it fit.
+
+        Args:
+          parts: Values of accum_steps that are tried, each with each size of the fsdp axis.
 
         Returns:
-          Where none does, the try that comes closest.
+          Where none fits, the try that comes closest.
         """
+        divisions = list(itertools.product(parts, self._sizes))
+        first = divisions.index((settings["accum_steps"], settings["mesh.fsdp"]))
         tries = []
-        for size in self._sizes[self._sizes.index(settings["mesh.fsdp"]) :]:
-            tries.append(self._tried({**settings, "mesh.fsdp": size}))
+        for accum_steps, size in divisions[first:]:
+            division = {"accum_steps": accum_steps, "mesh.fsdp": size}
+            tries.append(self._tried({**settings, **division}))
             if tries[-1].fits:
                 return tries[-1]
         return min(tries, key=lambda tried: tried.over)
