@@ -61,6 +61,9 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "model": 1})
     # Pairs (regex on parameter names, axes of the dimensions), tried before the default ones.
     config.sharding_rules = ()
+    # On TPU: weights that `mesh` splits are gathered in one piece before a product. False lets the
+    # compiler multiply part by part, and read large activations once a part.
+    config.gather_whole = True
 
     # Images per optimizer update, over all devices, and per evaluation step.
     config.batch = 512

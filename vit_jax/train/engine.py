@@ -21,6 +21,7 @@ from vit_jax.errors import UserError
 from vit_jax.layers import implementation
 from vit_jax.layers.implementation import attending
 from vit_jax.train import distill, profiling
+from vit_jax.train.compiler_options import compiler_options
 from vit_jax.train.ema import ema_decay, update_ema
 from vit_jax.train.losses import get_loss, of_heads
 from vit_jax.train.mixing import Mixing
@@ -111,6 +112,7 @@ def build(
     # Pinned both ways: left to the compiler, the state could come back laid out otherwise.
     full, split = replicated(mesh), split_batch(mesh)
     attention = attending(config.attend, mesh)
+    options = compiler_options(mesh, gather_whole=config.gather_whole)
     train_step = make_train_step(
         model,
         tx,
@@ -129,6 +131,7 @@ def build(
         in_shardings=(shardings, split, full, *jax.tree.map(lambda x: x.sharding, lessons)),
         out_shardings=(shardings, full),
         donate_argnums=0,
+        compiler_options=options,
     )
     return Engine(
         mesh=mesh,
@@ -151,6 +154,7 @@ def build(
             ),
             in_shardings=(shardings.best_variables, split),
             out_shardings=full,
+            compiler_options=options,
         ),
     )
 
