@@ -27,7 +27,7 @@ def test_they_reach_the_compiler(monkeypatch):
     unknown = {"xla_no_such_option": "1"}
     monkeypatch.setattr(engine_lib, "compiler_options", lambda *args, **kwargs: unknown)
     config = common.get_config().unlock()
-    config.model, config.total_steps = models.get_testing_config(), 10
+    config.model, config.total_steps = models.get_testing_config(), 1000
     config.batch = config.batch_eval = 8
     config.accum_steps, config.pp.crop = 1, 32
     engine = engine_lib.build(config, make_mesh(), num_classes=3)
