@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit",
         choices=("batch", "chips"),
-        help="search accumulation, rematerialisation and fsdp for the largest batch, or the fewest "
-        "chips of the topology's family, that fit",
+        help="search accumulation, rematerialisation and fsdp for the largest batch that fits, "
+        "doubling config.batch, or the fewest chips of the topology's family",
     )
     parser.add_argument("--chart", metavar="FILE", help="draw cycles and traffic (.png or .svg)")
     common.add_json_option(parser)
