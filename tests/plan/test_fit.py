@@ -75,7 +75,7 @@ def recipe(batch, model=None):
     return config
 
 
-def search(config, name, goal):
+def search(config, name: str | None, goal):
     lines = [""]
 
     def say(text, ends):

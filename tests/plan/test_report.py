@@ -9,7 +9,7 @@ from vit_jax.plan.report import Memory, Plan
 from vit_jax.plan.traffic import Traffic, Work
 
 
-def plan(kind="TPU v5 lite", limit=16.91e9, cycles=54_300_000, scale=1.0, **fields):
+def plan(kind="TPU v5 lite", limit: float | None = 16.91e9, cycles=54_300_000, scale=1.0, **fields):
     """As of ViT-B/16 on v5e:4x4, 64 images a chip."""
     classes = {
         "moves": Work(2477, int(4.63e9 * scale), cycles // 20),
