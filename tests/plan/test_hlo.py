@@ -148,3 +148,37 @@ def test_a_real_program():
 def test_no_entry_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse("HloModule nothing")
+
+
+ASYNC = """
+%start (p: f32[16,128]) -> (f32[16,128], f32[64,128]) {
+  %p = f32[16,128]{1,0} parameter(0)
+  %g = f32[64,128]{1,0} all-gather(%p), channel_id=7, dimensions={0}
+  ROOT %c = (f32[16,128]{1,0}, f32[64,128]{1,0}) custom-call(%g), custom_call_target="Start"
+}
+
+%step (p: f32[16,128], a: f32[64,128], b: f32[128,256]) -> (f32[64,256], f32[64,128]) {
+  %p = f32[16,128]{1,0} parameter(0)
+  %a = f32[64,128]{1,0} parameter(1)
+  %b = f32[128,256]{1,0} parameter(2)
+  %g = f32[64,128]{1,0} all-gather(%p), channel_id=7, dimensions={0}
+  %y = f32[64,256]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %t = (f32[64,256]{1,0}, f32[64,128]{1,0}) tuple(%y, %g)
+}
+"""
+
+
+def test_a_collective_in_several_fusions_counts_once():
+    """As TPUs have it: begun in one fusion, going on while another one multiplies."""
+    main = entry(
+        "  %p = f32[16,128]{1,0} parameter(0)",
+        "  %a = f32[64,128]{1,0} parameter(1)",
+        "  %b = f32[128,256]{1,0} parameter(2)",
+        "  %s = (f32[16,128]{1,0}, f32[64,128]{1,0}) fusion(%p), kind=kCustom, calls=%start",
+        "  ROOT %f = (f32[64,256]{1,0}, f32[64,128]{1,0}) fusion(%p, %a, %b), kind=kOutput, "
+        'calls=%step, backend_config={"estimated_cycles":"90"}',
+    )
+    counted = traffic.count(ASYNC + main)
+    assert counted.collectives == {"all-gather": (1, 64 * 128 * 4)}
+    assert counted.classes["matrix products"].cycles == 90
+    assert counted.classes["all-gather"].cycles == 0

@@ -143,6 +143,25 @@ def _whole_lines(text: str) -> Iterator[str]:
     yield whole
 
 
+def inputs(instruction: Instruction, computation: Computation) -> list[Array]:
+    """What it takes, of those operands that stand in `computation`."""
+    known = (computation[name] for name in instruction.operands if name in computation)
+    return [array for operand in known for array in operand.arrays]
+
+
+def outputs(instruction: Instruction, computation: Computation) -> tuple[Array, ...]:
+    """What it makes. The result of a start also holds its operands and what it waits for."""
+    made = instruction.arrays
+    if instruction.opcode == "copy-start":
+        return made[:1]
+    if instruction.opcode in ("all-gather-start", "collective-permute-start", "slice-start"):
+        count = len(inputs(instruction, computation))
+        return made[count : 2 * count]
+    if instruction.opcode == "async-start":
+        return made[len(inputs(instruction, computation)) :][:1]
+    return made
+
+
 def arrays(shape: str) -> tuple[Array, ...]:
     """The leaves of a shape as the text spells it, tuples flattened."""
     return tuple(

@@ -11,17 +11,9 @@ import functools
 import re
 
 from vit_jax.plan import hlo
+from vit_jax.plan.collectives import Collective, collective
 from vit_jax.plan.hlo import Array, Computation, Instruction, Module
 
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 # These move nothing themselves; what ends in -done was counted where it started.
 _FREE = frozenset(
     [
@@ -71,7 +63,7 @@ class Traffic:
 
     Attributes:
       classes: By class: 'matrix products', 'reductions', 'elementwise', 'moves', 'kernels' and the
-        names of `COLLECTIVES`.
+        names of `collectives.KINDS`.
       collectives: Kind -> (times, payload in bytes: the larger of what goes in and comes out).
       unknown_loops: Loops whose number of turns is not known; counted once.
       kernels_unknown: Runs of kernels that no cycles are known of.
@@ -111,6 +103,7 @@ class _Counter:
 
     def visit(self, name: str, times: int) -> None:
         computation = self.module.computations[name]
+        begun: set[str] = set()
         for instruction in computation.values():
             if instruction.opcode == "while":
                 body = instruction.called("body")
@@ -119,10 +112,22 @@ class _Counter:
                 for branch in _branches(instruction):
                     self.visit(branch, times)
             elif instruction.opcode not in _FREE and not instruction.opcode.endswith("-done"):
-                self._count(instruction, computation, times)
+                shared = collective(instruction, computation, self.module)
+                self._count(instruction, computation, times, shared)
+                if shared and shared.channel not in begun:
+                    runs, payload = self.traffic.collectives.get(shared.kind, (0, 0))
+                    payload += times * shared.payload
+                    self.traffic.collectives[shared.kind] = (runs + times, payload)
+                    begun |= {shared.channel} - {""}
 
-    def _count(self, instruction: Instruction, computation: Computation, times: int) -> None:
-        kind = self._kind(instruction)
+    def _count(
+        self,
+        instruction: Instruction,
+        computation: Computation,
+        times: int,
+        shared: Collective | None,
+    ) -> None:
+        kind = self._kind(instruction, shared)
         if kind is None:
             return
         moved = self._reads(instruction, computation) + self._writes(instruction, computation)
@@ -131,34 +136,24 @@ class _Counter:
             cycles = cycles or _noted_cycles(instruction)
             self.traffic.kernels_unknown += 0 if cycles else times
         self.traffic.classes[kind].add(times, moved, cycles)
-        if kind in COLLECTIVES:
-            inputs = sum(a.payload for a in _inputs(instruction, computation))
-            outputs = sum(a.payload for a in _outputs(instruction, computation))
-            runs, payload = self.traffic.collectives.get(kind, (0, 0))
-            payload += times * max(inputs, outputs)
-            self.traffic.collectives[kind] = (runs + times, payload)
 
-    def _kind(self, instruction: Instruction) -> str | None:
+    def _kind(self, instruction: Instruction, shared: Collective | None) -> str | None:
         """The class of an instruction, None for one that does nothing."""
         opcode = instruction.opcode.removesuffix("-start")
-        if opcode in COLLECTIVES:
-            return opcode
         if opcode == "custom-call":
             target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
             return None if target and target[1] in _VIEWS else "kernels"
         inner = {opcode, *self.module.opcodes(instruction.called())}
-        starts = {name.removesuffix("-start") for name in inner}
-        if communicated := starts & set(COLLECTIVES):
-            # A reduction of which each device keeps its part comes as a fusion of the two.
-            scatters = "all-reduce" in communicated and inner & set(_SLICES)
-            return "reduce-scatter" if scatters else min(communicated)
         if inner & _PRODUCTS:
-            return "matrix products"
+            return "matrix products"  # Also where a collective goes on meanwhile.
+        if shared:
+            return shared.kind
         if "reduce" in inner or "reduce-window" in inner:
             return "reductions"
         moves = (
             _MOVES | set(_SLICES) | {"get-tuple-element", "fusion", "async", "dynamic-update-slice"}
         )
+        starts = {name.removesuffix("-start") for name in inner}
         return "moves" if starts <= moves else "elementwise"
 
     def _turns(self, loop: Instruction) -> int:
@@ -189,7 +184,7 @@ class _Counter:
             return _main(_touched(instruction, computation))
         parts = self._written(instruction.called()) if instruction.opcode == "fusion" else {}
         total = 0
-        for place, array in enumerate(_outputs(instruction, computation)):
+        for place, array in enumerate(hlo.outputs(instruction, computation)):
             whole = _main((array,))
             total += min(whole, parts.get(place, whole))
         return total
@@ -251,29 +246,11 @@ def _branches(instruction: Instruction) -> list[str]:
     return [name for name in names if name]
 
 
-def _inputs(instruction: Instruction, computation: Computation) -> list[Array]:
-    known = (computation[name] for name in instruction.operands if name in computation)
-    return [array for operand in known for array in operand.arrays]
-
-
-def _outputs(instruction: Instruction, computation: Computation) -> tuple[Array, ...]:
-    """What it makes. The result of a start also holds its operands and what it waits for."""
-    arrays = instruction.arrays
-    if instruction.opcode == "copy-start":
-        return arrays[:1]
-    if instruction.opcode in ("all-gather-start", "collective-permute-start", "slice-start"):
-        inputs = len(_inputs(instruction, computation))
-        return arrays[inputs : 2 * inputs]
-    if instruction.opcode == "async-start":
-        return arrays[len(_inputs(instruction, computation)) :][:1]
-    return arrays
-
-
 def _touched(instruction: Instruction, computation: Computation) -> tuple[Array, ...]:
     """The slice that is read or written."""
     if instruction.opcode == "dynamic-update-slice":
         return computation[instruction.operands[1]].arrays
-    return _outputs(instruction, computation)
+    return hlo.outputs(instruction, computation)
 
 
 def _constant(instruction: Instruction) -> str:
