@@ -35,6 +35,8 @@ ROWS = {
     "original-float32": ("b16", "v5e:4x4", {"dtype": "float32", "attend": "xla"}),
     "bf16-xla": ("b16", "v5e:4x4", {"attend": "xla"}),
     "bf16": ("b16", "v5e:4x4", {}),
+    "bf16-fsdp": ("b16", "v5e:4x4", {"mesh.fsdp": 16}),
+    "bf16-fsdp-parts": ("b16", "v5e:4x4", {"mesh.fsdp": 16, "gather_whole": False}),
     "bf16-xla-scan-remat": ("b16", "v5e:4x4", {**SCAN, "attend": "xla"}),
     "bf16-scan-remat": ("b16", "v5e:4x4", SCAN),
     **{

@@ -8,6 +8,9 @@ others are; elsewhere add
 
     --coordinator=HOST:PORT --num_processes=N --process_id=I
 
+--set FIELD=VALUE changes a field that the recipe's model does not name, and its constructor has:
+--set model.transformer.scan=True. It may be given several times.
+
 --allow_other_config goes on with a run whose config was another one. --smoke makes any recipe three
 tiny steps on generated images, to see that it runs.
 """
@@ -18,6 +21,7 @@ from collections.abc import Sequence
 from absl import flags, logging
 
 from vit_jax.errors import UserError
+from vit_jax.overrides import overridden
 
 
 def run(argv: Sequence[str]) -> int:
@@ -74,6 +78,7 @@ def parse(argv: Sequence[str]):
     flags.DEFINE_bool(
         "allow_other_config", False, "Go on with a run of another config.", flag_values=values
     )
+    flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the config.", flag_values=values)
     flags.DEFINE_bool("smoke", False, "Three tiny steps of it.", flag_values=values)
     try:
         rest = values(["vit_jax.main", *argv])[1:]
@@ -90,6 +95,8 @@ def parse(argv: Sequence[str]):
         raise UserError(f"unexpected argument {rest[0]!r}; every setting is a --flag")
     if config is None or not values.workdir:
         raise UserError("--config=FILE.py and --workdir=DIR must both be given")
+    if values.set:
+        config, _ = overridden(config, values.set)
     return config, values
 
 

@@ -2,11 +2,12 @@
 
 import itertools
 import json
+import shlex
 
 import jax
 import pytest
 
-from vit_jax import cli
+from vit_jax import cli, main
 from vit_jax.configs import common, models
 from vit_jax.errors import UserError
 from vit_jax.plan import compiling, fit, topology
@@ -181,12 +182,13 @@ def file(tmp_path):
 def test_the_winner_is_a_command(file, compiled, capsys):
     arguments = ["plan", "--config", file, "--topology", "v5e:4x4", "--fit", "batch"]
     assert cli.main([*arguments, "--set", "optim=adamw"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-2] == (
-        f"best: vit-jax train --config={file} --workdir=DIR --config.optim=adamw "
-        "--config.batch=16384 --config.accum_steps=1"
-    )
-    assert lines[-1] == f"with, in {file}: config.model.transformer.remat = True"
+    *_, last = capsys.readouterr().out.splitlines()
+    before, command = last.split(" train ")
+    assert before == "best: vit-jax"
+    config, options = main.parse(shlex.split(command))
+    assert (config.optim, config.batch, config.accum_steps) == ("adamw", 16384, 1)
+    assert config.model.transformer.remat is True
+    assert options.workdir == "DIR"
 
 
 def test_tries_are_part_of_the_json(file, compiled, capsys):

@@ -7,8 +7,6 @@ compiler. Without --topology: for the devices of this machine.
 """
 
 import argparse
-import ast
-import functools
 import shlex
 import sys
 import textwrap
@@ -56,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         from vit_jax.plan import chart
 
         chart.check(args.chart)
-    recipe, config, given = _config(args)
+    config, given = _config(args)
 
     from vit_jax.plan import fit, waiting
 
@@ -66,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
             found = fit.search(config, args.topology, args.classes, args.fit, say=say)
             _show(found.plan, args, {"fit": found.to_dict()})
             if not args.json:
-                _print_best(args.config, recipe, {**given, **found.settings})
+                _print_best(args.config, {**given, **found.settings})
         else:
             plan = _plan(config, args)
             _show(plan, args)
@@ -99,40 +97,15 @@ def _require_fit(plan: "Plan") -> None:
         raise UserError(f"the step does not fit: {over / 1e9:.2f} GB too much. {compiling.ADVICE}")
 
 
-def _config(args: argparse.Namespace) -> "tuple[ConfigDict, ConfigDict, dict[str, Any]]":
-    """The file's config, the complete one with `--set`, and what that set."""
+def _config(args: argparse.Namespace) -> "tuple[ConfigDict, dict[str, Any]]":
+    """The complete config, with what `--set` changed, and these changes."""
     from vit_jax import main
     from vit_jax.configs import common as defaults
+    from vit_jax.overrides import overridden
 
     recipe, _ = main.parse([f"--config={args.config}", "--workdir=-"])
-    config = recipe.copy_and_resolve_references().unlock()
-    given = {}
-    for setting in args.set:
-        field, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting!r}: expected FIELD=VALUE")
-        field = field.removeprefix("config.")
-        given[field] = _set(config, field, value)
-    return recipe, defaults.with_defaults(config), given
-
-
-def _set(config: Any, field: str, value: str) -> Any:
-    """Returns the value, of the field's type.
-
-    Fields that no config has are found out by `with_defaults`, or by the model.
-    """
-    *path, name = field.split(".")
-    for part in path:
-        if not hasattr(config.get(part), "items"):
-            raise UserError(f"--set {field}: config has no group of fields {part!r}")
-        config = config[part]
-    try:
-        parsed = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        parsed = value
-    before = config.get(name)
-    config[name] = float(parsed) if isinstance(before, float) and parsed is not None else parsed
-    return config[name]
+    config, given = overridden(recipe, args.set)
+    return defaults.with_defaults(config), given
 
 
 def _say(quiet: bool) -> Callable[[str, bool], None]:
@@ -141,19 +114,10 @@ def _say(quiet: bool) -> Callable[[str, bool], None]:
     return lambda text, ends: print(text, end="\n" if ends else "", file=file, flush=True)
 
 
-def _print_best(file: str, recipe: Any, settings: Mapping[str, Any]) -> None:
-    """The settings as a command, apart from those that the recipe has no field for."""
-    flags, lines = [], []
-    for field, value in settings.items():
-        *path, name = field.split(".")
-        group = functools.reduce(lambda fields, part: fields.get(part) or {}, path, recipe)
-        if name not in group:
-            lines += [f"config.{field} = {value!r}"] if value else []
-        elif group[name] != value:
-            flags.append(shlex.quote(f"--config.{field}={value}"))
+def _print_best(file: str, settings: Mapping[str, Any]) -> None:
+    """The settings as a command."""
+    flags = [f"--set {shlex.quote(f'{field}={value}')}" for field, value in settings.items()]
     print(" ".join(["best: vit-jax train", f"--config={file}", "--workdir=DIR", *flags]))
-    if lines:
-        print(f"with, in {file.partition(':')[0]}: {'; '.join(lines)}")
 
 
 def _print(plan: "Plan") -> None:

@@ -4,6 +4,9 @@ Options that start with `--config.` replace single values of the config:
 
   vit-jax train --config configs/vit.py:b16,cifar10 --workdir runs/b16 --config.batch=256
 
+`--set FIELD=VALUE` sets a field of the model that the config does not name, too:
+--set model.transformer.scan=True.
+
 The same as `python -m vit_jax.main`.
 """
 

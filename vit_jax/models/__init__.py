@@ -5,7 +5,8 @@ variables = model.init(rng, images, train=False)      # images [N, H, W, 3] in [
 logits = model.apply(variables, images, train=False)  # [N, num_classes]
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,17 +77,27 @@ def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -
     Raises:
       UserError: for a field that the model does not have.
     """
-    from vit_jax.errors import UserError, suggest
     from vit_jax.models import registry
 
     cls = registry.model_class(registry.family_of(config))
-    fields = {f for f in cls.__dataclass_fields__ if f not in ("parent", "name")}
     # What says which model this is, to those classes that do not keep it.
-    config = {k: v for k, v in config.items() if k in fields or k not in ("family", "model_name")}
-    for field in config:
+    told = {"family", "model_name"} - set(cls.__dataclass_fields__)
+    config = {field: value for field, value in config.items() if field not in told}
+    _check_fields(config, cls)
+    if config.get("transformer") is not None:
+        # It holds the fields of an encoder, by default the one that the model's module names.
+        encoder = config.get("encoder", sys.modules[cls.__module__].Encoder)
+        _check_fields(config["transformer"], encoder)
+    return cls(num_classes=num_classes, **config)
+
+
+def _check_fields(given: Iterable[str], cls: type) -> None:
+    from vit_jax.errors import UserError, suggest
+
+    fields = {f for f in cls.__dataclass_fields__ if f not in ("parent", "name")}
+    for field in given:
         if field not in fields:
             raise UserError(
                 f"{cls.__name__} has no field {field!r}.{suggest(field, fields)} "
                 f"Its fields: {sorted(fields)}"
             )
-    return cls(num_classes=num_classes, **config)
