@@ -58,7 +58,9 @@ def schedule(folder: str, kernel: str) -> str:
     (path,) = glob.glob(f"{folder}/*packed_attention_{kernel}*schedule-analysis_final_bundles.txt")
     with open(path) as file:
         bundles = int(re.findall(r"total scheduled bundles:\s+(\d+)", file.read())[0])
-    (path,) = glob.glob(f"{folder}/*packed_attention_{kernel}*static-per-bundle-utilization.txt")
+    (path,) = glob.glob(
+        f"{folder}/*packed_attention_{kernel}*final_hlo-static-per-bundle-utilization.txt"
+    )
     with open(path) as file:
         lines = file.read().splitlines()
     units, slots = lines[1].split(", "), map(int, lines[2].split())
