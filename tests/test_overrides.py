@@ -39,6 +39,15 @@ def test_the_recipe_itself_is_not_changed(recipe):
     assert "scan" not in config.model.transformer
 
 
+def test_a_models_field_may_take_another_type(recipe):
+    settings = ["model.transformer.remat=True", "model.transformer.remat=qkv,mlp"]
+    config, _ = main.parse([recipe, "--workdir=x", "--set", settings[0]])
+    assert config.model.transformer.remat is True
+    assert overridden(config, settings[1:])[0].model.transformer.remat == "qkv,mlp"
+    with pytest.raises(UserError, match="type ConfigDict"):
+        overridden(config, ["model.transformer=3"])
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

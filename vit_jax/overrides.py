@@ -5,7 +5,7 @@ model's constructor has more (`model.transformer.scan`).
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,37 +16,52 @@ from vit_jax.errors import UserError
 def overridden(config: ConfigDict, settings: Sequence[str]) -> tuple[ConfigDict, dict[str, Any]]:
     """A copy with `settings`, each 'FIELD=VALUE', and what was set: field -> value.
 
+    Raises:
+      UserError: for a setting that is none, or as `changed` does.
+    """
+    given = {}
+    for setting in settings:
+        field, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting!r}: expected FIELD=VALUE")
+        given[field.removeprefix("config.")] = _value(text)
+    return changed(config, given), given
+
+
+def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """An unlocked copy with other values of these fields, by their dotted names.
+
     A field that nothing has is found out later, by `configs.common.with_defaults` or the model.
 
     Raises:
-      UserError: for a setting that is none, or in a group of fields that there is not.
+      UserError: for a group of fields that there is not, or a value of another type.
     """
     config = config.copy_and_resolve_references().unlock()
-    given = {}
-    for setting in settings:
-        field, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting!r}: expected FIELD=VALUE")
-        field = field.removeprefix("config.")
-        given[field] = _set(config, field, value)
-    return config, given
+    for field, value in values.items():
+        _set(config, field, value)
+    return config
 
 
-def _set(config: Any, field: str, text: str) -> Any:
-    """Returns the value, a float where the field was one."""
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _set(config: Any, field: str, value: Any) -> None:
     *path, name = field.split(".")
     for part in path:
         if not hasattr(config.get(part), "items"):
             raise UserError(f"--set {field}: config has no group of fields {part!r}")
         config = config[part]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
+    if path[:1] == ["model"] and not hasattr(config.get(name), "items"):
+        with config.ignore_type():  # A constructor may take several: `remat` a flag or names.
+            config[name] = value
+        return
     before = config.get(name)
     try:
         config[name] = float(value) if isinstance(before, float) and value is not None else value
     except (TypeError, ValueError) as error:  # ConfigDict keeps a field's type.
-        kind = type(before).__name__
+        kind, text = type(before).__name__, str(value)
         raise UserError(f"--set {field}: expected a value of type {kind}; got {text!r}") from error
-    return config[name]

@@ -191,6 +191,13 @@ def test_the_winner_is_a_command(file, compiled, capsys):
     assert options.workdir == "DIR"
 
 
+def test_a_remat_that_was_set_is_searched_as_well(file, compiled, capsys):
+    arguments = ["plan", "--config", file, "--topology", "v5e:4x4", "--fit", "batch"]
+    assert cli.main([*arguments, "--set", "model.transformer.remat=False"]) == 0
+    tried = {remat for _, _, _, remat, *_ in compiled}
+    assert {True, "qkv,attention"} <= tried
+
+
 def test_tries_are_part_of_the_json(file, compiled, capsys):
     arguments = ["plan", "--config", file, "--topology", "v5e:4x4", "--fit", "chips", "--json"]
     assert cli.main(arguments) == 0

@@ -76,6 +76,7 @@ def limit(device: Any) -> float | None:
     """Bytes that a program can have on a device, None where that is not known."""
     if known := chip(device.device_kind).hbm_bytes:
         return known
+    # Devices that are only compiled for have no memory to ask for, and say so by raising.
     with contextlib.suppress(jax.errors.JaxRuntimeError, NotImplementedError):
         return (device.memory_stats() or {}).get("bytes_limit")
     return None

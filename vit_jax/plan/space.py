@@ -3,13 +3,12 @@
 What is computed twice; into how many parts the batch is cut; over how many devices the state is.
 """
 
-import functools
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
+from vit_jax.overrides import changed
 from vit_jax.plan import compiling
 from vit_jax.train.shard_sizes import unsplit
 from vit_jax.train.sharding import batch_shards, make_mesh, param_shardings
@@ -54,12 +53,3 @@ def fsdp_sizes(config: Any, devices: Sequence[Any], num_classes: int) -> tuple[i
 
 def mesh(config: Any, devices: Sequence[Any], fsdp: int = 1) -> Mesh:
     return make_mesh({**config.mesh, "data": -1, "fsdp": fsdp}, devices)
-
-
-def changed(config: Any, settings: Settings) -> Any:
-    """A copy with other values of these fields, which it may not have yet."""
-    config = config.copy_and_resolve_references().unlock()
-    for field, value in settings.items():
-        *path, name = field.split(".")
-        functools.reduce(operator.getitem, path, config)[name] = value
-    return config

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
+from vit_jax.overrides import changed
 from vit_jax.plan import compiling, space, topology
 from vit_jax.plan.report import Plan
 from vit_jax.plan.space import Settings
@@ -108,7 +109,7 @@ class Compiler:
         return self._known[key]
 
     def _compiled(self, settings: Settings) -> Try:
-        config = space.changed(self._config, settings)
+        config = changed(self._config, settings)
         try:
             step = compiling.lower(config, self._devices, self._num_classes)
             plan = compiling.compile_step(step, config, self._name)
