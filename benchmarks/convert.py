@@ -21,7 +21,7 @@ import numpy as np
 from vit_jax import checkpoint
 from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.checkpoint.tree import unflatten
-from vit_jax.models.registry import resolve
+from vit_jax.families.registry import resolve
 shapes = param_shapes(resolve("ViT-L_16").config, num_classes=1000, num_patches=196)
 rng = np.random.default_rng(0)
 params = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}

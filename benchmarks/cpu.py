@@ -48,7 +48,7 @@ def plain_linen(name: str, batch: int, size: int):
     import jax.numpy as jnp
     from flax import linen as nn
 
-    from vit_jax.models.registry import resolve
+    from vit_jax.families.registry import resolve
 
     config = resolve(name).config
     transformer = config.transformer
@@ -78,11 +78,11 @@ def plain_linen(name: str, batch: int, size: int):
 
 
 def compare(mode: str, batch: int, size: int, rounds: int) -> None:
-    from vit_jax.bench import measuring, ours, timms
+    from vit_jax.bench import measuring, ours, theirs
 
     name = COMPARISONS[mode]
     shape = (name, mode, batch, size, "float32")
-    subjects = [ours.subject(*shape, "auto"), timms.subject(*shape, compiled=False)]
+    subjects = [ours.subject(*shape, "auto"), theirs.subject(*shape, compiled=False)]
     if mode == "forward":
         subjects.append(measuring.Subject("plain linen", plain_linen(name, batch, size)))
     counts = {subject.name: Counted(subject.run) for subject in subjects}

@@ -74,7 +74,7 @@ def timms() -> collections.Counter:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from vit_jax.models.registry import resolve
+    from vit_jax.families.registry import resolve
 
     model = timm.create_model(resolve(MODEL).timm_name).train()
     images, labels = torch.randn(BATCH, 3, SIZE, SIZE), torch.eye(1000)[:BATCH]

@@ -11,8 +11,8 @@ of their standard deviation, and the largest of the variants that were run.
 import argparse
 import sys
 
-from vit_jax.models.registry import resolve
-from vit_jax.models.sizes import recorded
+from vit_jax.families.registry import resolve
+from vit_jax.families.sizes import recorded
 from vit_jax.models.variants import Family, families
 from vit_jax.parity import compare
 from vit_jax.parity.references import REFERENCES

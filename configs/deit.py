@@ -15,7 +15,7 @@ all (see each paper): any of them can be named here.
 from ml_collections import ConfigDict
 
 from vit_jax.configs import common
-from vit_jax.models.registry import resolve
+from vit_jax.families.registry import resolve
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 300, 1_024
 STEPS_AN_EPOCH = IMAGES // BATCH

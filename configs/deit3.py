@@ -11,7 +11,7 @@ S 81.4 %, B 83.8 %.
 from ml_collections import ConfigDict
 
 from vit_jax.configs import common
-from vit_jax.models.registry import resolve
+from vit_jax.families.registry import resolve
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 800, 2_048
 STEPS_AN_EPOCH = IMAGES // BATCH

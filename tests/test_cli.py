@@ -19,7 +19,7 @@ from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.checkpoint.source import open_source
 from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.configs.models import MODEL_CONFIGS
-from vit_jax.models.registry import registered
+from vit_jax.families.registry import registered
 
 ROOT = pathlib.Path(__file__).parents[1]
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}

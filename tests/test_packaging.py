@@ -51,7 +51,7 @@ def test_every_module_imports_without_tensorflow_torch_and_scikit_learn():
     [
         ("import vit_jax", ["jax", "flax", "numpy", "torch"]),
         ("import vit_jax.checkpoint", ["jax", "flax", "torch"]),
-        ("import vit_jax.models.registry", ["jax", "flax", "torch"]),
+        ("import vit_jax.families.registry", ["jax", "flax", "torch"]),
         ("import vit_jax.input_pipeline", ["jax", "tensorflow_datasets", "grain", "cv2"]),
         ("import vit_jax.train", ["jax", "flax", "optax", "orbax"]),
     ],

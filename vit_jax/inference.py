@@ -12,14 +12,14 @@ import numpy as np
 
 from vit_jax.checkpoint import describe, official, recorded, timm_file
 from vit_jax.checkpoint.identify import fitting_models, image_size_of
-from vit_jax.checkpoint.scan import stack_blocks
 from vit_jax.checkpoint.shapes import Shape
 from vit_jax.checkpoint.source import Source, open_source
+from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.class_names import class_names
 from vit_jax.errors import UserError
-from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import ModelSpec, is_google, resolve
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import ModelSpec, is_google, resolve
 from vit_jax.variables import collections, is_statistic
 
 if TYPE_CHECKING:

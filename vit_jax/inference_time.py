@@ -12,10 +12,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vit_jax import models
+from vit_jax.devices.sharding import check_batch, make_mesh, replicated, split_batch
 from vit_jax.errors import UserError
 from vit_jax.train.loop import make_workdir
 from vit_jax.train.metrics import MetricWriter
-from vit_jax.train.sharding import check_batch, make_mesh, replicated, split_batch
 
 
 def inference_time(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     trainer = config.get("trainer", "train")
     if trainer == "train":
         from vit_jax import train
-        from vit_jax.train import compilation_cache, distributed
+        from vit_jax.devices import compilation_cache, distributed
 
         compilation_cache.enable()
         distributed.initialize(options.coordinator, options.num_processes, options.process_id)

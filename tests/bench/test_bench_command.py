@@ -8,7 +8,7 @@ import pytest
 import timm
 
 from vit_jax import cli
-from vit_jax.bench import measuring, timms
+from vit_jax.bench import measuring, theirs
 from vit_jax.errors import UserError
 
 TINY = ["--image-size", "32", "--batch", "2", "--rounds", "2"]
@@ -40,7 +40,7 @@ def test_timm_does_the_same_work(monkeypatch, mode, trains):
         return made[0]
 
     monkeypatch.setattr(timm, "create_model", remembered)
-    subject = timms.subject("ViT-Ti_16", mode, 2, 32, "bfloat16", compiled=False)
+    subject = theirs.subject("ViT-Ti_16", mode, 2, 32, "bfloat16", compiled=False)
     before = {name: value.clone() for name, value in made[0].state_dict().items()}
     subject.run()
     after = made[0].state_dict()

@@ -15,8 +15,8 @@ import torch
 from recipes import GOLDEN
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint.archive import replacing
-from vit_jax.checkpoint.formats import open_archive, write_npz, write_safetensors, write_torch
+from vit_jax.checkpoint.files.archive import replacing
+from vit_jax.checkpoint.files.formats import open_archive, write_npz, write_safetensors, write_torch
 from vit_jax.errors import UserError
 
 GOOD = (GOLDEN / "ckpt_testing_rep_linen.npz").read_bytes()

@@ -12,9 +12,9 @@ from checkpoint_helpers import SHAPES, assert_equal_trees, narrow, narrow_params
 from recipes import GOLDEN, flatten, random_params, unflatten
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint.formats import open_archive, write_npz, write_safetensors
-from vit_jax.checkpoint.scan import stack_blocks
+from vit_jax.checkpoint.files.formats import open_archive, write_npz, write_safetensors
 from vit_jax.checkpoint.shapes import param_shapes
+from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.checkpoint.tables import big_vision
 from vit_jax.errors import UserError
 

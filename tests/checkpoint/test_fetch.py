@@ -17,9 +17,9 @@ import pytest
 from recipes import GOLDEN
 
 from vit_jax import checkpoint, cli, inference
-from vit_jax.checkpoint import catalogue
-from vit_jax.checkpoint import fetch as fetching
-from vit_jax.checkpoint.fetch import fetch, is_remote
+from vit_jax.checkpoint import published as catalogue
+from vit_jax.checkpoint.files import fetch as fetching
+from vit_jax.checkpoint.files.fetch import fetch, is_remote
 from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.configs import augreg, common

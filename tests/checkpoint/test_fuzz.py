@@ -14,7 +14,7 @@ from checkpoint_helpers import SHAPES, narrow, narrow_params
 from recipes import flatten
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint.formats import (
+from vit_jax.checkpoint.files.formats import (
     open_archive,
     write_orbax,
     write_safetensors,

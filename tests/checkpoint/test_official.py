@@ -10,8 +10,8 @@ from checkpoint_helpers import SHAPES, assert_equal_trees, narrow, narrow_params
 from recipes import GOLDEN, flatten, golden_json, random_params, unflatten
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint.formats import open_archive
-from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
+from vit_jax.checkpoint.files.formats import open_archive
+from vit_jax.checkpoint.stacked import stack_blocks, unstack_blocks
 from vit_jax.errors import UserError
 
 CKPT = golden_json("ckpt.json")["testing_rep"]
@@ -27,7 +27,7 @@ def golden_tree():
 
 def test_import_is_light():
     code = (
-        "import sys, vit_jax.checkpoint, vit_jax.checkpoint.scan\n"
+        "import sys, vit_jax.checkpoint, vit_jax.checkpoint.stacked\n"
         "print([m for m in ('jax', 'flax', 'torch', 'tensorflow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

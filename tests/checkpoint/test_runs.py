@@ -14,7 +14,7 @@ from flax.training import checkpoints as flax_checkpoints
 from recipes import flatten, unflatten
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint.scan import stack_blocks
+from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.errors import UserError
 
 CONFIG = narrow(SHAPES["ViT-Ti_16"]["config"])
@@ -160,8 +160,8 @@ def test_directories_without_a_checkpoint(tmp_path, params):
 
 
 def test_a_directory_that_claims_too_much_is_refused(tmp_path, params, monkeypatch):
-    monkeypatch.setattr("vit_jax.checkpoint.orbax_dir._MAX_UNPACKED", 0)
-    monkeypatch.setattr("vit_jax.checkpoint.orbax_dir._MAX_RATIO", 0.01)
+    monkeypatch.setattr("vit_jax.checkpoint.files.orbax._MAX_UNPACKED", 0)
+    monkeypatch.setattr("vit_jax.checkpoint.files.orbax._MAX_RATIO", 0.01)
     checkpoint.convert(_saved(tmp_path, params), tmp_path / "x", to="orbax")
     with pytest.raises(UserError, match="claim to unpack"):
         checkpoint.load(tmp_path / "x")

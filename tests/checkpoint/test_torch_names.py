@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from vit_jax import checkpoint
 from vit_jax.checkpoint.describe import downsampling
-from vit_jax.checkpoint.scan import stack_blocks
 from vit_jax.checkpoint.shapes import param_shapes
+from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.errors import UserError
-from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import resolve
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import resolve
 
 SMALL = {  # name: changes that keep a real timm model small
     "ViT-Ti_16": {"depth": 2},

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from input_pipeline.image_helpers import TEST_PER_CLASS, TRAIN_PER_CLASS, encode
+from image_helpers import TEST_PER_CLASS, TRAIN_PER_CLASS, encode
 from sklearn.datasets import load_sample_images
 
 from vit_jax.configs import common

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from kernels import kernels
 
+from vit_jax.families.registry import resolve
 from vit_jax.layers import packed_attention
 from vit_jax.layers.attention import MultiHeadDotProductAttention
 from vit_jax.layers.implementation import attending
 from vit_jax.layers.talking_heads import TalkingHeadsAttention
 from vit_jax.layers.windows import WindowAttention
 from vit_jax.models import from_config
-from vit_jax.models.registry import resolve
 
 TOKENS = (2, 17, 32)
 PLAIN = functools.partial(MultiHeadDotProductAttention, num_heads=2)

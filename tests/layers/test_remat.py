@@ -8,7 +8,7 @@ import pytest
 from kernels import equations
 from recipes import flatten, random_images, random_params
 
-from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
+from vit_jax.checkpoint.stacked import stack_blocks, unstack_blocks
 from vit_jax.errors import UserError
 from vit_jax.layers.implementation import attending
 from vit_jax.layers.packed_attention import LANES

@@ -9,10 +9,11 @@ import pytest
 from recipes import flatten, random_images, random_params
 
 from vit_jax import models
-from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
+from vit_jax.checkpoint.stacked import stack_blocks, unstack_blocks
 from vit_jax.errors import UserError
+from vit_jax.families import registry
 from vit_jax.layers.drop import DropPath, drop_path_rates
-from vit_jax.models import from_config, get_model, registry
+from vit_jax.models import from_config, get_model
 
 TINY_VIT = {
     "patches": {"size": (8, 8)},

@@ -12,10 +12,10 @@ from recipes import unflatten
 from vit_jax import checkpoint
 from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.errors import UserError
+from vit_jax.families.registry import resolve
 from vit_jax.layers import attention, packed_attention
 from vit_jax.layers.implementation import attending, packed_over_mesh
 from vit_jax.models import from_config
-from vit_jax.models.registry import resolve
 from vit_jax.parity import compare, figures, references, subject, timm_reference
 from vit_jax.parity.figures import FLOAT64_BAR, Drift, Setting, relative_error
 

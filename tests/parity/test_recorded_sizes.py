@@ -5,8 +5,8 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vit_jax.models import sizes
-from vit_jax.models.registry import registered
+from vit_jax.families import sizes
+from vit_jax.families.registry import registered
 
 
 @pytest.mark.parametrize(

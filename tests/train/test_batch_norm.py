@@ -11,10 +11,10 @@ from recipes import flatten, random_images
 
 from vit_jax import models, train
 from vit_jax.configs import common
+from vit_jax.devices.sharding import make_mesh
 from vit_jax.layers.norm import BatchNorm
 from vit_jax.train import engine as engine_lib
 from vit_jax.train.checkpointing import Checkpoints, load_params
-from vit_jax.train.sharding import make_mesh
 from vit_jax.variables import collections, is_statistic, named
 
 MOMENTUM = 0.9

@@ -14,10 +14,10 @@ import pytest
 import tiny_run
 
 from vit_jax.configs import common
+from vit_jax.devices.sharding import make_mesh
 from vit_jax.errors import UserError
 from vit_jax.train import engine as engine_lib
 from vit_jax.train.checkpointing import Checkpoints, load_params
-from vit_jax.train.sharding import make_mesh
 from vit_jax.train.state import TrainState
 
 

@@ -11,10 +11,10 @@ import tiny_run
 
 from vit_jax import cli
 from vit_jax.configs import common
+from vit_jax.devices.sharding import make_mesh
 from vit_jax.train import engine as engine_lib
 from vit_jax.train import run_info
 from vit_jax.train.checkpointing import Checkpoints, stored_steps
-from vit_jax.train.sharding import make_mesh
 
 STEPS, BEST = [2, 4, 6], 4
 

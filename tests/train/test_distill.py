@@ -14,14 +14,14 @@ from recipes import GOLDEN, flatten, random_images
 from vit_jax import inference, models, train
 from vit_jax.configs import common
 from vit_jax.configs import models as model_configs
+from vit_jax.devices.sharding import AXES, AxisType, make_mesh
 from vit_jax.errors import UserError
-from vit_jax.models.preprocess import Preprocess
+from vit_jax.families.preprocess import Preprocess
 from vit_jax.train import engine as engine_lib
 from vit_jax.train import loop
 from vit_jax.train.distill import distilled
 from vit_jax.train.losses import get_loss, softmax_cross_entropy
 from vit_jax.train.mixing import Mixing
-from vit_jax.train.sharding import AXES, AxisType, make_mesh
 from vit_jax.train.state import TrainState
 from vit_jax.train.step import make_train_step
 from vit_jax.train.teacher import load_teacher

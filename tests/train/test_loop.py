@@ -142,7 +142,8 @@ def test_accumulation_and_workers_change_nothing(images, uninterrupted, tmp_path
 
 
 def test_one_device_and_four_make_the_same_run(images, tmp_path, monkeypatch):
-    from vit_jax.train import loop, sharding
+    from vit_jax.devices import sharding
+    from vit_jax.train import loop
 
     config = small_config(images)
     config.model.transformer.dropout_rate = 0.0

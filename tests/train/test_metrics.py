@@ -11,8 +11,8 @@ from sklearn.metrics import top_k_accuracy_score
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vit_jax.errors import UserError
+from vit_jax.evaluate.top_k import counts
 from vit_jax.train import metrics
-from vit_jax.train.counts import counts
 from vit_jax.train.metrics import MetricWriter
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 from recipes import flatten, unflatten
 
-from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
+from vit_jax.checkpoint.stacked import stack_blocks, unstack_blocks
 from vit_jax.configs import common
 from vit_jax.errors import UserError
 from vit_jax.train.optimizers import make_optimizer, per_layer

@@ -15,9 +15,10 @@ from rich.console import Console
 
 from vit_jax import models
 from vit_jax.errors import UserError
-from vit_jax.models import sizes
-from vit_jax.train import flops, log, progress
-from vit_jax.train.evaluation import Evaluation
+from vit_jax.evaluate import flops
+from vit_jax.evaluate.evaluation import Evaluation
+from vit_jax.families import sizes
+from vit_jax.train import log, progress
 from vit_jax.train.log import RunLog, device_memory
 from vit_jax.train.profiling import Profiler
 from vit_jax.train.progress import RunProgress

@@ -15,7 +15,7 @@ import tiny_run
 from vit_jax import train
 from vit_jax.configs import common
 from vit_jax.errors import UserError
-from vit_jax.train.resume import require_same_config
+from vit_jax.train.same_config import require_same_config
 
 KILLS = 20
 

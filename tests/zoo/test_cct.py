@@ -12,7 +12,7 @@ from zoo_golden import Golden
 
 from vit_jax.checkpoint import from_torch, zoo
 from vit_jax.checkpoint.describe import shapes_of
-from vit_jax.checkpoint.resize import resize_posembed
+from vit_jax.families.resize import resize_posembed
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.norm import LayerNorm, LayerNorm5
 from vit_jax.layers.pool import sequence_pool

@@ -8,12 +8,12 @@ import pytest
 
 from vit_jax import inference
 from vit_jax.checkpoint import convert, identify, load_pretrained, zoo
-from vit_jax.checkpoint.formats import open_archive, write_npz
+from vit_jax.checkpoint.files.formats import open_archive, write_npz
 from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.checkpoint.zoo import expected_shapes
 from vit_jax.errors import UserError
-from vit_jax.models.registry import resolve
-from vit_jax.models.sizes import recorded
+from vit_jax.families.registry import resolve
+from vit_jax.families.sizes import recorded
 from vit_jax.models.variants import families
 from vit_jax.parity.subject import random_params
 

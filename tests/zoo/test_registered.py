@@ -8,7 +8,7 @@ import pytest
 
 from vit_jax.checkpoint import zoo
 from vit_jax.checkpoint.zoo import default_size, expected_shapes, names_of, table
-from vit_jax.models.registry import registered
+from vit_jax.families.registry import registered
 from vit_jax.models.variants import families
 from vit_jax.variables import is_statistic
 

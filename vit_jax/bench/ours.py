@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from vit_jax import models
 from vit_jax.bench.measuring import Subject
 from vit_jax.configs import common
+from vit_jax.devices.sharding import make_mesh
+from vit_jax.families import registry
 from vit_jax.layers.implementation import attending
-from vit_jax.models import registry
 from vit_jax.train import engine as engine_lib
 from vit_jax.train.log import device_memory
-from vit_jax.train.sharding import make_mesh
 
 
 def subject(name: str, mode: str, batch: int, size: int, dtype: str, attend: str) -> Subject:

@@ -9,10 +9,10 @@ save_timm("out.safetensors", params, "ViT-B_16") # … with what timm needs to b
 from vit_jax.checkpoint.convert import Conversion, convert
 from vit_jax.checkpoint.identify import Identity, identify
 from vit_jax.checkpoint.official import inspect_params, load, load_pretrained, save
-from vit_jax.checkpoint.resize import interpolate_posembed, resize_posembed
 from vit_jax.checkpoint.timm_file import save_timm
 from vit_jax.checkpoint.torch_names import drop_pre_logits, from_torch, to_torch
 from vit_jax.checkpoint.tree import recover_tree
+from vit_jax.families.resize import interpolate_posembed, resize_posembed
 
 __all__ = [
     "Conversion",

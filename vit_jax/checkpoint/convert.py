@@ -19,17 +19,17 @@ import numpy as np
 
 from vit_jax import __version__
 from vit_jax.checkpoint import describe, hf_dir, recorded, zoo
-from vit_jax.checkpoint.archive import Edited, replacing_directory
-from vit_jax.checkpoint.formats import write_npz, write_orbax, write_safetensors, write_torch
+from vit_jax.checkpoint.files.archive import Edited, replacing_directory
+from vit_jax.checkpoint.files.formats import write_npz, write_orbax, write_safetensors, write_torch
 from vit_jax.checkpoint.planning import POSEMB, Plan, planned
-from vit_jax.checkpoint.resize import Grid
-from vit_jax.checkpoint.rules import Exported
 from vit_jax.checkpoint.source import Source, Tensors, open_source, specs_of
 from vit_jax.checkpoint.tables import big_vision, released
 from vit_jax.checkpoint.timm_file import timm_description
 from vit_jax.checkpoint.torch_names import exported
 from vit_jax.errors import UserError
-from vit_jax.models.registry import is_google
+from vit_jax.families.registry import is_google
+from vit_jax.families.resize import Grid
+from vit_jax.families.rules import Exported
 from vit_jax.variables import is_statistic
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.checkpoint.shapes import Shape
 from vit_jax.errors import UserError
-from vit_jax.models.registry import GOOGLE, ModelSpec, family_of, family_of_class, resolve
+from vit_jax.families.registry import GOOGLE, ModelSpec, family_of, family_of_class, resolve
 
 _MODULE_FIELDS = ("parent", "name", "num_classes")  # of a linen module, and no part of a config
 

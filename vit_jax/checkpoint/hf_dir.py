@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.checkpoint.archive import reading
-from vit_jax.checkpoint.resize import Grid
+from vit_jax.checkpoint.files.archive import reading
 from vit_jax.errors import UserError
-from vit_jax.models.preprocess import Preprocess
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.resize import Grid
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors"

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.checkpoint import describe, infer, recorded, zoo
-from vit_jax.checkpoint.archive import Spec
-from vit_jax.checkpoint.resize import Grid
+from vit_jax.checkpoint.files.archive import Spec
 from vit_jax.checkpoint.source import Source, open_source
 from vit_jax.checkpoint.tables.family import Size
 from vit_jax.errors import UserError
-from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import is_google
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import is_google
+from vit_jax.families.resize import Grid
 from vit_jax.variables import is_statistic
 
 # For files without position embeddings, which are read for any size.

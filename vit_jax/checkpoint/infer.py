@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vit_jax.checkpoint import describe
-from vit_jax.checkpoint.rules import require_names
 from vit_jax.checkpoint.shapes import Shape, param_shapes, require_shapes
 from vit_jax.errors import UserError
-from vit_jax.models.registry import ModelSpec, family_of, is_google, registered
+from vit_jax.families.registry import ModelSpec, family_of, is_google, registered
+from vit_jax.families.rules import require_names
 
 
 def from_linen(shapes: Mapping[str, Shape]) -> dict[str, Any]:

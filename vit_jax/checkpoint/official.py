@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from vit_jax.checkpoint import describe, zoo
-from vit_jax.checkpoint.archive import to_numpy
-from vit_jax.checkpoint.formats import write_npz
-from vit_jax.checkpoint.resize import Grid, interpolate_posembed
-from vit_jax.checkpoint.rules import Exported, listed
-from vit_jax.checkpoint.scan import is_stacked, stack_blocks, unstack_blocks
+from vit_jax.checkpoint.files.archive import to_numpy
+from vit_jax.checkpoint.files.formats import write_npz
 from vit_jax.checkpoint.shapes import check_shapes
 from vit_jax.checkpoint.source import open_source
+from vit_jax.checkpoint.stacked import is_stacked, stack_blocks, unstack_blocks
 from vit_jax.checkpoint.tables import released
 from vit_jax.checkpoint.tree import arrays, flatten, unflatten
 from vit_jax.errors import UserError
-from vit_jax.models.registry import is_google
+from vit_jax.families.registry import is_google
+from vit_jax.families.resize import Grid, interpolate_posembed
+from vit_jax.families.rules import Exported, listed
 
 log = logging.getLogger(__name__)
 

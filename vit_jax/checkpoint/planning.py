@@ -13,16 +13,16 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.checkpoint import describe, recorded, zoo
-from vit_jax.checkpoint.archive import Edited
+from vit_jax.checkpoint.files.archive import Edited
 from vit_jax.checkpoint.identify import fitting_models, image_size_of
-from vit_jax.checkpoint.resize import resize_posembed
 from vit_jax.checkpoint.source import Source, Tensors, specs_of
 from vit_jax.checkpoint.tables import big_vision
 from vit_jax.checkpoint.tables.family import Size
 from vit_jax.class_names import class_names as known_class_names
 from vit_jax.errors import UserError
-from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import family_of, is_google, resolve
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import family_of, is_google, resolve
+from vit_jax.families.resize import resize_posembed
 
 DTYPES = {
     "float32": np.dtype(np.float32),

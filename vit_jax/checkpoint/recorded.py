@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.checkpoint import hf_dir, infer
-from vit_jax.checkpoint.npz import MAX_METADATA
-from vit_jax.checkpoint.resize import Grid
+from vit_jax.checkpoint.files.npz import MAX_METADATA
 from vit_jax.checkpoint.source import Source, metadata_json
 from vit_jax.class_names import class_names as known_class_names
 from vit_jax.errors import UserError
-from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import is_google
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import is_google
+from vit_jax.families.resize import Grid
 
 OURS, TIMM, HISTORY = "vit_jax", "timm", "vit_jax_conversion"
 

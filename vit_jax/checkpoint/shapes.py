@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models.registry import family_of
+from vit_jax.families.registry import family_of
 
 Shape = tuple[int, ...]
 

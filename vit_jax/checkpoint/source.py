@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from vit_jax.checkpoint import describe, hf_dir, infer, zoo
-from vit_jax.checkpoint.archive import Archive, Edited, Spec, View, reading
-from vit_jax.checkpoint.fetch import fetch
-from vit_jax.checkpoint.formats import open_archive
-from vit_jax.checkpoint.orbax_dir import is_orbax, newest_step
-from vit_jax.checkpoint.resize import Grid
-from vit_jax.checkpoint.rules import Imported, listed
-from vit_jax.checkpoint.scan import stacked_names
+from vit_jax.checkpoint.files.archive import Archive, Edited, Spec, View, reading
+from vit_jax.checkpoint.files.fetch import fetch
+from vit_jax.checkpoint.files.formats import open_archive
+from vit_jax.checkpoint.files.orbax import is_orbax, newest_step
+from vit_jax.checkpoint.stacked import stacked_names
 from vit_jax.checkpoint.tables import big_vision, released
 from vit_jax.checkpoint.torch_names import imported, respelled
 from vit_jax.errors import UserError
+from vit_jax.families.registry import family_of, is_google
+from vit_jax.families.resize import Grid
+from vit_jax.families.rules import Imported, listed
 from vit_jax.layers.sincos import sincos2d
-from vit_jax.models.registry import family_of, is_google
 
 log = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.checkpoint import describe, zoo
-from vit_jax.checkpoint.formats import write_safetensors
-from vit_jax.checkpoint.resize import square
-from vit_jax.checkpoint.scan import unstack_blocks
+from vit_jax.checkpoint.files.formats import write_safetensors
+from vit_jax.checkpoint.stacked import unstack_blocks
 from vit_jax.checkpoint.torch_names import to_torch
 from vit_jax.checkpoint.tree import arrays
 from vit_jax.errors import UserError
-from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import ModelSpec, family_of, is_google, registered, resolve
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import ModelSpec, family_of, is_google, registered, resolve
+from vit_jax.families.resize import square
 from vit_jax.models.variants import families
 
 # ResNet stages -> the timm entry point that builds them.

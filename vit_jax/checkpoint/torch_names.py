@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from vit_jax.checkpoint import describe, zoo
-from vit_jax.checkpoint.archive import to_numpy
-from vit_jax.checkpoint.rules import Exported, Imported
-from vit_jax.checkpoint.scan import stack_blocks, unstack_blocks
+from vit_jax.checkpoint.files.archive import to_numpy
 from vit_jax.checkpoint.shapes import check_shapes, param_shapes
+from vit_jax.checkpoint.stacked import stack_blocks, unstack_blocks
 from vit_jax.checkpoint.tables import hf, timm
 from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.errors import UserError
-from vit_jax.models.registry import is_google
+from vit_jax.families.registry import is_google
+from vit_jax.families.rules import Exported, Imported
 from vit_jax.variables import collections, named
 
 LAYOUTS = {"timm": timm, "hf": hf}

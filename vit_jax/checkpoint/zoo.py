@@ -13,14 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint import describe
-from vit_jax.checkpoint.archive import Edited
-from vit_jax.checkpoint.rules import Exported, Imported, Table, require_names, rule
+from vit_jax.checkpoint.files.archive import Edited
 from vit_jax.checkpoint.shapes import Shape, require_shapes
 from vit_jax.checkpoint.tables.family import Edits, Names, Size
 from vit_jax.checkpoint.tree import arrays
 from vit_jax.errors import UserError
+from vit_jax.families.registry import ModelSpec, family_of, is_google, registered
+from vit_jax.families.rules import Exported, Imported, Table, require_names, rule
 from vit_jax.models import variants
-from vit_jax.models.registry import ModelSpec, family_of, is_google, registered
 
 Config = Mapping[str, Any]
 Tensors = Mapping[str, np.ndarray]

@@ -66,13 +66,13 @@ def _measure(name: str, args: argparse.Namespace) -> "list[Timing]":
     import jax
 
     from vit_jax import models
-    from vit_jax.bench import measuring, ours, timms
-    from vit_jax.train import flops
+    from vit_jax.bench import measuring, ours, theirs
+    from vit_jax.evaluate import flops
 
     shape = (name, args.mode, args.batch, args.image_size, args.dtype)
     subjects = [ours.subject(*shape, args.attend)]
     if args.against != "none":
-        subjects.append(timms.subject(*shape, compiled=args.against == "timm-compiled"))
+        subjects.append(theirs.subject(*shape, compiled=args.against == "timm-compiled"))
     timings = measuring.in_turns(subjects, args.batch, args.rounds)
     model = models.get_model(name, num_classes=1000)
     work = flops.train_flops(model, args.image_size)

@@ -66,7 +66,7 @@ def evaluate(loaded: "LoadedModel", dataset: "TestDataset") -> dict[str, Any]:
     """`num_examples`, and the shares whose class is the likeliest (`top1`) and, for more than
     five classes, among the five likeliest (`top5`).
     """
-    from vit_jax.train.counts import counts
+    from vit_jax.evaluate.top_k import counts
 
     sums: dict[str, int] = {}
     for batch in common.progress(dataset, len(dataset), "evaluating"):

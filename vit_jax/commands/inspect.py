@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.commands import common
-from vit_jax.models.registry import family_of, is_google
+from vit_jax.families.registry import family_of, is_google
 
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Identity

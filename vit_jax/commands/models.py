@@ -46,8 +46,8 @@ def matching(pattern: str) -> list[dict[str, Any]]:
     Raises:
       UserError: if there is none.
     """
-    from vit_jax.models.registry import registered
-    from vit_jax.models.sizes import recorded
+    from vit_jax.families.registry import registered
+    from vit_jax.families.sizes import recorded
 
     sizes = recorded()
     rows = [
@@ -77,7 +77,7 @@ def checkpoints(pattern: str) -> list[dict[str, Any]]:
     Raises:
       UserError: if there is none.
     """
-    from vit_jax.checkpoint.catalogue import published
+    from vit_jax.checkpoint.published import published
 
     rows = [row.to_dict() for row in published() if _any_matches(pattern, row.names)]
     if not rows:

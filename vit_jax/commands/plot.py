@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from vit_jax.train.plot import plot
+    from vit_jax.evaluate.plot import plot
 
     plot(args.runs, args.out)
     print(args.out)

@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
       UserError: as `inference.load_weights` and `open_source`; for classes that differ between
         the splits, or examples with several labels.
     """
+    from vit_jax.evaluate import features, fewshot
     from vit_jax.input_pipeline import loader, sources
-    from vit_jax.train import features, fewshot
 
     l2s = fewshot.L2S if args.l2 is None else _numbers(args.l2)
     model = features.FeatureModel.load(args.model_path, args.model)

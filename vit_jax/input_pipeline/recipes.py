@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from vit_jax.errors import UserError, suggest
+from vit_jax.families.preprocess import Preprocess
 from vit_jax.input_pipeline import augment as aug
 from vit_jax.input_pipeline import transforms as tr
-from vit_jax.models.preprocess import Preprocess
 
 Steps = tuple[tr.Transform, ...]
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.families.preprocess import Preprocess
 from vit_jax.input_pipeline.chain import Chain, Record, Transform, generator
 from vit_jax.input_pipeline.decode import decode_image
 from vit_jax.input_pipeline.geometry import (
@@ -30,7 +31,6 @@ from vit_jax.input_pipeline.geometry import (
     target_shape,
 )
 from vit_jax.input_pipeline.windows import InceptionCrop, RandomResizedCrop
-from vit_jax.models.preprocess import Preprocess
 
 __all__ = [
     "RESIZE",

@@ -167,7 +167,7 @@ def run_blocks(
       block: Called as `block(name=…)(x, drop_path_rate, train=…)`; returns the shape of `x`.
         Where blocks differ (windows that shift), one for each; these cannot be scanned.
       name: Prefix: the blocks are `{name}_0`, `{name}_1`, … With `scan` there is one, `{name}`,
-        and every parameter has a leading axis of `depth` (see `vit_jax.checkpoint.scan`).
+        and every parameter has a leading axis of `depth` (see `vit_jax.checkpoint.stacked`).
       first: Number of the first block, where something stands between the blocks of one name.
       drop_path_rate: Of the last block, growing linearly from 0; or that of each block.
       remat: Recompute a block's activations in the backward pass instead of keeping them: all of

@@ -24,7 +24,7 @@ _LAZY = {"VisionTransformer": "vit", "MlpMixer": "mixer"}
 def __getattr__(name: str) -> Any:
     # The classes import Flax, the registry beside them need not.
     if name in _LAZY:
-        from vit_jax.models import registry
+        from vit_jax.families import registry
 
         return registry.model_class(_LAZY[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -42,7 +42,7 @@ def get_model(name: str, *, num_classes: int | None = None, **overrides: Any) ->
     Raises:
       UserError: for an unknown name or field, with the closest known ones.
     """
-    from vit_jax.models import registry
+    from vit_jax.families import registry
 
     spec = registry.resolve(name)
     config = spec.config.to_dict()
@@ -77,7 +77,7 @@ def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -
     Raises:
       UserError: for a field that the model does not have.
     """
-    from vit_jax.models import registry
+    from vit_jax.families import registry
 
     cls = registry.model_class(registry.family_of(config))
     # What says which model this is, to those classes that do not keep it.

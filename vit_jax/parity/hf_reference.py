@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax.checkpoint.torch_names import respelled
-from vit_jax.models.registry import is_google
+from vit_jax.families.registry import is_google
 from vit_jax.parity import hf_survey
 from vit_jax.parity.references import Difference, Point, load, zoo_points
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.models.registry import family_of
+from vit_jax.families.registry import family_of
 from vit_jax.parity.references import Difference, load
 
 if TYPE_CHECKING:

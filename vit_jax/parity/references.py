@@ -54,8 +54,8 @@ def default_for(config: Mapping[str, Any]) -> str:
     Raises:
       UserError: where no library that can be installed has the family.
     """
+    from vit_jax.families.registry import family_of, is_google
     from vit_jax.models import variants
-    from vit_jax.models.registry import family_of, is_google
 
     if is_google(config):
         return "timm"

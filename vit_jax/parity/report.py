@@ -4,7 +4,7 @@ import html
 import os
 from collections.abc import Iterable, Sequence
 
-from vit_jax.checkpoint.archive import replacing
+from vit_jax.checkpoint.files.archive import replacing
 from vit_jax.parity import figures
 from vit_jax.parity.figures import Comparison, Setting
 from vit_jax.parity.plot import error_growth

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from vit_jax.checkpoint import describe, resize_posembed
-from vit_jax.checkpoint.resize import Grid, square
-from vit_jax.checkpoint.scan import unstack_blocks
 from vit_jax.checkpoint.shapes import param_shapes
+from vit_jax.checkpoint.stacked import unstack_blocks
 from vit_jax.checkpoint.tables.family import Size
 from vit_jax.checkpoint.tree import arrays, unflatten
 from vit_jax.checkpoint.zoo import default_size, expected_shapes, image_size_of, resize_edits
 from vit_jax.errors import UserError
-from vit_jax.models.registry import ModelSpec, family_of, is_google, resolve
+from vit_jax.families.registry import ModelSpec, family_of, is_google, resolve
+from vit_jax.families.resize import Grid, square
 from vit_jax.variables import collections, named
 
 _POSITIONS = "Transformer/posembed_input/pos_embedding"

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vit_jax.checkpoint.timm_file import timm_description
-from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import family_of, is_google
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import family_of, is_google
 from vit_jax.parity.references import Difference, Point, load, zoo_points
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ import os
 import pathlib
 
 from vit_jax.errors import UserError
+from vit_jax.evaluate.plot import save_figure
 from vit_jax.plan import report
 from vit_jax.plan.report import Plan
 from vit_jax.plan.traffic import Work
-from vit_jax.train.plot import save_figure
 
 FORMATS = (".png", ".svg")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from vit_jax.train.flops import peak_flops
+from vit_jax.evaluate.flops import peak_flops
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vit_jax.devices.shard_sizes import unsplit
+from vit_jax.devices.sharding import make_mesh
 from vit_jax.errors import UserError
+from vit_jax.evaluate.flops import train_flops
 from vit_jax.plan import traffic
 from vit_jax.plan.chips import chip
 from vit_jax.plan.report import Memory, Plan
 from vit_jax.plan.waiting import interruptible
 from vit_jax.train import engine as engine_lib
-from vit_jax.train.flops import train_flops
-from vit_jax.train.shard_sizes import unsplit
-from vit_jax.train.sharding import make_mesh
 from vit_jax.train.state import TrainState
 
 ADVICE = (

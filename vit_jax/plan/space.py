@@ -8,10 +8,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from vit_jax.devices.shard_sizes import unsplit
+from vit_jax.devices.sharding import batch_shards, make_mesh, param_shardings
 from vit_jax.overrides import changed
 from vit_jax.plan import compiling
-from vit_jax.train.shard_sizes import unsplit
-from vit_jax.train.sharding import batch_shards, make_mesh, param_shardings
 
 # Values of fields of the config, by their dotted names.
 Settings = dict[str, Any]

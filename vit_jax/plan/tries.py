@@ -5,12 +5,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vit_jax.devices.sharding import check_batch
 from vit_jax.errors import UserError
 from vit_jax.overrides import changed
 from vit_jax.plan import compiling, space, topology
 from vit_jax.plan.report import Plan
 from vit_jax.plan.space import Settings
-from vit_jax.train.sharding import check_batch
 
 # Called with a text and whether its line ends with it.
 Say = Callable[[str, bool], None]

@@ -17,20 +17,9 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vit_jax import models
-from vit_jax.errors import UserError
-from vit_jax.layers import implementation
-from vit_jax.layers.implementation import attending
-from vit_jax.train import distill, profiling
-from vit_jax.train.compiler_options import compiler_options
-from vit_jax.train.ema import ema_decay, update_ema
-from vit_jax.train.losses import get_loss, of_heads
-from vit_jax.train.mixing import Mixing
-from vit_jax.train.optimizers import make_optimizer
-from vit_jax.train.rules import stop_frozen
-from vit_jax.train.sam import LossAndGrad, gsam_rho, sam_gradient
-from vit_jax.train.schedules import Schedule, create_learning_rate_schedule
-from vit_jax.train.shard_sizes import unsplit
-from vit_jax.train.sharding import (
+from vit_jax.devices.compiler_options import compiler_options
+from vit_jax.devices.shard_sizes import unsplit
+from vit_jax.devices.sharding import (
     batch_shards,
     check_batch,
     like_params,
@@ -39,6 +28,17 @@ from vit_jax.train.sharding import (
     replicated,
     split_batch,
 )
+from vit_jax.errors import UserError
+from vit_jax.layers import implementation
+from vit_jax.layers.implementation import attending
+from vit_jax.train import distill, profiling
+from vit_jax.train.ema import ema_decay, update_ema
+from vit_jax.train.losses import get_loss, of_heads
+from vit_jax.train.mixing import Mixing
+from vit_jax.train.optimizers import make_optimizer
+from vit_jax.train.parameter_rules import stop_frozen
+from vit_jax.train.sam import LossAndGrad, gsam_rho, sam_gradient
+from vit_jax.train.schedules import Schedule, create_learning_rate_schedule
 from vit_jax.train.state import TrainState, init_state
 from vit_jax.train.step import Objective, make_eval_step, make_train_step
 from vit_jax.train.teacher import Teacher

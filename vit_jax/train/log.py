@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import jax
 
-from vit_jax.train import flops
-from vit_jax.train.evaluation import Evaluation
+from vit_jax.evaluate import flops
+from vit_jax.evaluate.evaluation import Evaluation
 from vit_jax.train.metrics import MetricWriter
 from vit_jax.train.progress import RunProgress
 

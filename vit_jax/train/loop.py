@@ -18,17 +18,18 @@ from ml_collections import ConfigDict
 from vit_jax import checkpoint, input_pipeline
 from vit_jax.checkpoint.tree import arrays
 from vit_jax.configs import common
+from vit_jax.devices.sharding import make_mesh, place, to_devices
 from vit_jax.errors import Preempted, UserError
+from vit_jax.evaluate import flops
+from vit_jax.evaluate.evaluation import evaluate
 from vit_jax.train import engine as engine_lib
-from vit_jax.train import flops, run_info
+from vit_jax.train import run_info
 from vit_jax.train.checkpointing import Checkpoints
-from vit_jax.train.evaluation import evaluate
 from vit_jax.train.log import RunLog
 from vit_jax.train.preemption import Preemption
 from vit_jax.train.pretrained import find_pretrained
 from vit_jax.train.profiling import Profiler
-from vit_jax.train.resume import require_same_config
-from vit_jax.train.sharding import make_mesh, place, to_devices
+from vit_jax.train.same_config import require_same_config
 from vit_jax.train.state import TrainState
 from vit_jax.train.teacher import load_teacher
 from vit_jax.variables import collections, named

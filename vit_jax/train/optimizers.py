@@ -11,7 +11,13 @@ import optax
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError, suggest
-from vit_jax.train.rules import Rules, layer_decay_rules, parse_rules, per_parameter, stack_depths
+from vit_jax.train.parameter_rules import (
+    Rules,
+    layer_decay_rules,
+    parse_rules,
+    per_parameter,
+    stack_depths,
+)
 from vit_jax.train.schedules import Schedule
 
 
@@ -75,7 +81,7 @@ def make_optimizer(config: ConfigDict, rate: Schedule) -> optax.GradientTransfor
 
     Args:
       config: Its fields `optim…`, `weight_decay`, `grad_norm_clip`, `…_rules` and `layer_decay`;
-        see `vit_jax.configs.common` and `vit_jax.train.rules`.
+        see `vit_jax.configs.common` and `vit_jax.train.parameter_rules`.
       rate: Learning rate of each step, counted from 0.
 
     Raises:

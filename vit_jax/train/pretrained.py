@@ -5,8 +5,8 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from vit_jax.checkpoint.catalogue import recommended
-from vit_jax.checkpoint.fetch import fetch
+from vit_jax.checkpoint.files.fetch import fetch
+from vit_jax.checkpoint.published import recommended
 from vit_jax.errors import UserError
 
 

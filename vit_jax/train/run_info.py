@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 import vit_jax
 from vit_jax.errors import UserError
+from vit_jax.families.preprocess import Preprocess
 from vit_jax.input_pipeline import recipes
-from vit_jax.models.preprocess import Preprocess
 
 _FILE = "run.json"
 

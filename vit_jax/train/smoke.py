@@ -8,8 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vit_jax.configs import common
-from vit_jax.models.preprocess import Preprocess
-from vit_jax.models.registry import family_of, is_google, resolve
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import family_of, is_google, resolve
 from vit_jax.models.variants import shrunk
 from vit_jax.variables import named
 

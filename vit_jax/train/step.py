@@ -11,8 +11,8 @@ import optax
 from flax import linen as nn
 
 from vit_jax.errors import UserError
-from vit_jax.train import parts
-from vit_jax.train.counts import counts
+from vit_jax.evaluate.top_k import counts
+from vit_jax.train import batch_parts
 from vit_jax.train.losses import Loss, of_heads, softmax_cross_entropy
 from vit_jax.train.mixing import Mixing
 from vit_jax.train.sam import LossAndGrad
@@ -119,7 +119,7 @@ def accumulated(gradient: Gradient, *, accum_steps: int) -> Gradient:
             return (statistics, jax.tree.map(jnp.add, total, (value, grads))), None
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), params))
-        numbered = parts.split(batch, accum_steps), jnp.arange(accum_steps)
+        numbered = batch_parts.split(batch, accum_steps), jnp.arange(accum_steps)
         (statistics, total), _ = jax.lax.scan(add, (statistics, zeros), numbered)
         value, grads = jax.tree.map(lambda x: x / accum_steps, total)
         return (value, statistics), grads
@@ -180,9 +180,9 @@ def make_eval_step(
         share = batch["mask"].shape[0] // shards
         at_once = rows or share
         count = -(-share // at_once)
-        padded = parts.split(parts.pad(batch, shards, at_once), count)
+        padded = batch_parts.split(batch_parts.pad(batch, shards, at_once), count)
         figures, losses = jax.lax.map(functools.partial(of_part, variables), padded)
-        losses = parts.join(losses).reshape(shards, -1)[:, :share].reshape(-1)
+        losses = batch_parts.join(losses).reshape(shards, -1)[:, :share].reshape(-1)
         return {**jax.tree.map(lambda x: x.sum(), figures), "losses": losses}
 
     return evaluate

@@ -11,8 +11,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError
+from vit_jax.families.preprocess import Preprocess
 from vit_jax.input_pipeline import recipes
-from vit_jax.models.preprocess import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ lies at the top. Current files hold no position for the class token, which is fo
 import math
 from collections.abc import Iterable, Mapping
 
-from vit_jax.checkpoint.rules import Table, rule
 from vit_jax.checkpoint.tables import released
 from vit_jax.errors import UserError
+from vit_jax.families.rules import Table, rule
 
 POSEMB = "Transformer/posembed_input/pos_embedding"
 _POSITIONS = ("pos_embedding", "Transformer/pos_embedding")

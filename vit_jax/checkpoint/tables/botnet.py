@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vit_jax.checkpoint.resize import resize_posembed
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
 from vit_jax.checkpoint.tables.parts import BATCH_NORM, CONV_NORM, DENSE, QKV
+from vit_jax.families.resize import resize_posembed
+from vit_jax.families.rules import Table, rule, under
 
 _KERNELS = tuple(f"mix/attention/{name}/kernel" for name in QKV)
 _ATTENTION = (

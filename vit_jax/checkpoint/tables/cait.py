@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Names
 from vit_jax.checkpoint.tables.parts import (
     ATTENTION,
@@ -14,6 +13,7 @@ from vit_jax.checkpoint.tables.parts import (
     encoder_block,
 )
 from vit_jax.checkpoint.tables.plain import POSITIONS, encoder_points, positions
+from vit_jax.families.rules import Table, rule, under
 
 _TALK = under("proj_l", "scores_mix", DENSE) + under("proj_w", "weights_mix", DENSE)
 _CLASS_ATTENTION = (

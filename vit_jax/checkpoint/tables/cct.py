@@ -1,9 +1,9 @@
 """CCT, as the official code and vit-pytorch call it: the same names."""
 
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Names, Size
 from vit_jax.checkpoint.tables.parts import DENSE, KERNEL, NORM, OUT, QKV, merged
 from vit_jax.checkpoint.tables.plain import POSITIONS, encoder_points, positions
+from vit_jax.families.rules import Table, rule, under
 
 _ATTENTION = under("qkv", "", merged(QKV, bias=False)) + under("proj", "out", OUT)
 _BLOCK = (

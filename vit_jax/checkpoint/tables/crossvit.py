@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from vit_jax.checkpoint.resize import resize_posembed, square
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
 from vit_jax.checkpoint.tables.parts import CONV, DENSE, ENCODER_BLOCK, HEADS, NORM, OUT
+from vit_jax.families.resize import resize_posembed, square
+from vit_jax.families.rules import Table, rule, under
 
 _PROJECT = under("0", "norm", NORM) + under("2", "dense", DENSE)
 _QKV = (("wq", "query"), ("wk", "key"), ("wv", "value"))

@@ -1,6 +1,5 @@
 """Convolutional vision Transformer: the official code's names, and Hugging Face's."""
 
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Names
 from vit_jax.checkpoint.tables.parts import (
     BATCH_NORM,
@@ -14,6 +13,7 @@ from vit_jax.checkpoint.tables.parts import (
     encoder_block,
 )
 from vit_jax.checkpoint.tables.staged import PATCH_EMBEDDING, block_points
+from vit_jax.families.rules import Table, rule, under
 
 _PROJECTED = ("query", "key", "value")
 

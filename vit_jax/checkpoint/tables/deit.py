@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Names
 from vit_jax.checkpoint.tables.parts import CONV, DENSE, ENCODER_BLOCK, NORM
 from vit_jax.checkpoint.tables.plain import POSITIONS, encoder_points, positions
+from vit_jax.families.rules import Table, rule, under
 
 LAYER_SCALE = rule("ls1.gamma", "residual_0/gamma") + rule("ls2.gamma", "residual_1/gamma")
 

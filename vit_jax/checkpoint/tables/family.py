@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint.rules import Table
+from vit_jax.families.rules import Table
 
 Config = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]

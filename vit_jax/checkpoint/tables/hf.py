@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.parts import CONV, DENSE, HEADS, NORM, OUT, QKV
 from vit_jax.errors import UserError
-from vit_jax.models.registry import family_of
+from vit_jax.families.registry import family_of
+from vit_jax.families.rules import Table, rule, under
 
 IGNORE = ()
 HEAD = "classifier."

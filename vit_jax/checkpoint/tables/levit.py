@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint.resize import resize_posembed, square
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
 from vit_jax.checkpoint.tables.parts import BATCH_NORM, DENSE, KERNEL
+from vit_jax.families.resize import resize_posembed, square
+from vit_jax.families.rules import Table, rule, under
 
 BIASES = rule("attention_biases", "attention_biases")
 _STRIDE = 16  # of the stem

@@ -1,6 +1,5 @@
 """LV-ViT, as the official code, released as `tlt`, calls it."""
 
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Names
 from vit_jax.checkpoint.tables.parts import (
     BATCH_NORM,
@@ -14,6 +13,7 @@ from vit_jax.checkpoint.tables.parts import (
     merged,
 )
 from vit_jax.checkpoint.tables.plain import POSITIONS, encoder_points, positions
+from vit_jax.families.rules import Table, rule, under
 
 _BLOCK = encoder_block(under("qkv", "", merged(QKV, bias=False)) + under("proj", "out", OUT))
 

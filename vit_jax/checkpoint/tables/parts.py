@@ -1,6 +1,6 @@
 """Tables of the layers that many models share, PyTorch's names to ours."""
 
-from vit_jax.checkpoint.rules import Table, rule, under
+from vit_jax.families.rules import Table, rule, under
 
 QKV = ("query", "key", "value")
 

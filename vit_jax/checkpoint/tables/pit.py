@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint.resize import resize_posembed
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
 from vit_jax.checkpoint.tables.parts import CONV, DENSE, ENCODER_BLOCK, NORM
+from vit_jax.families.resize import resize_posembed
+from vit_jax.families.rules import Table, rule, under
 
 POSITIONS = "posembed_input/pos_embedding"
 POOL = under("conv", "conv", CONV) + under("fc", "tokens", DENSE)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from vit_jax.checkpoint.resize import resize_posembed, square
 from vit_jax.checkpoint.tables.family import Config, Edits, Shapes, Size
+from vit_jax.families.resize import resize_posembed, square
 
 POSITIONS = "posembed_input/pos_embedding"
 

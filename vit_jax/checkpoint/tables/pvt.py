@@ -2,8 +2,6 @@
 
 import functools
 
-from vit_jax.checkpoint.resize import resize_posembed, square
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
 from vit_jax.checkpoint.tables.parts import CONV, DENSE, HEADS, NORM, OUT, encoder_block
 from vit_jax.checkpoint.tables.staged import (
@@ -12,6 +10,8 @@ from vit_jax.checkpoint.tables.staged import (
     REDUCTION,
     block_points,
 )
+from vit_jax.families.resize import resize_posembed, square
+from vit_jax.families.rules import Table, rule, under
 
 _POSITIONS = "posembed_input/pos_embedding"
 _ATTENTION = "MultiHeadDotProductAttention_0"

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from vit_jax.checkpoint.rules import Table, under
 from vit_jax.checkpoint.tables.family import Config, Names
 from vit_jax.checkpoint.tables.parts import CONV, DENSE, MLP, NORM, encoder_block
 from vit_jax.checkpoint.tables.staged import (
@@ -11,6 +10,7 @@ from vit_jax.checkpoint.tables.staged import (
     REDUCTION,
     block_points,
 )
+from vit_jax.families.rules import Table, under
 
 
 def pvt_v2(config: Config) -> Table:

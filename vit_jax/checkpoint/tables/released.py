@@ -11,8 +11,8 @@ Files of both spellings exist, so `reading` builds its table from the names foun
 import re
 from collections.abc import Iterable, Mapping
 
-from vit_jax.checkpoint.rules import SAME, Rule, Table
 from vit_jax.errors import UserError
+from vit_jax.families.rules import SAME, Rule, Table
 
 _RELEASED = {
     "LayerNorm_1": "LayerNorm_2",

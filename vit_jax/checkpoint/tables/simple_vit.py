@@ -1,7 +1,7 @@
 """SimpleViT: big_vision's names, which are ours."""
 
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Names
+from vit_jax.families.rules import Table, rule, under
 
 
 def _same(*names: str) -> Table:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from vit_jax.checkpoint.rules import under
 from vit_jax.checkpoint.tables.family import Config
 from vit_jax.checkpoint.tables.parts import CONV, HEADS, NORM, OUT, merged
+from vit_jax.families.rules import under
 
 PATCH_EMBEDDING = under("proj", "conv", CONV) + under("norm", "norm", NORM)
 # Attention whose keys and values are fewer than its queries.

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint.resize import resize_posembed, square
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Edits, Names, Shapes, Size
 from vit_jax.checkpoint.tables.parts import DENSE, ENCODER_BLOCK, LINEAR, NORM
 from vit_jax.checkpoint.tables.staged import PATCH_EMBEDDING, block_points
+from vit_jax.families.resize import resize_posembed, square
+from vit_jax.families.rules import Table, rule, under
 
 _BIAS = "MultiHeadDotProductAttention_0/relative_position_bias"
 BLOCK = ENCODER_BLOCK + rule("attn.relative_position_bias_table", _BIAS)

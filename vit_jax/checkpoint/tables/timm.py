@@ -8,7 +8,6 @@ of a Vision Transformer without encoder; both raise UserError.
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.parts import (
     CONV,
     DENSE,
@@ -21,7 +20,8 @@ from vit_jax.checkpoint.tables.parts import (
     merged,
 )
 from vit_jax.errors import UserError
-from vit_jax.models.registry import family_of
+from vit_jax.families.registry import family_of
+from vit_jax.families.rules import Table, rule, under
 
 IGNORE = ()  # names in its state dicts that carry no information
 HEAD = "head."

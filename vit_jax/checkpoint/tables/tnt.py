@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from vit_jax.checkpoint.rules import Table, rule, under
 from vit_jax.checkpoint.tables.family import Config, Names, Size
 from vit_jax.checkpoint.tables.parts import CONV, DENSE, LINEAR, MLP, NORM, OUT, merged
 from vit_jax.checkpoint.tables.plain import POSITIONS, positions
+from vit_jax.families.rules import Table, rule, under
 
 _ATTENTION = (
     under("qk", "", merged(("query", "key"), bias=False))

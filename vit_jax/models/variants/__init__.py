@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from vit_jax.models.preprocess import Preprocess
+from vit_jax.families.preprocess import Preprocess
 
 # Modules beside this one.
 MODULES = (

@@ -3,7 +3,7 @@
 Top-1 and rates of stochastic depth: the official README of zihangJiang/TokenLabeling.
 """
 
-from vit_jax.models.preprocess import Preprocess
+from vit_jax.families.preprocess import Preprocess
 from vit_jax.models.variants import Family, Variant, timm_preprocess
 
 

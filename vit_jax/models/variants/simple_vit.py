@@ -4,7 +4,7 @@ Top-1 of S/16: the abstract, after 300 epochs. The evaluation of big_vision shri
 by averaging areas, which is closest to bilinear interpolation with antialiasing.
 """
 
-from vit_jax.models.preprocess import Preprocess
+from vit_jax.families.preprocess import Preprocess
 from vit_jax.models.variants import SMALL, Family, Variant
 
 _IMAGES = Preprocess(224, 0.875, resize="shortest", method="bilinear", antialias=True)

@@ -1,0 +1,144 @@
+"""A model of the survey and its reference on the same random weights and statistics."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from vit_jax.checkpoint import from_torch, to_torch, zoo
+from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.families.registry import resolve
+from vit_jax.families.rules import Imported
+from vit_jax.models import from_config
+from vit_jax.models.variants import families
+from vit_jax.parity import references, subject
+from vit_jax.parity.figures import relative_error
+from vit_jax.parity.traces import trace_ours, trace_torch
+from vit_jax.variables import collections, named
+
+NUM_CLASSES = 7
+
+
+def config_of(name: str, **overrides: Any) -> dict[str, Any]:
+    """A registered model's config with some fields changed, mappings by entry."""
+    config = resolve(name).config.to_dict()
+    for field, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(config.get(field), dict)
+        config[field] = config[field] | dict(value) if both else value
+    return config
+
+
+class Case:
+    """One model at one image size, two images.
+
+    Attributes:
+      config, size, layout: What is compared, and whose names its weights get.
+      flat: Every parameter and statistic, random, by our names.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: tuple[int, int] | None = None,
+        *,
+        num_classes: int = NUM_CLASSES,
+        layout: str | None = None,
+        **overrides: Any,
+    ):
+        self.config = config_of(name, **overrides)
+        this = subject.prepare(self.config, None, size, num_classes, seed=0)
+        self.size, self.flat, self.num_classes = this.image_size, this.params, num_classes
+        self.layout = layout or families()[self.config["family"]].reference
+        self.model = from_config(self.config, num_classes=num_classes)
+        self.variables = collections(unflatten(self.flat))
+        self.images = np.random.default_rng(1).uniform(-1, 1, (2, *self.size, 3))
+
+    @functools.cached_property
+    def state(self) -> dict[str, np.ndarray]:
+        """The weights under the reference's names."""
+        return to_torch(self.variables, self.config, self.layout)
+
+    def reference(self, *, matched: bool = True) -> torch.nn.Module:
+        """The reference with these weights, loaded strictly."""
+        library = references.get(self.layout)
+        sizes = {"num_classes": self.num_classes, "image_size": self.size}
+        return library.build(self.config, self.state, matched=matched, **sizes)
+
+    @functools.cached_property
+    def ours64(self) -> np.ndarray:
+        return self.ours(self.model)
+
+    def ours(self, model: Any) -> np.ndarray:
+        """Output of a model, in float64."""
+        return trace_ours(model, self.variables, self.images, [], np.float64).logits
+
+    def ours_from(self, **weights: np.ndarray) -> np.ndarray:
+        """Output of our model with some weights replaced, by name, in float64."""
+        variables = collections(unflatten({**self.flat, **weights}))
+        return trace_ours(self.model, variables, self.images, [], np.float64).logits
+
+    def ours_with(self, **fields: Any) -> np.ndarray:
+        """Output of our model with other constructor fields, for negative controls."""
+        return self.ours(self.model.clone(**fields))
+
+    def theirs(self, module: torch.nn.Module | None = None) -> np.ndarray:
+        """Output of the reference, in float64."""
+        logits_of = references.get(self.layout).logits_of
+        module = module or self.reference()
+        return trace_torch(module, self.images, [], np.float64, logits_of).logits
+
+    def error(self, module: torch.nn.Module | None = None) -> float:
+        """Of our logits against the reference's, both in float64."""
+        return relative_error(self.ours64, self.theirs(module))
+
+    def assert_round_trip(self) -> None:
+        """Theirs to ours to theirs, and ours to theirs to ours, bit for bit."""
+        back = from_torch(self.state, self.config, self.layout)
+        flat = arrays(named(back))
+        assert flat.keys() == self.flat.keys()
+        for name, x in flat.items():
+            np.testing.assert_array_equal(x, self.flat[name], err_msg=name)
+            assert x.dtype == np.float32
+        again = to_torch(back, self.config, self.layout)
+        assert again.keys() == self.state.keys()
+        for name, x in again.items():
+            np.testing.assert_array_equal(x, self.state[name], err_msg=name)
+
+    def assert_same_gradients(self, bar: float = 1e-6) -> None:
+        """d(sum of logits * fixed random) / d(each parameter) against torch's autograd, float64.
+
+        Relative to each tensor's largest value; a gradient that is truly zero (of a key's bias)
+        is noise on both sides, below 1e-12 of the largest of all.
+        """
+        weights = np.random.default_rng(2).standard_normal(self.ours64.shape)
+        ours, theirs = self._our_gradients(weights), self._their_gradients(weights)
+        assert ours.keys() == theirs.keys()
+        floor = 1e-12 * max(np.abs(g).max() for g in theirs.values())
+        for name, wanted in theirs.items():
+            error = np.abs(ours[name] - wanted).max()
+            assert error <= max(bar * np.abs(wanted).max(), floor), (name, error)
+
+    def _our_gradients(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        def total(params, statistics, images):
+            variables = {"params": params, "batch_stats": statistics}
+            return (self.model.apply(variables, images, train=False) * weights).sum()
+
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda x: np.asarray(x, np.float64), self.variables)
+            gradient = jax.jit(jax.grad(total))(wide["params"], wide["batch_stats"], self.images)
+            return arrays(jax.device_get(gradient))
+
+    def _their_gradients(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        module = self.reference().double().eval().requires_grad_(True)
+        pixels = torch.from_numpy(self.images).permute(0, 3, 1, 2)
+        logits = references.get(self.layout).logits_of(module(pixels))
+        (logits * torch.from_numpy(weights)).sum().backward()
+        gradients = {
+            name: np.zeros(p.shape) if p.grad is None else p.grad.numpy()
+            for name, p in module.named_parameters()
+        }
+        rows = [r for r in zoo.table(self.config, self.layout) if r.theirs in gradients]
+        return {name: np.array(x) for name, x in Imported(rows, gradients).items()}

@@ -1,0 +1,76 @@
+"""Two updates of families given as arguments, on 8 devices; one line of JSON for each.
+
+In bfloat16, the state split eight ways. Not a test: `zoo/test_training.py` runs it, for the
+devices of a process are set once.
+"""
+
+import json
+import sys
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vit_jax.configs import common
+from vit_jax.devices.sharding import make_mesh
+from vit_jax.families.registry import resolve
+from vit_jax.models.variants import families, shrunk
+from vit_jax.train import engine as engine_lib
+
+SIZE, CLASSES, DEVICES = 64, 3, 8
+
+
+def run_of(family: str) -> ConfigDict:
+    name = next(iter(families()[family].variants))
+    config = common.get_config().unlock()
+    config.model = ConfigDict(shrunk(resolve(name).config.to_dict()))
+    config.pp.crop, config.dtype = SIZE, "bfloat16"
+    config.batch, config.batch_eval, config.accum_steps = 2 * DEVICES, DEVICES, 1
+    config.total_steps, config.warmup_steps, config.decay_type = 3, 0, "constant"
+    config.optim, config.base_lr = "adamw", 1e-3
+    config.mesh.data, config.mesh.fsdp = 1, DEVICES
+    return config.lock()
+
+
+def two_updates(family: str) -> dict[str, float | bool]:
+    config = run_of(family)
+    engine = engine_lib.build(config, make_mesh(config.mesh), CLASSES)
+    state = engine.init(jax.random.key(0))
+    before = jax.device_get(state.variables)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.uniform(-1, 1, (config.batch, SIZE, SIZE, 3)).astype(np.float32),
+        "label": np.eye(CLASSES, dtype=np.float32)[rng.integers(0, CLASSES, config.batch)],
+    }
+    batch = jax.device_put(batch, engine.batch)
+    for _ in range(2):  # a head of zeros gives no gradient to what is before it
+        state, scalars = engine.train_step(state, batch, jax.random.key(1))
+    laid_out = jax.tree.map(
+        lambda x, wanted: x.sharding.is_equivalent_to(wanted, x.ndim), state, engine.shardings
+    )
+    wide = [x for x in jax.tree.leaves(state.params) if x.size >= 2**12]
+    split = [x for x in wide if not x.sharding.is_fully_replicated]
+    after = jax.device_get(state.variables)
+    leaves = jax.tree.leaves(after)
+    return {
+        "loss": float(scalars["loss"]),
+        "finite": all(bool(np.isfinite(x).all()) for x in leaves),
+        "float32": all(x.dtype == np.float32 for x in leaves),
+        "laid_out": all(jax.tree.leaves(laid_out)),
+        "share_split": sum(x.size for x in split) / max(1, sum(x.size for x in wide)),
+        "share_moved": _moved(before["params"], after["params"]),
+        "statistics_moved": _moved(before["batch_stats"], after["batch_stats"]),
+    }
+
+
+def _moved(before, after) -> float:
+    """Share of the tensors that are not what they were; 1 of none."""
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after)
+    return float(np.mean(jax.tree.leaves(changed) or [1]))
+
+
+if __name__ == "__main__":
+    # What is compiled runs for milliseconds: compiling it well would take longer.
+    jax.config.update("jax_disable_most_optimizations", True)
+    for family in sys.argv[1:]:
+        print(json.dumps({"family": family, **two_updates(family)}), flush=True)

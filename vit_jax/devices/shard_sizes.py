@@ -1,0 +1,51 @@
+"""Whether the 'fsdp' axis does what it is for."""
+
+import math
+from typing import Any
+
+from jax.sharding import Mesh
+
+from vit_jax.checkpoint.tree import arrays
+from vit_jax.devices.sharding import MIN_SIZE
+
+# A TPU lays arrays out in tiles of 8 rows: a shard of fewer is padded to as much.
+LEAST_ROWS = 8
+
+
+def unsplit(params: Any, shardings: Any, mesh: Mesh) -> str | None:
+    """One sentence on parameters that 'fsdp' leaves whole or cuts too thin; None where all is well.
+
+    Args:
+      params: Nested dict of arrays or shapes.
+      shardings: Of each, on `mesh`.
+    """
+    axis = mesh.shape["fsdp"]
+    if axis == 1:
+        return None
+    shapes = {name: x.shape for name, x in arrays(params).items()}
+    layouts = arrays(shardings)
+    large = {name: shape for name, shape in shapes.items() if math.prod(shape) >= MIN_SIZE}
+    bad = [name for name, shape in large.items() if not _well_split(shape, layouts[name])]
+    total = sum(map(math.prod, large.values()))
+    share = sum(math.prod(large[name]) for name in bad) / max(total, 1)
+    if share < 0.01:
+        return None
+    widths = sorted({shapes[name][-1] for name in bad})
+    fitting = [n for n in range(2, axis) if axis % n == 0 and _fits(n, widths)]
+    advice = f"mesh.fsdp={max(fitting)} would" if fitting else "a smaller mesh.fsdp may"
+    return (
+        f"mesh.fsdp={axis} splits {share:.0%} of the parameters not at all, or into shards of "
+        f"fewer than {LEAST_ROWS} rows: the first is {bad[0]} {list(shapes[bad[0]])}; "
+        f"{advice} do better"
+    )
+
+
+def _well_split(shape: tuple[int, ...], sharding: Any) -> bool:
+    spec = sharding.spec
+    where = [i for i, name in enumerate(spec) if name == "fsdp"]
+    local = sharding.shard_shape(tuple(shape))
+    return bool(where) and local[where[0]] >= LEAST_ROWS
+
+
+def _fits(size: int, widths: list[int]) -> bool:
+    return all(n % size == 0 and n // size >= LEAST_ROWS for n in widths if n >= size)

@@ -1,0 +1,211 @@
+"""How arrays lie over the devices: the mesh, the batch, parameters and optimizer state.
+
+Three axes. 'data' copies the state and splits the batch. 'fsdp' splits both: every device keeps a
+part of each parameter, its gradient and its optimizer state, and gathers what it needs when it
+needs it (ZeRO stage 3, Rajbhandari et al. 2020, arXiv:1910.02054). 'model' splits heads and hidden
+units (Shoeybi et al. 2019, arXiv:1909.08053). The compiler inserts the communication.
+"""
+
+import collections
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vit_jax.checkpoint.stacked import stacked_names
+from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.errors import UserError, suggest
+
+AXES = ("data", "fsdp", "model")
+
+# Name of a parameter -> axes of its dimensions, () for none, or 'fsdp' for the widest dimension
+# that divides. Names are unscanned; the first rule that matches the whole name holds.
+Rule = tuple[str, tuple[str | None, ...] | str]
+RULES: tuple[Rule, ...] = (
+    (r".*/(query|key|value)/kernel", ("fsdp", "model", None)),
+    (r".*/(query|key|value)/bias", ("model", None)),
+    (r".*/out/kernel", ("model", None, "fsdp")),
+    (r".*/Dense_0/kernel", ("fsdp", "model")),
+    (r".*/Dense_0/bias", ("model",)),
+    (r".*/Dense_1/kernel", ("model", "fsdp")),
+    (r".*", "fsdp"),
+)
+# Tensors smaller than this stay whole: gathering them would cost more than keeping them.
+MIN_SIZE = 2**12
+
+
+def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of `config.mesh`: a size for each axis, where one may be -1, the rest.
+
+    Args:
+      devices: Those of this run by default; a plan gives others.
+
+    Raises:
+      UserError: for an unknown axis, or sizes that the devices do not make up.
+    """
+    devices = jax.devices() if devices is None else devices
+    given = dict(sizes or {})
+    if unknown := sorted(given.keys() - set(AXES)):
+        raise UserError(f"mesh has no axis {unknown[0]!r}.{suggest(unknown[0], AXES)} Axes: {AXES}")
+    shape = [given.get(axis, -1 if axis == "data" else 1) for axis in AXES]
+    fixed = int(np.prod([n for n in shape if n != -1]))
+    if shape.count(-1) > 1 or fixed < 1 or len(devices) % fixed or fixed > len(devices):
+        raise UserError(
+            f"mesh {dict(zip(AXES, shape, strict=True))} does not fit {len(devices)} devices: the "
+            "sizes must multiply to that number, and one of them may be -1 for the rest"
+        )
+    shape = [len(devices) // fixed if n == -1 else n for n in shape]
+    if int(np.prod(shape)) != len(devices):
+        raise UserError(
+            f"mesh {dict(zip(AXES, shape, strict=True))} uses {int(np.prod(shape))} of "
+            f"{len(devices)} devices; let one axis be -1 to use them all"
+        )
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # A torus of 16 x 16 has no axis of 128: cut one of its own.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_batch(mesh: Mesh) -> NamedSharding:
+    """Examples are split over 'data' and 'fsdp'; the devices along 'model' share theirs."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts `split_batch` cuts."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(name: str, size: int, mesh: Mesh, accum_steps: int = 1) -> None:
+    """Raises UserError unless the parts of a batch are equal on all devices."""
+    shards = batch_shards(mesh)
+    if size <= 0 or size % (shards * max(accum_steps, 1)):
+        parts = f" times accum_steps={accum_steps}" if accum_steps > 1 else ""
+        raise UserError(
+            f"{name}={size} must be a positive multiple of the number of devices that split it, "
+            f"{shards}{parts}"
+        )
+
+
+def param_shardings(params: Any, mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:
+    """A sharding for every leaf of a nested dict of arrays or shapes.
+
+    Args:
+      rules: Tried before `RULES`.
+
+    Raises:
+      UserError: for a rule that matches no parameter, names another number of dimensions, or asks
+        for a 'model' axis that does not divide its dimension.
+    """
+    shapes = {name: tuple(x.shape) for name, x in arrays(params).items()}
+    stored = stacked_names(shapes)  # unscanned name -> (stored name, layer)
+    _require_use(rules, stored)
+    specs = {}
+    for name, (where, layer) in stored.items():
+        shape = shapes[where] if layer is None else shapes[where][1:]
+        spec = _spec(name, shape, mesh, (*rules, *RULES))
+        specs[where] = NamedSharding(mesh, PartitionSpec(*spec if layer is None else (None, *spec)))
+    return unflatten(specs)
+
+
+def like_params(opt_state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+    """Shardings of an optimizer state: its copies of parameters lie as these do.
+
+    A copy is known by its place, which ends in the parameter's name, and its shape. What has
+    another shape (a factored moment) and what is no copy (a counter) stays whole.
+    """
+    shapes, by_name = arrays(params), arrays(shardings)
+
+    def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
+        for start in range(len(keys)):
+            name = "/".join(keys[start:])
+            if name in shapes and shapes[name].shape == leaf.shape:
+                return by_name[name]
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, opt_state)
+
+
+def _spec(
+    name: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]
+) -> tuple[str | None, ...]:
+    pattern, axes = next(rule for rule in rules if re.fullmatch(rule[0], name))
+    if axes == "fsdp":
+        return _widest(shape, mesh, (None,) * len(shape)) if np.prod(shape) >= MIN_SIZE else ()
+    if isinstance(axes, str) or (axes and len(axes) != len(shape)):
+        raise UserError(
+            f"the sharding rule {pattern!r} gives {axes!r} to {name} of shape {list(shape)}; "
+            "expected an axis or None for each dimension, (), or 'fsdp'"
+        )
+    model = mesh.shape["model"]
+    if any(axis == "model" and n % model for axis, n in zip(axes, shape, strict=False)):
+        raise UserError(
+            f"mesh.model={model} does not divide {name} of shape {list(shape)}, which the rule "
+            f"{pattern!r} splits as {axes}"
+        )
+    spec = tuple(None if axis == "fsdp" else axis for axis in axes)
+    fsdp = mesh.shape["fsdp"]
+    for i, axis in enumerate(axes):
+        if axis == "fsdp" and shape[i] % fsdp == 0:
+            return (*spec[:i], "fsdp", *spec[i + 1 :])
+    return _widest(shape, mesh, spec) if "fsdp" in axes else spec
+
+
+def _widest(
+    shape: tuple[int, ...], mesh: Mesh, spec: tuple[str | None, ...]
+) -> tuple[str | None, ...]:
+    """Puts 'fsdp' on the widest free dimension that it divides, if there is one."""
+    free = [i for i, n in enumerate(shape) if spec[i] is None and n % mesh.shape["fsdp"] == 0]
+    if not free:
+        return spec
+    widest = max(free, key=lambda i: shape[i])
+    return (*spec[:widest], "fsdp", *spec[widest + 1 :])
+
+
+def _require_use(rules: Sequence[Rule], names: Iterable[str]) -> None:
+    for pattern, _ in rules:
+        if not any(re.fullmatch(pattern, name) for name in names):
+            raise UserError(
+                f"the sharding rule {pattern!r} matches no parameter.{suggest(pattern, names)}"
+            )
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, on the devices."""
+    return jax.tree.map(
+        lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]),
+        tree,
+        shardings,
+    )
+
+
+def to_devices(batches: Iterable[Any], sharding: NamedSharding, ahead: int) -> Iterator[Any]:
+    """The same batches on the devices, `ahead` of them before they are asked for.
+
+    Each process hands in its own rows of the global batch.
+    """
+    batches = iter(batches)
+    ready: collections.deque[Any] = collections.deque()
+
+    def put(n: int) -> None:
+        for batch in itertools.islice(batches, n):
+            ready.append(
+                jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+            )
+
+    put(max(ahead, 1))
+    while ready:
+        yield ready.popleft()
+        put(1)

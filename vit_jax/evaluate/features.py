@@ -1,0 +1,107 @@
+"""Features of a frozen model over a dataset, for the probes of `vit_jax.evaluate.fewshot`."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vit_jax import inference
+from vit_jax.checkpoint import describe
+from vit_jax.checkpoint.stacked import stack_blocks
+from vit_jax.errors import UserError
+from vit_jax.evaluate.fewshot import Examples
+from vit_jax.input_pipeline.sources import Record, Source
+from vit_jax.input_pipeline.transforms import Decode, preprocess_image
+from vit_jax.variables import collections
+
+
+class FeatureModel:
+    """A model without its head: images to what the head would get, in float32.
+
+    Raises:
+      UserError: for a model with features for each token instead of one for the image.
+    """
+
+    def __init__(self, weights: inference.Weights):
+        import jax
+
+        from vit_jax.models import from_config
+
+        if "unpooled" in weights.config.get("classifier", ""):
+            raise UserError(f"{weights.name} has features for every token, not for the image")
+        tree = {k: part for k, part in weights.params.items() if not k.startswith("head")}
+        tree = jax.tree.map(lambda x: np.asarray(x, np.float32), tree)
+        if describe.is_scanned(weights.config):
+            tree = stack_blocks(tree)
+        model = from_config(weights.config, num_classes=0)
+        self._preprocess = weights.preprocess
+        self._variables = jax.device_put(collections(tree))
+        self._forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: str | None = None) -> "FeatureModel":
+        """Of a run or a checkpoint file; arguments and errors of `inference.load_weights`."""
+        return cls(inference.load_weights(path, model))
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """[N, size, size, 3] to [N, D]; compiles once a shape."""
+        return np.asarray(self._forward(self._variables, images))
+
+    def prepare(self, record: dict[str, Any], rng: Any = None) -> dict[str, Any]:
+        """A stored example as the model wants it: a pipeline's transform.
+
+        Raises:
+          UserError: for an example with several labels.
+        """
+        label = np.int64(_label(record))
+        return {
+            "image": preprocess_image(Decode()(record)["image"], self._preprocess),
+            "label": label,
+        }
+
+    def over(self, batches: Iterable[Any], num_classes: int) -> Examples:
+        """Features and labels of all examples whose mask is not 0, in order."""
+        features, labels = [], []
+        for batch in batches:
+            real = batch["mask"] > 0
+            features.append(self(batch["image"])[real])
+            labels.append(batch["label"][real])
+        return Examples(np.concatenate(features), np.concatenate(labels), num_classes)
+
+
+class Subset:
+    """Some records of a source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source, self._indices = source, indices
+        self.num_classes, self.int2str = source.num_classes, source.int2str
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[self._indices[index]]
+
+
+def draw_shots(source: Source, shots: int, seed: int) -> Subset:
+    """`shots` random examples of every class, or all there are of a class that has fewer.
+
+    Reads records in random order until every class has its share, and decodes none.
+    """
+    wanted = np.full(source.num_classes, shots)
+    drawn = []
+    for index in np.random.default_rng(seed).permutation(len(source)).tolist():
+        label = _label(source[index])
+        if wanted[label]:
+            wanted[label] -= 1
+            drawn.append(index)
+            if not wanted.any():
+                break
+    return Subset(source, drawn)
+
+
+def _label(record: Mapping[str, Any]) -> int:
+    if isinstance(record["label"], list):
+        raise UserError(f"{record['name']} has a list of labels; a probe needs exactly one")
+    return record["label"]

@@ -1,0 +1,152 @@
+"""(regex, value) rules for parameters: what decays, how fast each learns, what stays frozen.
+
+The first rule whose regex matches a whole name decides. Rules are written on the names that files
+show, 'Transformer/encoderblock_3/…'; for stacked (scanned) blocks they become one value a layer.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.checkpoint.stacked import stacked_names
+from vit_jax.errors import UserError
+
+T = TypeVar("T")
+Rules = Sequence[tuple[str, T]]
+
+_BLOCK = r"(?:.*/)?(?:encoderblock|MixerBlock)_{}/.*"
+_EMBEDDING = r"(?:cls|embedding|stem|conv_root|gn_root|block\d+|Transformer/posembed_input)(?:/.*)?"
+_OUTPUT = r"(?:.*/)?(?:encoder_norm|pre_head_layer_norm|pre_logits|head)/.*"
+
+
+def parse_rules(rules: Rules[T], field: str) -> list[tuple[re.Pattern[str], T]]:
+    """Compiled patterns with their values.
+
+    Raises:
+      UserError: for what is not a sequence of pairs (regex, value).
+    """
+    parsed = []
+    for rule in rules:
+        try:
+            pattern, value = rule
+            parsed.append((re.compile(pattern), value))
+        except (TypeError, ValueError, re.error) as e:
+            raise UserError(f"{field}: {rule!r} is not a pair (regex, value): {e}") from e
+    return parsed
+
+
+def match_rules(rules: Rules[T], names: Iterable[str], field: str) -> dict[str, T]:
+    """The value of each name, under the first rule that matches all of it.
+
+    Raises:
+      UserError: for a name that no rule matches, or a rule that decides nothing: it matches no
+        name, or earlier rules take all that it matches. `field` says where the rules stand.
+    """
+    patterns = [pattern for pattern, _ in parse_rules(rules, field)]
+    values: dict[str, T] = {}
+    uncovered: list[str] = []
+    deciding: set[int] = set()
+    names = list(names)
+    for name in names:
+        i = next((i for i, pattern in enumerate(patterns) if pattern.fullmatch(name)), None)
+        if i is None:
+            uncovered.append(name)
+        else:
+            deciding.add(i)
+            values[name] = rules[i][1]
+    if uncovered:
+        raise UserError(
+            f"{field}: no rule matches {_some(uncovered)}; add a rule for the rest, ('.*', value)"
+        )
+    idle = [pattern for i, pattern in enumerate(patterns) if i not in deciding]
+    if missing := [p.pattern for p in idle if not any(p.fullmatch(name) for name in names)]:
+        raise UserError(f"{field}: no parameter matches {_some(missing)}; there are {_some(names)}")
+    if idle:
+        raise UserError(
+            f"{field}: {_some([p.pattern for p in idle])} decides nothing, because earlier rules "
+            "match the same parameters; move it up or leave it out"
+        )
+    return values
+
+
+def per_parameter(rules: Rules[float], params: Any, field: str) -> Any:
+    """A tree like `params` of what the rules say: one number a leaf.
+
+    A leaf of stacked blocks [L, …] whose layers differ gets an array [L, 1, …] of its rank.
+
+    Raises:
+      UserError: as `match_rules`, and for a value that is not a number or a truth value.
+    """
+    for pattern, value in parse_rules(rules, field):
+        if not isinstance(value, (bool, int, float)):
+            raise UserError(f"{field}: {pattern.pattern!r} has {value!r}; expected a number")
+    leaves, treedef = _named_leaves(params)
+    stored = stacked_names({name: leaf.shape for name, leaf in leaves.items()})
+    layers: dict[str, list[float]] = {name: [] for name in leaves}
+    for name, value in match_rules(rules, stored, field).items():
+        layers[stored[name][0]].append(value)
+    return treedef.unflatten(
+        values[0] if len(set(values)) == 1 else np.reshape(values, (-1,) + (1,) * (leaf.ndim - 1))
+        for values, leaf in zip(layers.values(), leaves.values(), strict=True)
+    )
+
+
+def stack_depths(params: Any) -> Any:
+    """A tree like `params` of the number of layers in each leaf of stacked blocks, 0 elsewhere."""
+    leaves, treedef = _named_leaves(params)
+    stored = stacked_names({name: leaf.shape for name, leaf in leaves.items()})
+    stacked = {name for name, layer in stored.values() if layer is not None}
+    return treedef.unflatten(x.shape[0] if name in stacked else 0 for name, x in leaves.items())
+
+
+def layer_decay_rules(decay: float, params: Any) -> list[tuple[str, float]]:
+    """Learning-rate multipliers that shrink by `decay` a layer, from the head down.
+
+    The embedding (patches, class token, positions) is layer 0, block i of L is layer i + 1, and
+    the final norm and the head are layer L + 1: the multiplier is decay^(L + 1 - layer) (BEiT, Bao
+    et al. 2022, arXiv:2106.08254, appendix, "layer-wise learning rate decay").
+
+    Raises:
+      UserError: for a decay outside (0, 1], or parameters without blocks.
+    """
+    if not 0 < decay <= 1:
+        raise UserError(f"layer_decay={decay}; expected 0 < layer_decay <= 1")
+    leaves, _ = _named_leaves(params)
+    names = stacked_names({name: leaf.shape for name, leaf in leaves.items()})
+    block = re.compile(_BLOCK.format(r"(\d+)"))
+    depth = max((int(m[1]) + 1 for name in names if (m := block.fullmatch(name))), default=0)
+    if not depth:
+        raise UserError(f"layer_decay={decay} needs blocks; the model has {_some(list(names))}")
+    blocks = [(_BLOCK.format(i), decay ** (depth - i)) for i in range(depth)]
+    return [(_EMBEDDING, decay ** (depth + 1)), *blocks, (_OUTPUT, 1.0)]
+
+
+def stop_frozen(params: Any, rules: Rules[bool]) -> Any:
+    """The same parameters, with no gradient through those that `rules` freeze.
+
+    Used where the loss is taken, so that the backward pass leaves them out, and clipping and SAM
+    see only what trains.
+    """
+
+    def stop(p: jax.Array, frozen: Any) -> jax.Array:
+        if np.ndim(frozen):
+            return jnp.where(frozen, jax.lax.stop_gradient(p), p)
+        return jax.lax.stop_gradient(p) if frozen else p
+
+    return jax.tree.map(stop, params, per_parameter(rules, params, "freeze_rules"))
+
+
+def _named_leaves(params: Any) -> tuple[dict[str, Any], Any]:
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves
+    }, treedef
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
