@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from number_batches import Number, Numbers, train
 
 from vit_jax import input_pipeline
 from vit_jax.errors import UserError
@@ -17,41 +18,9 @@ from vit_jax.input_pipeline.decode import DamagedImage
 from vit_jax.input_pipeline.loader import Reading, TestDataset, TrainDataset
 
 
-class Numbers:
-    """A source whose example i is the number i."""
-
-    num_classes = 3
-    int2str = staticmethod(str)
-
-    def __init__(self, count: int):
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int):
-        return {"image": b"", "label": index % 3, "name": str(index)}
-
-
-class Number:
-    """The transform of `Numbers`: (number, a random draw)."""
-
-    def __call__(self, record, rng=None):
-        draw = rng.random() if rng else 0.0
-        image = np.array([float(record["name"]), draw])
-        return {"image": image, "label": np.eye(3, dtype=np.float32)[record["label"]]}
-
-
 def numbers(batches, count: int) -> list[int]:
     taken = itertools.islice(batches, count)
     return np.concatenate([batch["image"][:, 0] for batch in taken]).astype(int).tolist()
-
-
-def train(count: int, batch_size: int, seed: int = 0, **reading) -> TrainDataset:
-    source, transform = Numbers(count), Number()
-    return TrainDataset(
-        source, transform, batch_size=batch_size, seed=seed, reading=Reading(**reading)
-    )
 
 
 def assert_same(left, right) -> None:
@@ -433,7 +402,7 @@ def test_repeats_are_of_the_global_batch(repeats, batch_size):
 CLOSING = """
 import itertools, multiprocessing, sys
 import numpy as np
-from input_pipeline.test_input_loader import Numbers, Big
+from number_batches import Numbers, Big
 from vit_jax.input_pipeline.loader import Reading, TrainDataset
 
 if __name__ == "__main__":
@@ -446,13 +415,6 @@ if __name__ == "__main__":
         assert next(stream, None) is None
         assert not multiprocessing.active_children()
 """
-
-
-class Big:
-    """Examples that are worth sharing memory for."""
-
-    def __call__(self, record, rng=None):
-        return {"image": np.full((64, 64, 3), 1, np.float32), "label": np.zeros(3, np.float32)}
 
 
 @pytest.mark.parametrize("how", ["close", "forget"])

@@ -6,7 +6,7 @@ import os
 import grain
 import numpy as np
 import pytest
-from input_pipeline.test_input_loader import train
+from number_batches import train
 
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline import shared_batches
