@@ -20,7 +20,7 @@ import sys
 import numpy as np
 from vit_jax import checkpoint
 from vit_jax.checkpoint.shapes import param_shapes
-from vit_jax.checkpoint.tree import unflatten
+from vit_jax.tree import unflatten
 from vit_jax.families.registry import resolve
 shapes = param_shapes(resolve("ViT-L_16").config, num_classes=1000, num_patches=196)
 rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ import numpy as np
 from vit_jax import checkpoint
 from vit_jax.checkpoint.files.formats import open_archive
 from vit_jax.checkpoint.shapes import param_shapes
-from vit_jax.checkpoint.tree import unflatten
+from vit_jax.tree import unflatten
 from vit_jax.families.registry import resolve
 
 MODELS = ("ViT-B_16", "ViT-L_16", "R50+ViT-B_16")

@@ -20,7 +20,7 @@ MODEL_CONFIGS: dict[str, ConfigDict] = {}
 AUGREG_CONFIGS: dict[str, ConfigDict] = {}
 
 # Published before AugReg and never trained by it.
-_NOT_IN_AUGREG = ("testing", "testing-unpooled", "ViT-L_32", "R50+ViT-B_16", "ViT-H_14", "ViT-g_14")
+_NOT_IN_AUGREG = ("testing", "testing-unpooled", "ViT-L_32", "R50+ViT-B_16", "ViT-H_14")
 
 
 def _register(get_config: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
@@ -136,8 +136,8 @@ def get_h14_config() -> ConfigDict:
     return _vit("ViT-H_14", 14, width=1280, layers=32, heads=16, mlp_dim=5120, dropout=0.1)
 
 
-@_register
 def get_g14_config() -> ConfigDict:
+    """The original code does not name this model: it is registered in `families/vit.py`."""
     return _vit("ViT-g_14", 14, width=1408, layers=40, heads=16, mlp_dim=6144)
 
 

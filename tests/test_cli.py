@@ -17,7 +17,7 @@ from PIL import Image
 from vit_jax import checkpoint, cli, commands, inference, main
 from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.checkpoint.source import open_source
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.configs.models import MODEL_CONFIGS
 from vit_jax.families.registry import registered
 

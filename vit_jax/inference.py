@@ -15,7 +15,7 @@ from vit_jax.checkpoint.identify import fitting_models, image_size_of
 from vit_jax.checkpoint.shapes import Shape
 from vit_jax.checkpoint.source import Source, open_source
 from vit_jax.checkpoint.stacked import stack_blocks
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.class_names import class_names
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess

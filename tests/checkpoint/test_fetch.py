@@ -21,7 +21,7 @@ from vit_jax.checkpoint import published as catalogue
 from vit_jax.checkpoint.files import fetch as fetching
 from vit_jax.checkpoint.files.fetch import fetch, is_remote
 from vit_jax.checkpoint.shapes import param_shapes
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.configs import augreg, common
 from vit_jax.configs.models import MODEL_CONFIGS
 from vit_jax.errors import UserError

@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from vit_jax import cli, inference
-from vit_jax.checkpoint.tree import arrays
+from vit_jax.tree import arrays
 from vit_jax.configs import models as model_configs
 from vit_jax.errors import UserError
 from vit_jax.evaluate import features, fewshot

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from vit_jax.checkpoint import from_torch, to_torch, zoo
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.families.registry import resolve
 from vit_jax.families.rules import Imported
 from vit_jax.models import from_config

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from vit_jax.checkpoint.tree import unflatten
+from vit_jax.tree import unflatten
 from vit_jax.models.botnet import AttentionNorm, BottleneckAttention, Unit
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 from vit_jax.variables import collections

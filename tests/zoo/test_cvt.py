@@ -11,7 +11,7 @@ from zoo_cases import Case, config_of
 from zoo_golden import Golden
 
 from vit_jax.checkpoint import from_torch, to_torch
-from vit_jax.checkpoint.tree import arrays
+from vit_jax.tree import arrays
 from vit_jax.errors import UserError
 from vit_jax.models import from_config
 from vit_jax.models.cvt import ConvAttention

@@ -9,7 +9,7 @@ import pytest
 from vit_jax import inference
 from vit_jax.checkpoint import convert, identify, load_pretrained, zoo
 from vit_jax.checkpoint.files.formats import open_archive, write_npz
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.checkpoint.zoo import expected_shapes
 from vit_jax.errors import UserError
 from vit_jax.families.registry import resolve

@@ -7,7 +7,7 @@ from zoo_golden import Golden
 
 from vit_jax.checkpoint import from_torch, to_torch, zoo
 from vit_jax.checkpoint.describe import shapes_of
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.errors import UserError
 from vit_jax.models import from_config
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error

@@ -6,7 +6,7 @@ import numpy as np
 
 from vit_jax import cli
 from vit_jax.checkpoint import load
-from vit_jax.checkpoint.tree import arrays
+from vit_jax.tree import arrays
 from vit_jax.variables import is_statistic
 
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 from zoo_cases import Case, config_of
 from zoo_golden import Golden
 
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.layers.block import google_block, vit_block
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.sincos import sincos2d

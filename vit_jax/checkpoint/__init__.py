@@ -11,7 +11,7 @@ from vit_jax.checkpoint.identify import Identity, identify
 from vit_jax.checkpoint.official import inspect_params, load, load_pretrained, save
 from vit_jax.checkpoint.timm_file import save_timm
 from vit_jax.checkpoint.torch_names import drop_pre_logits, from_torch, to_torch
-from vit_jax.checkpoint.tree import recover_tree
+from vit_jax.tree import recover_tree
 from vit_jax.families.resize import interpolate_posembed, resize_posembed
 
 __all__ = [

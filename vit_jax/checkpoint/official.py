@@ -14,7 +14,7 @@ from vit_jax.checkpoint.shapes import check_shapes
 from vit_jax.checkpoint.source import open_source
 from vit_jax.checkpoint.stacked import is_stacked, stack_blocks, unstack_blocks
 from vit_jax.checkpoint.tables import released
-from vit_jax.checkpoint.tree import arrays, flatten, unflatten
+from vit_jax.tree import arrays, flatten, unflatten
 from vit_jax.errors import UserError
 from vit_jax.families.registry import is_google
 from vit_jax.families.resize import Grid, interpolate_posembed

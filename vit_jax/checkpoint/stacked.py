@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.errors import UserError
 
 _STACKED = re.compile(r"(?P<stem>(?:.*/)?(?:encoderblock|MixerBlock))/(?P<rest>.+)")

@@ -20,7 +20,7 @@ from vit_jax.checkpoint import describe, zoo
 from vit_jax.checkpoint.files.formats import write_safetensors
 from vit_jax.checkpoint.stacked import unstack_blocks
 from vit_jax.checkpoint.torch_names import to_torch
-from vit_jax.checkpoint.tree import arrays
+from vit_jax.tree import arrays
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import ModelSpec, family_of, is_google, registered, resolve

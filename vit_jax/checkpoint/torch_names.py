@@ -10,7 +10,7 @@ from vit_jax.checkpoint.files.archive import to_numpy
 from vit_jax.checkpoint.shapes import check_shapes, param_shapes
 from vit_jax.checkpoint.stacked import stack_blocks, unstack_blocks
 from vit_jax.checkpoint.tables import hf, timm
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.errors import UserError
 from vit_jax.families.registry import is_google
 from vit_jax.families.rules import Exported, Imported

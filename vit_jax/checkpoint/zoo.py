@@ -16,7 +16,7 @@ from vit_jax.checkpoint import describe
 from vit_jax.checkpoint.files.archive import Edited
 from vit_jax.checkpoint.shapes import Shape, require_shapes
 from vit_jax.checkpoint.tables.family import Edits, Names, Size
-from vit_jax.checkpoint.tree import arrays
+from vit_jax.tree import arrays
 from vit_jax.errors import UserError
 from vit_jax.families.registry import ModelSpec, family_of, is_google, registered
 from vit_jax.families.rules import Exported, Imported, Table, require_names, rule

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from vit_jax.checkpoint.tree import arrays
+from vit_jax.tree import arrays
 from vit_jax.devices.sharding import MIN_SIZE
 
 # A TPU lays arrays out in tiles of 8 rows: a shard of fewer is padded to as much.

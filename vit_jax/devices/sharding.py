@@ -18,7 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.checkpoint.stacked import stacked_names
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.errors import UserError, suggest
 
 AXES = ("data", "fsdp", "model")

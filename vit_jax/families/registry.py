@@ -1,9 +1,8 @@
-"""What the library knows of each model by name: sizes, preprocessing, family. No JAX here.
+"""Every family, and every model by its registered name.
 
-Two spellings lead to the same model: the official name (`ViT-B_16`), with the official
-preprocessing, and timm's (`vit_base_patch16_384`), where the resolution is an override and the
-preprocessing is timm's. The survey's families stand in `vit_jax.models.variants`, under timm's
-names where timm has them; their configs say the family, `config.family`.
+The original's models have two names: the official one (`ViT-B_16`), with the official
+preprocessing, and timm's (`vit_base_patch16_384`), with timm's. All others have timm's name where
+timm has them. `NAME.TAG` names one of the published weights of an architecture.
 """
 
 import dataclasses
@@ -14,128 +13,149 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vit_jax.configs.models import MODEL_CONFIGS
 from vit_jax.errors import UserError, suggest
+from vit_jax.families.family import Architecture, Config, Family, Weights
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.models import variants
 
-# Families of the original code -> module and class.
-GOOGLE = {"vit": "vit:VisionTransformer", "mixer": "mixer:MlpMixer"}
-
-# timm's name without the resolution -> official name.
-_TIMM_ARCHITECTURES = {
-    "vit_tiny_patch16": "ViT-Ti_16",
-    "vit_small_patch32": "ViT-S_32",
-    "vit_small_patch16": "ViT-S_16",
-    "vit_base_patch32": "ViT-B_32",
-    "vit_base_patch16": "ViT-B_16",
-    "vit_base_patch8": "ViT-B_8",
-    "vit_large_patch32": "ViT-L_32",
-    "vit_large_patch16": "ViT-L_16",
-    "vit_huge_patch14": "ViT-H_14",
-    "vit_giant_patch14": "ViT-g_14",
-    "vit_tiny_r_s16_p8": "R+ViT-Ti_16",
-    "vit_small_r26_s32": "R26+ViT-S_32",
-    "vit_base_r26_s32": "R26+ViT-B_32",
-    "vit_base_r50_s16": "R50+ViT-B_16",
-    "vit_large_r50_s32": "R50+ViT-L_32",
-    "mixer_b32": "Mixer-B_32",
-    "mixer_b16": "Mixer-B_16",
-    "mixer_l16": "Mixer-L_16",
-}
-_ONLY_AT_224 = ("vit_base_patch8", "vit_huge_patch14", "vit_giant_patch14", "vit_base_r26_s32")
+# Modules beside this one that hold `FAMILIES`, in the order in which models are listed.
+_MODULES = (
+    "vit",
+    "mixer",
+    "deit",
+    "cait",
+    "cct",
+    "lvvit",
+    "simple_vit",
+    "levit",
+    "pit",
+    "tnt",
+    "crossvit",
+    "botnet",
+    "swin",
+    "pvt",
+    "pvt_v2",
+    "twins",
+    "cvt",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """One name's facts.
+    """What is known of one registered name.
 
     Attributes:
-      name: As it was registered.
-      family: 'vit' (hybrids too), 'mixer', or a name of `vit_jax.models.variants`.
-      config: Constructor fields of the model, locked; and `family` where that is of the survey.
-      num_classes: Classes of the published head.
+      name: As it was registered, with the tag if one was asked for.
+      family: A name of `families()`.
+      config: Constructor fields of the model, locked; and `family`, except for the configs of the
+        original code, whose fields tell it.
+      weights: The published checkpoint that is meant.
       timm_name: The architecture that timm's `create_model` knows, or None where timm has none.
-      preprocess: How it wants its images; `preprocess.size` is its image size.
+      alias_of: The registered name of the same model in the original code, or None.
     """
 
     name: str
     family: str
     config: ConfigDict
-    num_classes: int
+    weights: Weights
     timm_name: str | None
-    preprocess: Preprocess
+    alias_of: str | None
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the published head."""
+        return 1000 if self.weights.num_classes is None else self.weights.num_classes
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How it wants its images; `preprocess.size` is its image size."""
+        return self.weights.preprocess
 
 
-def _timm_preprocess(family: str, size: int) -> Preprocess:
-    # timm's `crop_pct` by its default configurations.
-    crop = 0.875 if family == "mixer" else 0.9 if size == 224 else 1.0
-    return Preprocess(size, crop, resize="shortest", method="bicubic", antialias=True)
+@functools.cache
+def families() -> Mapping[str, Family]:
+    """Every family by name; ValueError where two modules claim one name."""
+    found: dict[str, Family] = {}
+    for module in _MODULES:
+        new = importlib.import_module(f"vit_jax.families.{module}").FAMILIES
+        if twice := found.keys() & new.keys():
+            raise ValueError(f"family {sorted(twice)} is registered twice")
+        found |= new
+    return found
 
 
 @functools.cache
 def registered() -> Mapping[str, ModelSpec]:
-    """Every name, official ones first."""
-    timm_names = {official: f"{arch}_224" for arch, official in _TIMM_ARCHITECTURES.items()}
-    # The mean over tokens is an argument in timm, not a name.
-    timm_names |= {
-        name: timm_names[base]
-        for name in MODEL_CONFIGS
-        if name.endswith("-gap-norep") and (base := name.removesuffix("-gap-norep")) in timm_names
-    }
-    specs = {
-        name: ModelSpec(
-            name, family_of(config), config, 1000, timm_names.get(name), Preprocess(size=224)
-        )
-        for name, config in MODEL_CONFIGS.items()
-    }
-    for arch, official in _TIMM_ARCHITECTURES.items():
-        family = specs[official].family
-        sizes = (224,) if family == "mixer" or arch in _ONLY_AT_224 else (224, 384)
-        for size in sizes:
-            name = f"{arch}_{size}"
+    """Every model by name, each with the first of its published weights."""
+    specs: dict[str, ModelSpec] = {}
+    for family_name, family in families().items():
+        for name, architecture in family.architectures.items():
             if name in specs:
                 raise ValueError(f"model {name!r} is registered twice")
-            specs[name] = dataclasses.replace(
-                specs[official],
-                name=name,
-                timm_name=name,
-                preprocess=_timm_preprocess(family, size),
-            )
-    for family, facts in variants.families().items():
-        for name, variant in facts.variants.items():
-            if name in specs:
-                raise ValueError(f"model {name!r} is registered twice")
-            config = ConfigDict({"family": family, "model_name": name, **variant.config})
-            timm_name = name if facts.reference == "timm" else None
-            specs[name] = ModelSpec(
-                name, family, config.lock(), variant.num_classes, timm_name, variant.preprocess
-            )
+            specs[name] = _spec(name, family_name, architecture)
     return specs
 
 
+def _spec(name: str, family_name: str, architecture: Architecture) -> ModelSpec:
+    config = dict(architecture.config)
+    if not _tells_family(config):
+        config = {"family": family_name, "model_name": name, **config}
+    timm_name = architecture.timm_name
+    if timm_name is None:
+        timm_name = name if "timm" in families()[family_name].layouts else ""
+    return ModelSpec(
+        name,
+        family_name,
+        ConfigDict(config).lock(),
+        architecture.default,
+        timm_name or None,
+        architecture.alias_of,
+    )
+
+
 def resolve(name: str) -> ModelSpec:
-    """The facts of a registered name.
+    """The facts of a registered name, or of `NAME.TAG`, one of its published weights.
 
     Raises:
-      UserError: for an unknown name, with the closest known ones.
+      UserError: for an unknown name or tag, with the closest known ones.
     """
     specs = registered()
-    if name not in specs:
+    if name in specs:
+        return specs[name]
+    base, _, tag = name.partition(".")
+    if tag and base in specs:
+        weights = families()[specs[base].family].architectures[base].weights
+        if tag in weights:
+            return dataclasses.replace(specs[base], name=name, weights=weights[tag])
         raise UserError(
-            f"unknown model {name!r}.{suggest(name, specs)} `vit-jax models` lists them all."
+            f"{base} has no weights {tag!r}.{suggest(tag, weights)} "
+            f"Known: {', '.join(filter(None, weights)) or 'none'}"
         )
-    return specs[name]
+    raise UserError(
+        f"unknown model {name!r}.{suggest(name, specs)} `vit-jax models` lists them all."
+    )
+
+
+def _tells_family(config: Mapping[str, Any]) -> str | None:
+    """The family of a config of the original code, which does not name it."""
+    if "tokens_mlp_dim" in config:
+        return "mixer"
+    if "hidden_size" in config and "classifier" in config:
+        return "vit"
+    return None
 
 
 def family_of(config: Mapping[str, Any] | ConfigDict) -> str:
-    """The family whose constructor fields `config` holds."""
+    """The name of the family whose constructor fields `config` holds.
+
+    Raises:
+      UserError: for an unknown family, or fields of none.
+    """
     if "family" in config:
-        if (family := str(config["family"])) not in _models():
-            raise UserError(f"unknown family {family!r}; known: {', '.join(sorted(_models()))}")
-        return family
-    if "tokens_mlp_dim" in config:
-        return "mixer"
+        if (name := str(config["family"])) not in families():
+            raise UserError(f"unknown family {name!r}; known: {', '.join(sorted(families()))}")
+        return name
+    if (found := _tells_family(dict(config))) is not None:
+        return found
     if "hidden_size" in config:
         return "vit"
     raise UserError(
@@ -145,27 +165,70 @@ def family_of(config: Mapping[str, Any] | ConfigDict) -> str:
     )
 
 
-def is_google(config: Mapping[str, Any] | ConfigDict) -> bool:
-    """Whether this is a Vision Transformer, hybrid or Mixer of the original code."""
-    return family_of(config) in GOOGLE
+def get(config: Mapping[str, Any] | ConfigDict) -> Family:
+    """The family whose constructor fields `config` holds; UserError as `family_of`."""
+    return families()[family_of(config)]
 
 
 def model_class(family: str) -> type:
     """The linen class of a family; imports Flax."""
-    module, name = _models()[family].split(":")
+    module, name = families()[family].model.split(":")
     return getattr(importlib.import_module(f"vit_jax.models.{module}"), name)
 
 
 def family_of_class(cls: type) -> str:
     """The family that a linen class is the model of; UserError for another class."""
     place = f"{cls.__module__.removeprefix('vit_jax.models.')}:{cls.__name__}"
-    for family, model in _models().items():
-        if model == place:
-            return family
+    for name, family in families().items():
+        if family.model == place:
+            return name
     raise UserError(f"{cls.__name__} is the model of no registered family")
 
 
-@functools.cache
-def _models() -> dict[str, str]:
-    """Family -> module:class."""
-    return GOOGLE | {name: family.model for name, family in variants.families().items()}
+# Fields that change neither a tensor nor, in float32 and float64, a result.
+SPEED = ("scan", "remat", "dtype")
+_NOT_OF_A_CONFIG = ("parent", "name", "num_classes")  # fields of a linen module
+
+
+def config_of(model: Any) -> dict[str, Any]:
+    """Constructor fields of a registered name, a ModelSpec, a config, or a linen module.
+
+    Raises UserError for an unknown name or for fields of no known family.
+    """
+    if isinstance(model, str):
+        model = resolve(model)
+    if isinstance(model, ModelSpec):
+        return model.config.to_dict()
+    if isinstance(model, ConfigDict):
+        config = model.to_dict()
+    elif isinstance(model, Mapping):
+        config = dict(model)
+    elif dataclasses.is_dataclass(model) and not isinstance(model, type):
+        fields = (f.name for f in dataclasses.fields(model) if f.name not in _NOT_OF_A_CONFIG)
+        config = {"family": family_of_class(type(model))}
+        config |= {name: getattr(model, name, None) for name in fields}
+    else:
+        raise UserError(f"expected a model name, a config or a linen module; got {type(model)}")
+    family_of(config)
+    return config
+
+
+def comparable(config: Config, *ignored: str) -> dict[str, Any]:
+    """Constructor fields without those that say who or how fast a model is, in types that compare."""
+    left_out = {"family", "model_name", *SPEED, *ignored}
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, (Mapping, ConfigDict)):
+            return {k: plain(v) for k, v in x.items() if k not in left_out}
+        return [plain(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+    return plain(config)
+
+
+def shrunk(config: Config) -> dict[str, Any]:
+    """The config of a tiny model of the same family, which takes images of 64 pixels."""
+    small = dict(config)
+    for field, value in get(config).small(config).items():
+        nested = isinstance(value, Mapping) and isinstance(small.get(field), Mapping)
+        small[field] = {**small[field], **value} if nested else value
+    return small

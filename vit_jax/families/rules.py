@@ -24,21 +24,26 @@ MAX_LISTED = 60
 class Rule(NamedTuple):
     """One row: `theirs` holds what our names hold, after `pattern` (einops, theirs -> ours).
 
-    `axes` are sizes of named axes that shapes leave open, such as `heads`.
+    `axes` are sizes of named axes that shapes leave open, such as `heads`. `statistic` says that
+    the row is a running statistic, which Flax keeps apart from parameters.
     """
 
     theirs: str
     ours: tuple[str, ...]
     pattern: str = SAME
     axes: tuple[tuple[str, int], ...] = ()
+    statistic: bool = False
 
 
 Table = list[Rule]
 
 
-def rule(theirs: str, ours: str | tuple[str, ...], pattern: str = SAME) -> Table:
+def rule(
+    theirs: str, ours: str | tuple[str, ...], pattern: str = SAME, *, statistic: bool = False
+) -> Table:
     """A table of one row; tables add up with `+`."""
-    return [Rule(theirs, (ours,) if isinstance(ours, str) else ours, pattern)]
+    ours = (ours,) if isinstance(ours, str) else ours
+    return [Rule(theirs, ours, pattern, statistic=statistic)]
 
 
 def under(theirs: str, ours: str, table: Iterable[Rule], sep: str = ".", **axes: int) -> Table:
@@ -54,6 +59,7 @@ def under(theirs: str, ours: str, table: Iterable[Rule], sep: str = ".", **axes:
             tuple(f"{ours}{o}" for o in r.ours),
             r.pattern,
             tuple((axes | dict(r.axes)).items()),
+            r.statistic,
         )
         for r in table
     ]

@@ -13,7 +13,7 @@ from vit_jax.checkpoint import describe, resize_posembed
 from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.checkpoint.stacked import unstack_blocks
 from vit_jax.checkpoint.tables.family import Size
-from vit_jax.checkpoint.tree import arrays, unflatten
+from vit_jax.tree import arrays, unflatten
 from vit_jax.checkpoint.zoo import default_size, expected_shapes, image_size_of, resize_edits
 from vit_jax.errors import UserError
 from vit_jax.families.registry import ModelSpec, family_of, is_google, resolve

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoint, input_pipeline
-from vit_jax.checkpoint.tree import arrays
+from vit_jax.tree import arrays
 from vit_jax.configs import common
 from vit_jax.devices.sharding import make_mesh, place, to_devices
 from vit_jax.errors import Preempted, UserError

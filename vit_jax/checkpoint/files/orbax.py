@@ -24,7 +24,7 @@ from vit_jax.checkpoint.files.archive import (
     replacing_directory,
     to_numpy,
 )
-from vit_jax.checkpoint.tree import unflatten
+from vit_jax.tree import unflatten
 from vit_jax.errors import UserError
 
 METADATA = "vit_jax.json"  # ours, beside Orbax's files: what the directory says of its tensors

@@ -1,0 +1,261 @@
+"""Names and shapes of any family's tensors, in every layout that it has.
+
+Trees here are flat and hold running statistics beside parameters, see `vit_jax.variables`. Two
+layouts belong to every family: 'linen', our own names, and 'official', the spelling of the files
+that the original code reads, which is 'linen' where a family says nothing else.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint.files.archive import Edited
+from vit_jax.errors import UserError
+from vit_jax.families import released
+from vit_jax.families.family import Config, Layout, Shape, Shapes, Size
+from vit_jax.families.registry import comparable, families, family_of, get
+from vit_jax.families.rules import Exported, Imported, Rule, Table, require_names, rule
+from vit_jax.variables import arrays
+
+Tensors = Mapping[str, np.ndarray]
+LINEN, OFFICIAL = "linen", "official"
+# PyTorch's BatchNorm counts batches for a momentum of None, which none of these models has.
+_COUNTER = "num_batches_tracked"
+
+
+def layouts_of(config: Config) -> tuple[str, ...]:
+    """The layouts that the family of this config has: its own, then those of every family."""
+    return tuple(dict.fromkeys([*get(config).layouts, OFFICIAL, LINEN]))
+
+
+def layout_of(config: Config, layout: str) -> Layout:
+    """What is known of a layout of the config's family; UserError for one that it does not have."""
+    own = get(config).layouts
+    if layout in own:
+        return own[layout]
+    if layout in (LINEN, OFFICIAL):
+        return Layout(_own_names, reading=released.reading)
+    raise UserError(f"{called(config)} has no layout {layout!r}; it has {', '.join(own)}, official")
+
+
+def called(config: Config) -> str:
+    """What to call a model in a message."""
+    return str(config.get("model_name") or f"a model of the family {family_of(config)}")
+
+
+def table(config: Config, layout: str) -> Table:
+    """Names of that layout and ours, heads included."""
+    return layout_of(config, layout).table(config)
+
+
+def _own_names(config: Config) -> Table:
+    """Ours to ours."""
+    family = get(config)
+    if family.shapes is not None:
+        size = default_size(config)
+        return [r for n in family.shapes(config, 1, size) for r in rule(n, n)]
+    first = next(iter(family.layouts.values()))
+    return [Rule(o, (o,), statistic=r.statistic) for r in first.table(config) for o in r.ours]
+
+
+def statistics(config: Config) -> frozenset[str]:
+    """The names of running statistics, as the family's tables tell them."""
+    if get(config).shapes is not None:
+        return frozenset()
+    return frozenset(r.ours[0] for r in _own_names(config) if r.statistic)
+
+
+def is_head(name: str) -> bool:
+    """Whether one of our names is part of a classifier: `head…` is, and nothing else is."""
+    return name.startswith("head")
+
+
+def _rows(config: Config, layout: str, *, head: bool) -> Table:
+    known = layout_of(config, layout)
+    if head:
+        return known.table(config)
+    if known.headless is not None:
+        return known.headless(config)
+    return [r for r in known.table(config) if not is_head(r.ours[0])]
+
+
+def imported(theirs: Tensors, config: Config, layout: str) -> Imported:
+    """Our tensors, lazily, from a state dict of that layout, with its heads or without.
+
+    Raises UserError for names that are missing or not expected.
+    """
+    known = layout_of(config, layout)
+    if known.reading is not None:
+        rows = known.reading({n: np.shape(x) for n, x in theirs.items()})
+        expected = {r.ours[0] for r in _own_names(config)}
+        got = {o for r in rows for o in r.ours}
+        if not any(map(is_head, got)):
+            expected = {n for n in expected if not is_head(n)}
+        if known.after_reading is None:
+            require_names(expected, got)
+        return Imported(rows, theirs)
+    ignore = (*known.ignore, rf"(?:.*\.)?{_COUNTER}")
+    heads = {r.theirs for r in known.table(config) if is_head(r.ours[0])} if theirs else set()
+    return Imported(_rows(config, layout, head=bool(heads & set(theirs))), theirs, ignore=ignore)
+
+
+def exported(ours: Tensors, config: Config, layout: str) -> Tensors:
+    """A state dict of that layout, lazily: all that its library's strict loader asks for.
+
+    Raises UserError for names that are missing or not expected, and for a model that the layout
+    cannot hold.
+    """
+    rows = _rows(config, layout, head=any(map(is_head, ours)))
+    if layout in (LINEN, OFFICIAL):
+        return Exported(rows, ours)
+    buffers = dict(layout_of(config, layout).buffers(config))
+    for row in rows:
+        if row.statistic and row.theirs.endswith("running_mean"):
+            buffers[row.theirs.removesuffix("running_mean") + _COUNTER] = np.zeros((), np.int64)
+    added = {name: functools.partial(np.asarray, x) for name, x in buffers.items()}
+    return Edited(Exported(rows, ours), added=added)
+
+
+def respelled(names: Iterable[str], config: Config, layout: str) -> dict[str, str]:
+    """The table's spelling of a state dict's names -> their own, where a library has several."""
+    respell = layout_of(config, layout).respell
+    return {n: n for n in names} if respell is None else respell(names)
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+def expected_shapes(config: Config, *, num_classes: int, image_size: Size) -> dict[str, Shape]:
+    """Shapes of parameters and statistics by our names; nothing is computed."""
+    if (shapes := get(config).shapes) is not None:
+        return shapes(config, num_classes, image_size)
+    return dict(_traced(_Frozen(config), num_classes, tuple(image_size)))
+
+
+class _Frozen:
+    """A config as a key of a cache, equal where its text is."""
+
+    def __init__(self, config: Config):
+        self.config, self._text = dict(config), repr(sorted(config.items()))
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Frozen) and self._text == other._text
+
+
+@functools.lru_cache(64)
+def _traced(key: _Frozen, num_classes: int, image_size: Size) -> dict[str, Shape]:
+    import jax
+
+    from vit_jax.models import from_config
+    from vit_jax.variables import named
+
+    model = from_config(key.config, num_classes=num_classes)
+    images = jax.ShapeDtypeStruct((1, *image_size, 3), "float32")
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return {name: tuple(leaf.shape) for name, leaf in arrays(named(variables)).items()}
+
+
+def num_classes_of(shapes: Shapes) -> int:
+    """Outputs of the heads; 0 without one."""
+    kernels = (s[-1] for n, s in shapes.items() if is_head(n) and n.endswith("/kernel"))
+    return next(kernels, 0)
+
+
+def shapes_of(tensors: Mapping[str, Any]) -> dict[str, Shape]:
+    """The shape of every tensor."""
+    return {name: np.shape(x) for name, x in tensors.items()}
+
+
+def default_size(config: Config) -> Size:
+    """The image size of the registered model that has this config, else of its family's first."""
+    models = get(config).architectures
+    name = config.get("model_name")
+    if name not in models:
+        name = next(iter(fitting_models(config)), next(iter(models)))
+    side = models[str(name)].default.preprocess.size
+    return side, side
+
+
+def fitting_models(config: Config) -> tuple[str, ...]:
+    """Registered models whose constructor fields these are, without those that are aliases."""
+    fields = comparable(config)
+    return tuple(
+        name
+        for name, known in get(config).architectures.items()
+        if known.alias_of is None and comparable(known.config) == fields
+    )
+
+
+def image_size_of(config: Config, shapes: Shapes) -> Size | None:
+    """(height, width) in pixels that tensors are for; where they tell nothing, the model's own.
+
+    None where they leave it open: a number of patches that is no square's.
+    Raises UserError for tensors that are not of this model.
+    """
+    try:
+        return get(config).image_size(config, shapes) or default_size(config)
+    except UserError:
+        return None
+    except KeyError as error:
+        raise UserError(f"these are no parameters of {called(config)}: no {error}") from None
+
+
+def check(config: Config, shapes: Shapes, image_size: Size | None = None) -> None:
+    """Raises UserError unless names and shapes are those of the model with this head.
+
+    Where neither `image_size` nor the tensors tell the size of the image, because it is not
+    square, whatever depends on it may have any size.
+    """
+    size, free = image_size or image_size_of(config, shapes), set()
+    family = get(config)
+    if size is None and family.num_patches is not None and family.stride is not None:
+        height, width = family.stride(config)  # an image of one row has as many patches
+        size = height, width * family.num_patches(config, shapes)
+    if size is None:
+        size = default_size(config)
+        free = set(resizes(config, size, size, "timm"))
+    expected = expected_shapes(config, num_classes=num_classes_of(shapes), image_size=size)
+    expected |= {name: shapes[name] for name in free & shapes.keys()}
+    require_names(set(expected), set(shapes))
+    require_shapes(expected, shapes)
+
+
+def resizes(config: Config, old: Size, new: Size, method: str) -> dict[str, Any]:
+    """The family's own `resize`; {} where it has none."""
+    resize = get(config).resize
+    return resize(config, old, new, method) if resize is not None else {}
+
+
+def is_a_few_more_than_a_square(count: int) -> bool:
+    """Whether so many positions are a square grid's and those of one to five other tokens."""
+    sides = (math.isqrt(max(count - extra, 0)) for extra in range(1, 6))
+    return any(side**2 + extra == count for extra, side in enumerate(sides, 1))
+
+
+def require_shapes(expected: Mapping[str, Shape], got: Mapping[str, Shape]) -> None:
+    """Raises UserError, naming each tensor whose shape is not the expected one."""
+    wrong = [
+        f"{name!r}: expected shape {tuple(shape)}, got {tuple(got[name])}"
+        for name, shape in expected.items()
+        if name in got and tuple(got[name]) != tuple(shape)
+    ]
+    if wrong:
+        more = f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        raise UserError("wrong shapes:\n  " + "\n  ".join(wrong[:20]) + more)
+
+
+def collapsed(names: Iterable[str]) -> frozenset[str]:
+    """Names with every number replaced by '#': what does not depend on a model's depth."""
+    return frozenset(re.sub(r"\d+", "#", name) for name in names)
+
+
+def every_layout() -> list[tuple[str, str]]:
+    """All pairs of a family's name and one of its layouts."""
+    return [(name, layout) for name, family in families().items() for layout in family.layouts]

@@ -1,1 +1,0 @@
-"""Name tables: what other libraries call the tensors of our models."""

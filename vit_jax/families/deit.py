@@ -1,0 +1,154 @@
+"""DeiT (Touvron et al. 2021, arXiv:2012.12877, Tables 1 and 5) and DeiT III.
+
+DeiT III: Touvron et al. 2022, arXiv:2204.07118, Table 1. Top-1: the official README of
+facebookresearch/deit.
+
+Names: DeiT and DeiT III: the Vision Transformer's names, a second token and head, LayerScale.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from vit_jax.families.family import Architecture, Config, Family, Layout, Timm, Weights
+from vit_jax.families.parts import (
+    CONV,
+    DENSE,
+    ENCODER_BLOCK,
+    ERF,
+    NORM,
+    POSITIONS,
+    SMALL,
+    always,
+    architecture,
+    encoder_points,
+    imagenet,
+    positions,
+    with_weights,
+)
+from vit_jax.families.rules import Table, rule, under
+
+# Width, depth and heads; the MLP is four times as wide as a token (arXiv:2012.12877, Table 1).
+_SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+def _config(size: str, patch: int) -> dict[str, Any]:
+    width, depth, heads = _SIZES[size]
+    return {
+        "patches": {"size": (patch, patch)},
+        "hidden_size": width,
+        "transformer": {"num_layers": depth, "num_heads": heads, "mlp_dim": 4 * width},
+    }
+
+
+def _deit(size: str, image_size: int, top1: float, patch: int = 16) -> Architecture:
+    crop = 0.9 if image_size == 224 else 1.0
+    return architecture(_config(size, patch), imagenet(image_size, crop), top1, tag="fb_in1k")
+
+
+def _deit3(size: str, image_size: int, top1: float, patch: int = 16) -> Architecture:
+    found = _deit(size, image_size, top1, patch)
+    pretrained = Weights(imagenet(image_size, 1.0), licence="Apache-2.0")
+    return with_weights(found, fb_in22k_ft_in1k=pretrained)
+
+
+LAYER_SCALE = rule("ls1.gamma", "residual_0/gamma") + rule("ls2.gamma", "residual_1/gamma")
+
+
+def _body(config: Config, block: Table) -> Table:
+    transformer = config["transformer"]
+    rows = rule("cls_token", "cls") + rule("pos_embed", POSITIONS)
+    rows += under("patch_embed.proj", "embedding", CONV)
+    for i in range(transformer["num_layers"]):
+        ours = f"Transformer/encoderblock_{i}"
+        rows += under(f"blocks.{i}", ours, block, heads=transformer["num_heads"])
+    return rows + under("norm", "Transformer/encoder_norm", NORM) + under("head", "head", DENSE)
+
+
+def deit(config: Config) -> Table:
+    return _body(config, ENCODER_BLOCK)
+
+
+def distilled(config: Config) -> Table:
+    return deit(config) + rule("dist_token", "dist") + under("head_dist", "head_dist", DENSE)
+
+
+def deit3(config: Config) -> Table:
+    return _body(config, ENCODER_BLOCK + LAYER_SCALE)
+
+
+def timm_args(config: Config) -> dict[str, Any]:
+    width, transformer = config["hidden_size"], config["transformer"]
+    return {
+        "patch_size": config["patches"]["size"][0],
+        "embed_dim": width,
+        "depth": transformer["num_layers"],
+        "num_heads": transformer["num_heads"],
+        "mlp_ratio": transformer["mlp_dim"] / width,
+    }
+
+
+def _timm(table: Callable[[Config], Table]) -> Layout:
+    return Layout(table, points=encoder_points(), build=Timm(timm_args))
+
+
+_MAE = Weights(
+    imagenet(224), num_classes=0, source="timm/vit_base_patch16_224.mae", licence="CC-BY-NC-4.0"
+)
+
+FAMILIES = {
+    "deit": Family(
+        title="DeiT",
+        paper="2012.12877",
+        model="deit:DeiT",
+        computes=ERF,
+        architectures={
+            "deit_tiny_patch16_224": _deit("tiny", 224, 72.2),
+            "deit_small_patch16_224": _deit("small", 224, 79.9),
+            # A masked autoencoder's encoder (He et al. 2022, arXiv:2111.06377) computes the same.
+            "deit_base_patch16_224": with_weights(_deit("base", 224, 81.8), mae=_MAE),
+            "deit_base_patch16_384": _deit("base", 384, 82.9),
+        },
+        layouts={"timm": _timm(deit)},
+        small=always(SMALL),
+        **positions(prefix=1),
+    ),
+    "deit_distilled": Family(
+        title="DeiT distilled",
+        paper="2012.12877",
+        model="deit:DistilledDeiT",
+        computes=ERF,
+        architectures={
+            "deit_tiny_distilled_patch16_224": _deit("tiny", 224, 74.5),
+            "deit_small_distilled_patch16_224": _deit("small", 224, 81.2),
+            "deit_base_distilled_patch16_224": _deit("base", 224, 83.4),
+            "deit_base_distilled_patch16_384": _deit("base", 384, 85.2),
+        },
+        layouts={"timm": _timm(distilled)},
+        small=always(SMALL),
+        **positions(prefix=2),
+    ),
+    "deit3": Family(
+        title="DeiT III",
+        paper="2204.07118",
+        model="deit:DeiT3",
+        computes=ERF,
+        architectures={
+            "deit3_small_patch16_224": _deit3("small", 224, 81.4),
+            "deit3_small_patch16_384": _deit3("small", 384, 83.4),
+            "deit3_base_patch16_224": _deit3("base", 224, 83.8),
+            "deit3_base_patch16_384": _deit3("base", 384, 85.0),
+            "deit3_large_patch16_224": _deit3("large", 224, 84.9),
+            "deit3_large_patch16_384": _deit3("large", 384, 85.8),
+            "deit3_huge_patch14_224": _deit3("huge", 224, 85.2, patch=14),
+        },
+        layouts={"timm": _timm(deit3)},
+        small=always(SMALL),
+        **positions(prefix=0),
+    ),
+}

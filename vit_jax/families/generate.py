@@ -1,0 +1,169 @@
+"""Writes what is generated from the families: `sizes.json`, `fingerprints.json`, README's table.
+
+`python -m vit_jax.families.generate` does it, without computing anything; run it after a family was
+added or changed. A test fails when the files are not up to date.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from vit_jax.errors import UserError
+from vit_jax.families import fingerprints, sizes
+from vit_jax.families.family import Config, Family, is_head
+from vit_jax.families.registry import families, registered, resolve
+from vit_jax.families.rules import Table
+from vit_jax.families.sizes import Size
+from vit_jax.variables import arrays, named
+
+_ROOT = pathlib.Path(__file__).parents[2]
+README = _ROOT / "README.md"
+ERRORS = _ROOT / "benchmarks" / "zoo.json"  # measured by benchmarks/zoo.py
+BEGIN, END = "<!-- families: generated -->", "<!-- families: end -->"
+
+
+def measure(name: str) -> Size:
+    """Counts a registered model from its code. Shapes only: no arrays are made."""
+    import jax
+
+    from vit_jax.models import get_model
+
+    spec = resolve(name)
+    model = get_model(name)
+    image = jax.ShapeDtypeStruct((1, spec.preprocess.size, spec.preprocess.size, 3), "float32")
+    # One trace gives both figures: an initialiser draws numbers and multiplies none with another.
+    trace = jax.make_jaxpr(
+        lambda x: model.init(jax.random.key(0), x, train=False), return_shape=True
+    )
+    jaxpr, variables = trace(image)
+    params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    config = spec.config.to_dict()
+    shapes = {n: tuple(leaf.shape) for n, leaf in arrays(named(variables)).items()}
+    body = fingerprints.body(families()[spec.family], config, shapes)
+    return Size(params, count_macs(jaxpr.jaxpr), body)
+
+
+def count_macs(jaxpr: Any) -> int:
+    """Multiply-adds of all matrix products and convolutions in a jaxpr.
+
+    Of a conditional's branches the dearest counts. Raises ValueError for a `while` loop that
+    holds a product, because its trip count is not known beforehand.
+    """
+    return sum(_equation_macs(equation) for equation in jaxpr.eqns)
+
+
+def _equation_macs(equation: Any) -> int:
+    match equation.primitive.name:
+        case "dot_general":
+            (contracting, _), _ = equation.params["dimension_numbers"]
+            left, product = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            return math.prod(product) * math.prod(left[axis] for axis in contracting)
+        case "conv_general_dilated":
+            kernel, result = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+            features_axis = equation.params["dimension_numbers"].rhs_spec[0]
+            return math.prod(result) * math.prod(kernel) // kernel[features_axis]
+        case "cond":
+            return max(count_macs(branch.jaxpr) for branch in equation.params["branches"])
+        case "scan":
+            return equation.params["length"] * count_macs(equation.params["jaxpr"].jaxpr)
+        case "while":
+            if inner := sum(map(count_macs, _inner_jaxprs(equation))):
+                raise ValueError(f"a while loop of unknown length holds {inner} multiply-adds")
+            return 0
+        case _:
+            return sum(map(count_macs, _inner_jaxprs(equation)))
+
+
+def _inner_jaxprs(equation: Any) -> list[Any]:
+    """What a call-like equation (jit, remat, custom_jvp, …) calls."""
+    inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+    return [value for value in inner if hasattr(value, "eqns")]
+
+
+def fingerprint_rows() -> list[list[str]]:
+    """[fingerprint, family, layout, model, …]: all names that a file of a model can have."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for name, family in families().items():
+        models = [(n, a.config) for n, a in family.architectures.items() if a.alias_of is None]
+        for model, config in [*models, *(("", form) for form in family.forms)]:
+            for layout, names in _names(family, config):
+                key = (fingerprints.fingerprint(names), name, layout)
+                found.setdefault(key, [])
+                if model and model not in found[key]:
+                    found[key].append(model)
+    return [[*key, *models] for key, models in found.items()]
+
+
+def _names(family: Family, config: Config) -> Iterator[tuple[str, list[str]]]:
+    """Every layout's names, with the head and without."""
+    for layout, known in family.layouts.items():
+        for table in (known.table, known.headless or _without_head(known.table)):
+            with contextlib.suppress(UserError):  # a layout that cannot hold the model
+                rows = table(config)
+                if known.reading is None:
+                    yield layout, [r.theirs for r in rows]
+                yield fingerprints.LINEN, [o for r in rows for o in r.ours]
+
+
+def _without_head(table: Callable[[Config], Table]) -> Callable[[Config], Table]:
+    return lambda config: [r for r in table(config) if not is_head(r.ours[0])]
+
+
+def readme_rows() -> list[str]:
+    """The README's table of families: the header, and one line each."""
+    errors = json.loads(ERRORS.read_text())
+    known = sizes.recorded()
+    lines = [
+        "| family | paper (arXiv) | variants | parameters, M | GFLOPs | published top-1 | reference |"
+        " error (float64) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, family in families().items():
+        models = [n for n, a in family.architectures.items() if a.alias_of is None]
+        if family.infer is not None:
+            continue  # the original's own models have a table of their own
+        costs = [known[n] for n in models]
+        top1 = [x for n in models if (x := family.architectures[n].default.top1) is not None]
+        cells = (
+            family.title,
+            f"[{family.paper}](https://arxiv.org/abs/{family.paper})",
+            f"{len(models)}: `{models[0]}` … `{models[-1]}`",
+            _range([c.params / 1e6 for c in costs]),
+            _range([c.macs / 1e9 for c in costs]),
+            _range(top1),
+            family.reference,
+            errors.get(name, "see its tests"),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.1f}", f"{max(values):.1f}"
+    return low if low == high else f"{low} – {high}"
+
+
+def with_table(readme: str) -> str:
+    """The README's text with the table of families between its markers."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    table = "\n".join(readme_rows())
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def main() -> None:
+    rows = {name: dataclasses.asdict(measure(name)) for name in registered()}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+    sizes.FILE.write_text(f"{{\n{lines}\n}}\n")
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in fingerprint_rows())
+    fingerprints.FILE.write_text(f"[\n{rows}\n]\n")
+    README.write_text(with_table(README.read_text()))
+    print(f"{len(registered())} models: {sizes.FILE}, {fingerprints.FILE} and {README} written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""SimpleViT (Beyer et al. 2022, arXiv:2205.01580; widths of Dosovitskiy et al., Table 1).
+
+Top-1 of S/16: the abstract, after 300 epochs. The evaluation of big_vision shrinks the image to 256
+by averaging areas, which is closest to bilinear interpolation with antialiasing.
+
+Names: SimpleViT: big_vision's names, which are ours.
+"""
+
+from vit_jax.families.family import Architecture, Config, Family, Layout
+from vit_jax.families.parts import SMALL, always, architecture
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.rules import Table, rule, under
+
+_IMAGES = Preprocess(224, 0.875, resize="shortest", method="bilinear", antialias=True)
+
+
+def _simple_vit(width: int, depth: int, heads: int, top1: float | None = None) -> Architecture:
+    config = {
+        "patches": {"size": (16, 16)},
+        "hidden_size": width,
+        "transformer": {"num_layers": depth, "num_heads": heads, "mlp_dim": 4 * width},
+    }
+    return architecture(config, _IMAGES, top1, layout="big_vision")
+
+
+def _same(*names: str) -> Table:
+    return [row for name in names for row in rule(name, name)]
+
+
+def _below(name: str, table: Table) -> Table:
+    return under(name, name, table, sep="/")
+
+
+_LAYER = _same("kernel", "bias")
+_NORM = _same("scale", "bias")
+_ATTENTION = [row for x in ("query", "key", "value", "out") for row in _below(x, _LAYER)]
+_BLOCK = (
+    _below("LayerNorm_0", _NORM)
+    + _below("MultiHeadDotProductAttention_0", _ATTENTION)
+    + _below("LayerNorm_1", _NORM)
+    + _below("MlpBlock_0", _below("Dense_0", _LAYER) + _below("Dense_1", _LAYER))
+)
+
+
+def _table(config: Config) -> Table:
+    rows = _below("embedding", _LAYER)
+    for i in range(config["transformer"]["num_layers"]):
+        rows += _below(f"Transformer/encoderblock_{i}", _BLOCK)
+    rows += _below("Transformer/encoder_norm", _NORM)
+    if config.get("representation_size") is not None:
+        rows += _below("pre_logits", _LAYER)
+    return under("params", "", rows + _below("head", _LAYER), sep="/")
+
+
+FAMILIES = {
+    "simple_vit": Family(
+        title="SimpleViT",
+        paper="2205.01580",
+        model="simple_vit:SimpleViT",
+        computes="GELU in its tanh form, LayerNorm eps 1e-6",
+        architectures={
+            "simple_vit_s_16": _simple_vit(384, 12, 6, 80.0),
+            "simple_vit_b_16": _simple_vit(768, 12, 12),
+            "simple_vit_l_16": _simple_vit(1024, 24, 16),
+        },
+        # No parameter depends on the image size: positions are computed.
+        layouts={"big_vision": Layout(_table)},
+        small=always(SMALL),
+        reference="big_vision",
+    ),
+}

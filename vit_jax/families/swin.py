@@ -1,0 +1,170 @@
+"""Swin Transformer (Liu et al. 2021, arXiv:2103.14030, section 3.3).
+
+Top-1: the official README of microsoft/Swin-Transformer, pretrained on ImageNet-1k where it has
+that, else (large) on ImageNet-22k.
+
+Names: Swin Transformer in timm, which moved `downsample` to the start of the next stage.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from vit_jax.families.family import (
+    Architecture,
+    Config,
+    Edits,
+    Family,
+    Layout,
+    Shapes,
+    Size,
+    Timm,
+    Weights,
+)
+from vit_jax.families.parts import (
+    DENSE,
+    ENCODER_BLOCK,
+    ERF_EPS5,
+    LINEAR,
+    NORM,
+    PATCH_EMBEDDING,
+    always,
+    block_points,
+    imagenet,
+)
+from vit_jax.families.resize import resize_posembed, square
+from vit_jax.families.rules import Table, rule, under
+
+# Width of the first stage, depths, heads (ibid.).
+_SIZES = {
+    "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
+
+def _swin(size: str, window: int = 7, **top1: float) -> Architecture:
+    """`top1`: by timm's tag of the weights, the first of which is the default."""
+    width, depths, heads = _SIZES[size]
+    config = {
+        "embed_dim": width,
+        "depths": depths,
+        "num_heads": heads,
+        "window_size": window,
+        "patch_size": 4,
+    }
+    image_size, crop = (224, 0.9) if window == 7 else (384, 1.0)
+    images = imagenet(image_size, crop)
+    weights = {tag: Weights(images, top1=x, licence="MIT") for tag, x in top1.items()}
+    weights["ms_in22k"] = Weights(images, num_classes=21_841, licence="MIT")
+    return Architecture(config, weights)
+
+
+_BIAS = "MultiHeadDotProductAttention_0/relative_position_bias"
+BLOCK = ENCODER_BLOCK + rule("attn.relative_position_bias_table", _BIAS)
+MERGING = under("norm", "norm", NORM) + under("reduction", "reduction", LINEAR)
+
+
+def swin(config: Config) -> Table:
+    rows = under("patch_embed", "embedding", PATCH_EMBEDDING)
+    for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):
+        if i > 0:
+            rows += under(f"layers.{i}.downsample", f"stage_{i}/merging", MERGING)
+        for j in range(depth):
+            ours = f"stage_{i}/encoderblock_{j}"
+            rows += under(f"layers.{i}.blocks.{j}", ours, BLOCK, heads=heads)
+    return rows + under("norm", "encoder_norm", NORM) + under("head.fc", "head", DENSE)
+
+
+def timm_args(config: Config) -> dict[str, Any]:
+    return {
+        "patch_size": config["patch_size"],
+        "embed_dim": config["embed_dim"],
+        "depths": tuple(config["depths"]),
+        "num_heads": tuple(config["num_heads"]),
+        "window_size": config["window_size"],
+    }
+
+
+def windows(config: Config, size: Size) -> list[Size]:
+    """Of each stage, for an image of that size: no larger than the stage's map."""
+    largest = config["window_size"]
+    maps = [(side // config["patch_size"]) for side in size]
+    found = []
+    for _ in config["depths"]:
+        found.append((min(maps[0], largest), min(maps[1], largest)))
+        maps = [-(-side // 2) for side in maps]
+    return found
+
+
+def resize_bias(table: np.ndarray, old: Size, new: Size, method: str) -> np.ndarray:
+    """Biases of relative positions [(2 height - 1) (2 width - 1), heads] for another window.
+
+    Args:
+      old, new: Windows (height, width).
+      method: 'timm' keeps what is said of near cells (`resize_posembed`'s 'geometric'), 'official'
+        stretches the table ('bicubic').
+    """
+    before, after = ((2 * height - 1, 2 * width - 1) for height, width in (old, new))
+    method = {"timm": "geometric", "official": "bicubic"}[method]
+    return resize_posembed(table[None], before, after, 0, method)[0]
+
+
+def _image_size(config: Config, shapes: Shapes) -> Size:
+    """A square image that has these windows; where all have their full size, larger ones do too."""
+    side = config["window_size"] * config["patch_size"] * 2 ** (len(config["depths"]) - 1)
+    for i in reversed(range(len(config["depths"]))):
+        distances = shapes[f"stage_{i}/encoderblock_0/{_BIAS}"][0]
+        window = (square(distances, "the bias table's")[0] + 1) // 2
+        if window < config["window_size"]:
+            side = window * config["patch_size"] * 2**i
+    return side, side
+
+
+def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
+    edits: Edits = {}
+    stages = zip(config["depths"], windows(config, old), windows(config, new), strict=True)
+    for i, (depth, before, after) in enumerate(stages):
+        edit = functools.partial(resize_bias, old=before, new=after, method=method)
+        edits |= {f"stage_{i}/encoderblock_{j}/{_BIAS}": edit for j in range(depth)}
+    return edits
+
+
+FAMILIES = {
+    "swin": Family(
+        title="Swin",
+        paper="2103.14030",
+        model="swin:SwinTransformer",
+        computes=ERF_EPS5,
+        architectures={
+            "swin_tiny_patch4_window7_224": _swin("tiny", ms_in1k=81.2, ms_in22k_ft_in1k=80.9),
+            "swin_small_patch4_window7_224": _swin("small", ms_in1k=83.2, ms_in22k_ft_in1k=83.2),
+            "swin_base_patch4_window7_224": _swin("base", ms_in1k=83.5, ms_in22k_ft_in1k=85.2),
+            "swin_base_patch4_window12_384": _swin("base", 12, ms_in1k=84.5, ms_in22k_ft_in1k=86.4),
+            "swin_large_patch4_window7_224": _swin("large", ms_in22k_ft_in1k=86.3),
+            "swin_large_patch4_window12_384": _swin("large", 12, ms_in22k_ft_in1k=87.3),
+        },
+        layouts={
+            "timm": Layout(
+                swin,
+                # Indices and masks that the official files hold.
+                ignore=(r".*\.relative_position_index", r".*\.attn_mask"),
+                # The MLP's output is the one that timm gives as tokens.
+                points=block_points("layers.{i}.blocks.{j}.mlp", part="/MlpBlock_0"),
+                build=Timm(timm_args),
+            )
+        },
+        small=always(
+            {
+                "embed_dim": 16,
+                "depths": (2, 1, 1, 1),
+                "num_heads": (1, 2, 4, 8),
+                "window_size": 4,
+            }
+        ),
+        image_size=_image_size,
+        resize=_resize,
+    ),
+}
