@@ -13,13 +13,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from shapes import param_shapes
 
 from vit_jax import checkpoint, cli, commands, inference, main
-from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.checkpoint.source import open_source
-from vit_jax.tree import arrays, unflatten
 from vit_jax.configs.models import MODEL_CONFIGS
 from vit_jax.families.registry import registered
+from vit_jax.tree import arrays, unflatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}

@@ -5,22 +5,17 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.checkpoint import describe, official, recorded, timm_file
-from vit_jax.checkpoint.identify import fitting_models, image_size_of
-from vit_jax.checkpoint.shapes import Shape
-from vit_jax.checkpoint.source import Source, open_source
+from vit_jax.checkpoint import io, names, recorded
+from vit_jax.checkpoint.facts import Model
+from vit_jax.checkpoint.source import open_source, read_all
 from vit_jax.checkpoint.stacked import stack_blocks
-from vit_jax.tree import arrays, unflatten
-from vit_jax.class_names import class_names
 from vit_jax.errors import UserError
-from vit_jax.families.preprocess import Preprocess
-from vit_jax.families.registry import ModelSpec, is_google, resolve
-from vit_jax.variables import collections, is_statistic
+from vit_jax.tree import arrays
+from vit_jax.variables import collections
 
 if TYPE_CHECKING:
     from flax import linen as nn
@@ -31,30 +26,38 @@ _BATCH = 32  # images that `probabilities` passes through the model at once
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Parameters, and what must be known to use them. No JAX.
+    """Weights, and what must be known to use them. No JAX.
 
     Attributes:
-      name: Of the model.
-      config: Constructor fields of the model.
-      params: Nested dict of NumPy arrays in linen names, blocks unstacked; running statistics
-        among them, see `vit_jax.variables`.
-      preprocess: How the model wants its images.
-      class_names: In the order of the logits; None where nobody knows them.
+      model: The model that they are of.
+      variables: {'params': …, 'batch_stats': …}, nested dicts of NumPy arrays in linen names,
+        blocks unstacked; 'batch_stats' is {} for a model without running statistics.
     """
 
-    name: str
-    config: Mapping[str, Any]
-    params: dict[str, Any]
-    preprocess: Preprocess
-    class_names: list[str] | None
+    model: Model
+    variables: dict[str, Any]
 
     @property
-    def num_classes(self) -> int:
-        return describe.num_classes(describe.shapes_of(arrays(self.params)))
+    def params(self) -> dict[str, Any]:
+        """The parameters alone."""
+        return self.variables["params"]
 
     @property
     def num_params(self) -> int:
-        return sum(x.size for n, x in arrays(self.params).items() if not is_statistic(n))
+        """Numbers in parameters."""
+        return sum(x.size for x in arrays(self.params).values())
+
+    def for_model(self) -> dict[str, Any]:
+        """The variables as the linen module takes them: float32, blocks stacked if it scans."""
+        params = (io.is_scanned(self.model.config) and stack_blocks(self.params)) or self.params
+        found = {"params": params, "batch_stats": self.variables["batch_stats"]}
+        return {k: _as_float32(tree) for k, tree in found.items()}
+
+
+def _as_float32(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {name: _as_float32(part) for name, part in tree.items()}
+    return np.asarray(tree, np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +86,14 @@ class LoadedModel:
             encoded = pathlib.Path(path).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read image {str(path)!r}: {error.strerror}") from error
-        return preprocess_image(decode_image(encoded, str(path)), self.weights.preprocess)
+        return preprocess_image(decode_image(encoded, str(path)), self.weights.model.preprocess)
 
     def prepare(self, record: dict[str, Any], rng: Any = None) -> dict[str, Any]:
         """A stored example as the model wants it, with a one-hot label: a pipeline's transform."""
         from vit_jax.input_pipeline.transforms import Decode, OneHot, preprocess_image
 
-        image = preprocess_image(Decode()(record)["image"], self.weights.preprocess)
-        return OneHot(self.weights.num_classes)({**record, "image": image})
+        image = preprocess_image(Decode()(record)["image"], self.weights.model.preprocess)
+        return OneHot(self.weights.model.num_classes)({**record, "image": image})
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """[N, size, size, 3] to float32 [N, num_classes]; compiles once a shape."""
@@ -107,7 +110,7 @@ class LoadedModel:
         return exp / exp.sum(axis=-1, keepdims=True)
 
     def class_name(self, index: int) -> str:
-        names = self.weights.class_names
+        names = self.weights.model.class_names
         return f"class {index}" if names is None else names[index]
 
     @functools.cached_property
@@ -117,100 +120,47 @@ class LoadedModel:
         return jax.jit(functools.partial(self.model.apply, train=False))
 
 
-def load_model(path: Path, model: str | None = None) -> LoadedModel:
+def load_model(path: Path, model: str | None = None, *, part: str | None = None) -> LoadedModel:
     """`load_weights`, as a model that classifies.
 
     Raises:
-      UserError: as `load_weights`; and for a model without a head or with one for each token.
+      UserError: as `load_weights`; and for a model without a head or with one for each token, or
+        whose images are not square.
     """
-    weights = load_weights(path, model)
-    if not weights.num_classes:
+    weights = load_weights(path, model, part=part)
+    known = weights.model
+    if not known.num_classes:
         raise UserError(f"{str(path)!r} has no head: it gives features, and classifies nothing")
-    if "unpooled" in weights.config.get("classifier", ""):
-        raise UserError(f"{weights.name} classifies every token, not the image")
-
-    import jax
+    if "unpooled" in known.config.get("classifier", ""):
+        raise UserError(f"{known.name} classifies every token, not the image")
 
     from vit_jax.models import from_config
 
-    params = jax.tree.map(lambda x: np.asarray(x, np.float32), weights.params)
-    if describe.is_scanned(weights.config):
-        params = stack_blocks(params)
-    module = from_config(weights.config, num_classes=weights.num_classes)
-    return LoadedModel(weights, module, collections(params))
+    module = from_config(known.config, num_classes=known.num_classes)
+    return LoadedModel(weights, module, weights.for_model())
 
 
-def load_weights(path: Path, model: str | None = None) -> Weights:
+def load_weights(path: Path, model: str | None = None, *, part: str | None = None) -> Weights:
     """Reads the weights of a run or of a checkpoint.
 
     Args:
       path: As for `checkpoint.load`: the workdir of a training run, a file of any readable format
-        or its address, a Hugging Face or Orbax directory.
+        or its address, a directory of Hugging Face, timm or Orbax.
       model: Registered name of the model in it. It may be left out where the model is recorded,
-        and for every registered model, which names and shapes tell.
+        and where names and shapes fit one registered model.
+      part: As for `checkpoint.load`.
 
     Raises:
-      UserError: for a path that is missing or unreadable, a model that is unknown or not
-        recognised, or tensors that are not the model's.
+      UserError: for a path that is missing or unreadable, a model that is unknown, not recognised
+        or one of several, tensors that are not the model's, or images that are not square.
     """
-    with open_source(path, model) as source:
-        weights = described(source, model)
-        params = {name: np.array(x, order="C") for name, x in source.params().items()}
-        return dataclasses.replace(weights, params=unflatten(params))
-
-
-def described(source: Source, model: str | None = None) -> Weights:
-    """What is known of the model in a checkpoint, its tensors yet unread.
-
-    Raises:
-      UserError: for a model that is neither recorded nor registered, or whose images are not
-        square.
-    """
-    config, spec = _config(source, model)
-    shapes = {name: s.shape for name, s in source.specs().items()}
-    size = _size(source, shapes)
-    preprocess = recorded.preprocess(source) or (spec.preprocess if spec else Preprocess())
-    num_classes = describe.num_classes(shapes)
-    names = recorded.class_names(source)
-    return Weights(
-        name=recorded.model_name(source) or (spec.name if spec else source.archive.path.stem),
-        config=config,
-        params={},
-        preprocess=dataclasses.replace(preprocess, size=size),
-        class_names=names if names and len(names) == num_classes else class_names(num_classes),
-    )
-
-
-def _config(source: Source, model: str | None) -> tuple[Mapping[str, Any], ModelSpec | None]:
-    """Constructor fields, and the registered model that they are of, if any."""
-    if source.config is None:
-        raise UserError(f"{str(source.archive.path)!r}: {'; '.join(source.notes)}")
-    name = model or next(iter(fitting_models(source.config)), None)
-    spec = resolve(name) if name is not None else None
-    if (config := recorded.config(source)) is not None:
-        return config, spec
-    if spec is None:
-        raise UserError(
-            f"{str(source.archive.path)!r} holds the parameters of no registered model. Name the "
-            "model that it should be, --model=NAME, to see where they differ; `vit-jax models` "
-            "lists the names"
-        )
-    if not is_google(source.config):
-        return source.config, spec
-    # A file pretrained on ImageNet-21k has a layer before the head, a fine-tuned one not.
-    own = ("representation_size", "classifier")
-    found = {field: source.config[field] for field in own if field in source.config}
-    return spec.config.to_dict() | found, spec
-
-
-def _size(source: Source, shapes: Mapping[str, Shape]) -> int:
-    """Height and width in pixels of the model's images."""
-    size = image_size_of(source, shapes)
-    if size is None or size[0] != size[1]:
-        raise UserError(
-            f"{str(source.archive.path)!r}: its images are not square, as images here are"
-        )
-    return size[0]
+    with open_source(path, model, part=part) as source:
+        known = source.facts.model()
+        size = known.image_size
+        if size is None or size[0] != size[1]:
+            raise UserError(f"{str(path)!r}: its images are not square, as images here are")
+        statistics = names.statistics(known.config)
+        return Weights(known, collections(read_all(source), statistics))
 
 
 def save_weights(path: Path, weights: Weights, to: str) -> None:
@@ -225,18 +175,18 @@ def save_weights(path: Path, weights: Weights, to: str) -> None:
     Raises:
       UserError: if the file cannot be written, or timm cannot hold the model.
     """
-    fields = recorded.described(
-        weights.name, weights.config, weights.preprocess, weights.class_names
-    )
-    metadata = {recorded.OURS: json.dumps(fields)}
+    known = weights.model
+    metadata = {recorded.OURS: json.dumps(known.metadata())}
     if to == "official":
-        official.save(path, weights.params, metadata=recorded.fitting_npz(metadata))
+        fitting = recorded.fitting_npz(metadata)
+        io.save(path, weights.variables, model=known.config, metadata=fitting)
     elif to == "timm":
-        timm_file.save_timm(
+        io.save_timm(
             path,
-            weights.params,
-            weights.config,
-            preprocess=weights.preprocess,
+            weights.variables,
+            known.config,
+            image_size=known.image_size,
+            preprocess=known.preprocess,
             metadata=metadata,
         )
     else:

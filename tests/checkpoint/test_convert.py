@@ -10,15 +10,15 @@ import timm
 import torch
 from checkpoint_helpers import SHAPES, assert_equal_trees, narrow, narrow_params
 from recipes import GOLDEN, flatten, random_params, unflatten
+from shapes import param_shapes
 
 from vit_jax import checkpoint
 from vit_jax.checkpoint.files.formats import open_archive, write_npz, write_safetensors
-from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.checkpoint.stacked import stack_blocks
-from vit_jax.checkpoint.tables import big_vision
 from vit_jax.errors import UserError
+from vit_jax.families.vit import POSITIONS
 
-POSEMB = big_vision.POSEMB
+POSEMB = POSITIONS
 TARGETS = ("official", "big_vision", "orbax", "timm", "hf")
 SUFFIX = {"official": ".npz", "big_vision": ".npz", "orbax": "", "timm": ".safetensors", "hf": ""}
 

@@ -15,17 +15,17 @@ import fsspec
 import numpy as np
 import pytest
 from recipes import GOLDEN
+from shapes import param_shapes
 
 from vit_jax import checkpoint, cli, inference
-from vit_jax.checkpoint import published as catalogue
 from vit_jax.checkpoint.files import fetch as fetching
 from vit_jax.checkpoint.files.fetch import fetch, is_remote
-from vit_jax.checkpoint.shapes import param_shapes
-from vit_jax.tree import arrays, unflatten
 from vit_jax.configs import augreg, common
 from vit_jax.configs.models import MODEL_CONFIGS
 from vit_jax.errors import UserError
+from vit_jax.families import published as catalogue
 from vit_jax.train.pretrained import find_pretrained
+from vit_jax.tree import arrays, unflatten
 
 BODY = bytes(range(256)) * 5000  # more than one chunk
 IN21K = "vit_models/imagenet21k/ViT-B_16.npz"

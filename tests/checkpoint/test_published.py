@@ -6,9 +6,9 @@ import pytest
 from timm.models import mlp_mixer, vision_transformer, vision_transformer_hybrid
 
 from vit_jax import cli
-from vit_jax.checkpoint import published as catalogue
-from vit_jax.checkpoint.published import published
 from vit_jax.configs.models import AUGREG_CONFIGS
+from vit_jax.families import published as catalogue
+from vit_jax.families.published import published
 from vit_jax.families.registry import registered
 
 TIMM = {

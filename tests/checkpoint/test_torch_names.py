@@ -10,14 +10,13 @@ from checkpoint_helpers import SHAPES, assert_equal_trees, narrow, narrow_params
 from recipes import flatten, random_params, unflatten
 from safetensors import safe_open
 from safetensors.torch import load_file
+from shapes import param_shapes
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint.describe import downsampling
-from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.families.registry import resolve
+from vit_jax.families.registry import get, resolve
 
 SMALL = {  # name: changes that keep a real timm model small
     "ViT-Ti_16": {"depth": 2},
@@ -66,7 +65,7 @@ def test_real_timm_loads_strictly(tmp_path, name):
     theirs = build_timm(described)
     theirs.load_state_dict(load_file(path), strict=True)
     assert theirs.num_classes == 5
-    size = grid * downsampling(config)
+    size = grid * get(config).stride(config)[0]
     with torch.inference_mode():
         assert theirs(torch.zeros(1, 3, size, size)).shape == (1, 5)
     # A live model's state dict, and the file's tensors, lead back to the same bits.

@@ -10,7 +10,6 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from vit_jax import cli, inference
-from vit_jax.tree import arrays
 from vit_jax.configs import models as model_configs
 from vit_jax.errors import UserError
 from vit_jax.evaluate import features, fewshot
@@ -18,6 +17,7 @@ from vit_jax.evaluate.fewshot import Examples, RidgePath
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.input_pipeline.sources import FolderSource
 from vit_jax.models import from_config
+from vit_jax.tree import arrays
 
 
 def blobs(n, dim, classes=3, seed=0, spread=2.0, dtype=np.float64) -> Examples:

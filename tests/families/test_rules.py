@@ -4,10 +4,11 @@ import pytest
 from checkpoint_helpers import SHAPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import param_shapes
 
-from vit_jax.checkpoint.shapes import param_shapes
-from vit_jax.checkpoint.tables import released, timm
+from vit_jax.checkpoint.names import _rows
 from vit_jax.errors import UserError
+from vit_jax.families import released
 from vit_jax.families.rules import MAX_LISTED, Exported, Imported, listed, rule, under
 
 QKV = rule("qkv.weight", ("q/kernel", "k/kernel", "v/kernel"), "(n heads d) c -> n c heads d")
@@ -81,7 +82,7 @@ def test_our_side_of_every_table_is_the_model(name):
     entry = SHAPES[name]
     for head in (True, False):
         names = {n for n in entry["params"] if head or not n.startswith("head/")}
-        for table in (timm.table(entry["config"], head=head), released.writing(names)):
+        for table in (_rows(entry["config"], "timm", head=head), released.writing(names)):
             ours = [o for r in table for o in r.ours]
             assert len(ours) == len(set(ours))
             assert set(ours) == names

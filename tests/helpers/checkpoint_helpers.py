@@ -4,8 +4,7 @@ import copy
 
 import numpy as np
 from recipes import flatten, golden_json, random_params
-
-from vit_jax.checkpoint.shapes import param_shapes
+from shapes import param_shapes
 
 SHAPES = golden_json("shapes.json")
 IN_TIMM = [name for name in SHAPES if name != "testing"]

@@ -8,15 +8,14 @@ import jax
 import numpy as np
 import torch
 
-from vit_jax.checkpoint import from_torch, to_torch, zoo
-from vit_jax.tree import arrays, unflatten
-from vit_jax.families.registry import resolve
+from vit_jax.checkpoint import edits, from_torch, names, to_torch
+from vit_jax.families.registry import families, resolve
 from vit_jax.families.rules import Imported
 from vit_jax.models import from_config
-from vit_jax.models.variants import families
 from vit_jax.parity import references, subject
 from vit_jax.parity.figures import relative_error
 from vit_jax.parity.traces import trace_ours, trace_torch
+from vit_jax.tree import arrays
 from vit_jax.variables import collections, named
 
 NUM_CLASSES = 7
@@ -29,6 +28,12 @@ def config_of(name: str, **overrides: Any) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(config.get(field), dict)
         config[field] = config[field] | dict(value) if both else value
     return config
+
+
+def resizing(config, shapes, old, new, method) -> dict[str, Any]:
+    """What changes, by name, when weights for images of one size are fitted to another."""
+    edit = edits.resized(config, shapes, old, new, method)
+    return {} if edit is None else dict(edit.changed)
 
 
 class Case:
@@ -53,7 +58,7 @@ class Case:
         self.size, self.flat, self.num_classes = this.image_size, this.params, num_classes
         self.layout = layout or families()[self.config["family"]].reference
         self.model = from_config(self.config, num_classes=num_classes)
-        self.variables = collections(unflatten(self.flat))
+        self.variables = collections(self.flat, names.statistics(self.config))
         self.images = np.random.default_rng(1).uniform(-1, 1, (2, *self.size, 3))
 
     @functools.cached_property
@@ -77,7 +82,7 @@ class Case:
 
     def ours_from(self, **weights: np.ndarray) -> np.ndarray:
         """Output of our model with some weights replaced, by name, in float64."""
-        variables = collections(unflatten({**self.flat, **weights}))
+        variables = collections({**self.flat, **weights}, names.statistics(self.config))
         return trace_ours(self.model, variables, self.images, [], np.float64).logits
 
     def ours_with(self, **fields: Any) -> np.ndarray:
@@ -140,5 +145,5 @@ class Case:
             name: np.zeros(p.shape) if p.grad is None else p.grad.numpy()
             for name, p in module.named_parameters()
         }
-        rows = [r for r in zoo.table(self.config, self.layout) if r.theirs in gradients]
+        rows = [r for r in names.table(self.config, self.layout) if r.theirs in gradients]
         return {name: np.array(x) for name, x in Imported(rows, gradients).items()}

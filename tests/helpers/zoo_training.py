@@ -9,10 +9,10 @@ from flax import linen as nn
 from zoo_cases import Case
 
 from vit_jax.checkpoint import from_torch
-from vit_jax.tree import arrays
 from vit_jax.layers.drop import DropPath
 from vit_jax.models import feature_maps
 from vit_jax.parity.figures import relative_error
+from vit_jax.tree import arrays
 
 
 class Step(NamedTuple):

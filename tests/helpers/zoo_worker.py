@@ -13,15 +13,14 @@ from ml_collections import ConfigDict
 
 from vit_jax.configs import common
 from vit_jax.devices.sharding import make_mesh
-from vit_jax.families.registry import resolve
-from vit_jax.models.variants import families, shrunk
+from vit_jax.families.registry import families, resolve, shrunk
 from vit_jax.train import engine as engine_lib
 
 SIZE, CLASSES, DEVICES = 64, 3, 8
 
 
 def run_of(family: str) -> ConfigDict:
-    name = next(iter(families()[family].variants))
+    name = next(iter(families()[family].architectures))
     config = common.get_config().unlock()
     config.model = ConfigDict(shrunk(resolve(name).config.to_dict()))
     config.pp.crop, config.dtype = SIZE, "bfloat16"

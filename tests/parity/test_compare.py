@@ -8,16 +8,17 @@ import sys
 import numpy as np
 import pytest
 from recipes import unflatten
+from shapes import param_shapes
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.errors import UserError
 from vit_jax.families.registry import resolve
 from vit_jax.layers import attention, packed_attention
 from vit_jax.layers.implementation import attending, packed_over_mesh
 from vit_jax.models import from_config
-from vit_jax.parity import compare, figures, references, subject, timm_reference
+from vit_jax.parity import compare, figures, references, subject
 from vit_jax.parity.figures import FLOAT64_BAR, Drift, Setting, relative_error
+from vit_jax.parity.libraries import timm as timm_library
 
 TINY = {
     "model_name": "tiny",
@@ -118,14 +119,15 @@ def test_features_are_compared_where_there_are_no_classes(config, against):
 
 @pytest.mark.parametrize("index", [0, 2])
 def test_the_first_block_that_drifts_is_named(monkeypatch, index):
-    build = timm_reference.build
+    construct = timm_library.LIBRARY.construct
 
-    def with_another_eps(*args, **kwargs):
-        module = build(*args, **kwargs)
+    def with_another_eps(*args):
+        module = construct(*args)
         module.blocks[index].norm2.eps = 1.1e-6
         return module
 
-    monkeypatch.setattr(timm_reference, "build", with_another_eps)
+    library = references.Library("timm", ("timm",), with_another_eps)
+    monkeypatch.setattr(timm_library, "LIBRARY", library)
     found = compare(TINY, **SIZES)
     assert found.verdict == "differs"
     assert found.matched.first_drift.ours == BLOCKS[index]
@@ -298,7 +300,7 @@ def test_without_pytorch_the_message_says_what_to_install(monkeypatch, against, 
 
 
 def test_importing_everything_loads_no_framework():
-    modules = "comparing figures hf_reference plot references report subject timm_reference traces"
+    modules = "comparing figures libraries.hf libraries.timm plot references report subject traces"
     code = (
         f"import sys, importlib; [importlib.import_module('vit_jax.parity.' + m) for m in "
         f"'{modules}'.split()]; sys.exit(', '.join({{'torch', 'timm', 'transformers', 'jax'}} & "

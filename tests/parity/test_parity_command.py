@@ -7,7 +7,9 @@ import re
 import pytest
 
 from vit_jax import cli, parity
-from vit_jax.parity import figures, report, timm_reference
+from vit_jax.parity import figures, report
+from vit_jax.parity.libraries import timm as timm_library
+from vit_jax.parity.references import Library
 
 TINY = {
     "model_name": "tiny",
@@ -69,10 +71,13 @@ def test_a_family_is_compared_with_what_it_was_proven_against(vit_jax):
 
 
 def test_models_that_differ_have_status_1(vit_jax, monkeypatch):
-    def with_erf(*args, build=timm_reference.build, **kwargs):
-        return build(*args, **kwargs | {"matched": False})
+    construct = timm_library.LIBRARY.construct
 
-    monkeypatch.setattr(timm_reference, "build", with_erf)
+    def with_erf(config, state, num_classes, image_size, matched):
+        return construct(config, state, num_classes, image_size, False)
+
+    library = Library("timm", ("timm",), with_erf)
+    monkeypatch.setattr(timm_library, "LIBRARY", library)
     status, out, err = vit_jax(*SMALL, "--json")
     assert (status, err) == (1, "")
     found = json.loads(out)

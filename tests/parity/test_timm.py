@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from recipes import flatten, random_images, random_params
+from shapes import param_shapes
 from timm.layers.std_conv import StdConv2dSame
 
-from vit_jax.checkpoint import describe, from_torch, resize_posembed, to_torch
-from vit_jax.checkpoint.shapes import param_shapes
+from vit_jax.checkpoint import from_torch, resize_posembed, to_torch
+from vit_jax.families.registry import config_of, get
 from vit_jax.models import get_model
-from vit_jax.parity import timm_reference
 from vit_jax.parity.figures import FLOAT64_BAR, float32_bar, relative_error
+from vit_jax.parity.libraries import timm as timm_library
 from vit_jax.parity.traces import trace_ours, trace_torch
 
 NUM_CLASSES = 10
@@ -28,8 +29,8 @@ class Case:
     def __init__(self, name: str, size: tuple[int, int] = (224, 224)):
         self.size = size
         self.model = get_model(name, num_classes=NUM_CLASSES)
-        self.config = describe.config_of(self.model)
-        stride = describe.downsampling(self.config)
+        self.config = config_of(self.model)
+        stride = get(self.config).stride(self.config)[0]
         self.grid = (size[0] // stride, size[1] // stride)
         shapes = param_shapes(
             self.config, num_classes=NUM_CLASSES, num_patches=self.grid[0] * self.grid[1]
@@ -47,7 +48,7 @@ class Case:
 
     def timm(self, *, matched: bool = True) -> torch.nn.Module:
         sizes = {"num_classes": NUM_CLASSES, "image_size": self.size}
-        return timm_reference.build(self.config, self.state, matched=matched, **sizes)
+        return timm_library.LIBRARY.build(self.config, self.state, matched=matched, **sizes)
 
     def theirs(self, module: torch.nn.Module, dtype=np.float64) -> np.ndarray:
         return trace_torch(module, self.images, [], dtype).logits
@@ -98,7 +99,7 @@ def test_timm_as_shipped_differs_by_this_much(name, case):
     errors = {"as shipped": case.error(case.timm(matched=False))}
     if case.config.get("resnet"):
         module = case.timm()
-        timm_reference.match_group_norm(module, eps=1e-5)  # timm's
+        timm_library.match_group_norm(module, eps=1e-5)  # timm's
         errors["group norm"] = case.error(module)
         module = case.timm()
         for part in module.modules():

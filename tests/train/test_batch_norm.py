@@ -15,7 +15,7 @@ from vit_jax.devices.sharding import make_mesh
 from vit_jax.layers.norm import BatchNorm
 from vit_jax.train import engine as engine_lib
 from vit_jax.train.checkpointing import Checkpoints, load_params
-from vit_jax.variables import collections, is_statistic, named
+from vit_jax.variables import collections, named
 
 MOMENTUM = 0.9
 
@@ -160,7 +160,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, ema):
     }
     config = tiny_run.config(images, dropout=False, ema__decay=ema, **changes)
     whole = jax.device_get(train.train_and_evaluate(config, tmp_path / "whole"))
-    assert np.abs(whole["norm"]["mean"]).max() > 1e-3
+    assert np.abs(whole["batch_stats"]["norm"]["mean"]).max() > 1e-3
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     shutil.rmtree(tmp_path / "stopped" / "checkpoint_4")
     resumed = jax.device_get(train.train_and_evaluate(config, tmp_path / "stopped"))
@@ -175,8 +175,10 @@ def test_names_tell_parameters_from_statistics(fresh):
         "stem/kernel", "stem/bias", "norm/scale", "norm/bias", "norm/mean", "norm/var",
         "head/kernel", "head/bias",
     }  # fmt: skip
-    jax.tree.map(np.testing.assert_array_equal, collections(tree), fresh)
-    assert [n for n in flatten(tree) if is_statistic(n)] == ["norm/mean", "norm/var"]
+    statistics = ("norm/mean", "norm/var")
+    jax.tree.map(np.testing.assert_array_equal, collections(tree, statistics), fresh)
     plain = {"params": fresh["params"]}
     assert named(plain) == plain["params"]
-    assert collections(plain["params"]) == {**plain, "batch_stats": {}}
+    # A parameter that is called as statistics are stays a parameter.
+    assert collections(tree, ()) == {"params": tree, "batch_stats": {}}
+    assert collections(plain["params"], ()) == {**plain, "batch_stats": {}}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from checkpoint_helpers import assert_equal_trees
 from recipes import flatten, random_params, unflatten
+from shapes import param_shapes
 
 from vit_jax import checkpoint
 from vit_jax.checkpoint.files.formats import write_torch
-from vit_jax.checkpoint.shapes import param_shapes
 from vit_jax.configs import common, models
 from vit_jax.errors import UserError
 from vit_jax.train.pretrained import find_pretrained

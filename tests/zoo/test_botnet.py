@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from zoo_cases import Case
+from zoo_cases import Case, resizing
 from zoo_training import (
     bfloat16_error,
     drop_rates,
@@ -17,8 +17,8 @@ from zoo_training import (
     values_per_channel,
 )
 
-from vit_jax.checkpoint import zoo
-from vit_jax.checkpoint.describe import shapes_of
+from vit_jax.checkpoint import names
+from vit_jax.checkpoint.names import shapes_of
 from vit_jax.errors import UserError
 from vit_jax.layers.norm import BatchNorm
 from vit_jax.models.botnet import BottleneckAttention
@@ -124,16 +124,16 @@ def test_drop_path_grows_over_all_stages():
 @pytest.mark.parametrize("method", ["timm", "official"])
 def test_weights_fit_another_image_size(method):
     this, size = case(), (96, 32)
-    edits = zoo.resize_edits(this.config, shapes_of(this.flat), SIZE, size, method)
+    edits = resizing(this.config, shapes_of(this.flat), SIZE, size, method)
     assert len(edits) == 2 * 3
     resized = {k: edits[k](x) if k in edits else x for k, x in this.flat.items()}
-    wanted = zoo.expected_shapes(this.config, num_classes=7, image_size=size)
+    wanted = names.expected_shapes(this.config, num_classes=7, image_size=size)
     assert shapes_of(resized) == wanted
     for name in edits:  # offset 0 stays in the middle
         old, new = this.flat[name], resized[name]
         if method == "official":
             np.testing.assert_allclose(new[len(new) // 2], old[len(old) // 2], atol=1e-6)
-    assert zoo.image_size_of(this.config, wanted) == size
+    assert names.image_size_of(this.config, wanted) == size
 
 
 def test_a_map_that_does_not_halve():

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from vit_jax.tree import unflatten
 from vit_jax.models.botnet import AttentionNorm, BottleneckAttention, Unit
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
+from vit_jax.tree import unflatten
 from vit_jax.variables import collections
 
 FOLDER = pathlib.Path(__file__).parents[1] / "golden" / "zoo"

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from zoo_cases import Case, config_of
+from zoo_cases import Case, config_of, resizing
 from zoo_golden import Golden
 
-from vit_jax.checkpoint import from_torch, zoo
-from vit_jax.checkpoint.describe import shapes_of
+from vit_jax.checkpoint import from_torch
+from vit_jax.checkpoint.names import shapes_of
 from vit_jax.families.resize import resize_posembed
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.norm import LayerNorm, LayerNorm5
@@ -102,7 +102,7 @@ def test_flaxs_padding_is_seen(monkeypatch):
 def test_positions_follow_the_map():
     """What is left at the border makes a token: 50×90 pixels are 4×6 of them."""
     old = case(LARGE, (64, 64))
-    edits = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, (50, 90), "timm")
+    edits = resizing(old.config, shapes_of(old.flat), old.size, (50, 90), "timm")
     assert set(edits) == {POSITIONS}
     table = edits[POSITIONS](old.flat[POSITIONS])
     wanted = resize_posembed(old.flat[POSITIONS], (4, 4), (4, 6), 0, "timm")

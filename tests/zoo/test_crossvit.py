@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
-from zoo_cases import Case
+from zoo_cases import Case, resizing
 from zoo_training import bfloat16_error, drop_rates, map_errors
 
-from vit_jax.checkpoint import zoo
-from vit_jax.checkpoint.describe import shapes_of
+from vit_jax.checkpoint import names
+from vit_jax.checkpoint.names import shapes_of
 from vit_jax.errors import UserError
+from vit_jax.families.registry import registered
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.interpolation import keys_cubic
 from vit_jax.layers.norm import LayerNorm5
@@ -98,10 +99,10 @@ def test_drop_path_follows_the_deepest_branch():
 @pytest.mark.parametrize("size", [(240, 240), (100, 91)])
 def test_weights_for_another_image_size(name, size):
     old = case(name)
-    edits = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, size, "timm")
+    edits = resizing(old.config, shapes_of(old.flat), old.size, size, "timm")
     assert set(edits) == {"posembed_0/pos_embedding", "posembed_1/pos_embedding"}
     resized = {k: edits[k](x) if k in edits else x for k, x in old.flat.items()}
-    wanted = zoo.expected_shapes(old.config, num_classes=7, image_size=size)
+    wanted = names.expected_shapes(old.config, num_classes=7, image_size=size)
     assert shapes_of(resized) == wanted
     tokens = old.flat["posembed_1/pos_embedding"][:, :1]
     np.testing.assert_array_equal(resized["posembed_1/pos_embedding"][:, :1], tokens)
@@ -109,9 +110,9 @@ def test_weights_for_another_image_size(name, size):
 
 @pytest.mark.parametrize(("name", "side"), [(PLAIN, 240), ("crossvit_15_dagger_408", 408)])
 def test_the_weights_tell_the_image_size(name, side):
-    config = zoo.registered()[name].config.to_dict()
-    shapes = zoo.expected_shapes(config, num_classes=7, image_size=(side, side))
-    assert zoo.image_size_of(config, shapes) == (side, side)
+    config = registered()[name].config.to_dict()
+    shapes = names.expected_shapes(config, num_classes=7, image_size=(side, side))
+    assert names.image_size_of(config, shapes) == (side, side)
 
 
 def test_convolutions_for_other_patches():

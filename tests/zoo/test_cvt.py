@@ -11,12 +11,12 @@ from zoo_cases import Case, config_of
 from zoo_golden import Golden
 
 from vit_jax.checkpoint import from_torch, to_torch
-from vit_jax.tree import arrays
 from vit_jax.errors import UserError
 from vit_jax.models import from_config
 from vit_jax.models.cvt import ConvAttention
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 from vit_jax.parity.traces import trace_ours
+from vit_jax.tree import arrays
 
 SIZES = {"embed_dims": (8, 16, 24), "num_heads": (1, 2, 3)}
 MODULES = {

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
-from zoo_cases import Case
+from zoo_cases import Case, resizing
 
-from vit_jax.checkpoint import zoo
-from vit_jax.checkpoint.describe import shapes_of
+from vit_jax.checkpoint.names import shapes_of
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.drop import LayerScale
 from vit_jax.layers.norm import LayerNorm5
@@ -99,7 +98,7 @@ def test_weights_for_another_image_size_are_timms(name, prefix):
     from timm.models.deit import checkpoint_filter_fn
 
     old, new = case(name, (64, 64)), case(name)
-    edits = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, new.size, "timm")
+    edits = resizing(old.config, shapes_of(old.flat), old.size, new.size, "timm")
     assert set(edits) == {POSITIONS}
     table = edits[POSITIONS](old.flat[POSITIONS])
     np.testing.assert_array_equal(table[:, :prefix], old.flat[POSITIONS][:, :prefix])
@@ -108,7 +107,7 @@ def test_weights_for_another_image_size_are_timms(name, prefix):
     module.load_state_dict(checkpoint_filter_fn(state, module), strict=True)
     ours = new.ours_from(**{**old.flat, POSITIONS: table})
     assert relative_error(ours, new.theirs(module)) <= 2e-5
-    official = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, new.size, "official")
+    official = resizing(old.config, shapes_of(old.flat), old.size, new.size, "official")
     other = new.ours_from(**{**old.flat, POSITIONS: official[POSITIONS](old.flat[POSITIONS])})
     assert relative_error(other, new.theirs(module)) > 2e-5
 

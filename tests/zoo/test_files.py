@@ -1,25 +1,23 @@
 """Files of every family: converted both ways, recognised without being told, loaded."""
 
-import dataclasses
 import functools
 
 import numpy as np
 import pytest
 
 from vit_jax import inference
-from vit_jax.checkpoint import convert, identify, load_pretrained, zoo
+from vit_jax.checkpoint import convert, identify, load_pretrained
 from vit_jax.checkpoint.files.formats import open_archive, write_npz
-from vit_jax.tree import arrays, unflatten
-from vit_jax.checkpoint.zoo import expected_shapes
+from vit_jax.checkpoint.names import expected_shapes
 from vit_jax.errors import UserError
-from vit_jax.families.registry import resolve
+from vit_jax.families.registry import families, resolve
 from vit_jax.families.sizes import recorded
-from vit_jax.models.variants import families
 from vit_jax.parity.subject import random_params
+from vit_jax.tree import arrays, unflatten
 
 
 def smallest(family: str) -> str:
-    return min(families()[family].variants, key=lambda name: recorded()[name].params)
+    return min(families()[family].architectures, key=lambda name: recorded()[name].params)
 
 
 @functools.cache
@@ -114,8 +112,7 @@ def test_pretrained_weights_for_another_head_and_image_size(tmp_path):
 
 def test_a_family_that_takes_one_size_says_so(tmp_path, monkeypatch):
     # All of them can be resized: take away how.
-    names = zoo.names_of(resolve("pit_ti_224").config.to_dict())
-    monkeypatch.setattr(zoo, "names_of", lambda config: dataclasses.replace(names, resize=None))
+    monkeypatch.setattr(names, "resizes", lambda *args: {})
     path = tmp_path / "pit.npz"
     write_npz(path, weights("pit"))
     with pytest.raises(UserError, match="takes images of 224×224 pixels") as error:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
-from zoo_cases import Case
+from zoo_cases import Case, resizing
 from zoo_training import (
     bfloat16_error,
     drop_rates,
@@ -16,9 +16,8 @@ from zoo_training import (
     values_per_channel,
 )
 
-from vit_jax.checkpoint import zoo
-from vit_jax.checkpoint.describe import shapes_of
-from vit_jax.checkpoint.tables.levit import resize_biases
+from vit_jax.checkpoint.names import shapes_of
+from vit_jax.families.levit import resize_biases
 from vit_jax.layers.attention import attend
 from vit_jax.layers.norm import BatchNorm
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
@@ -116,7 +115,7 @@ def test_a_distance_of_nothing_keeps_its_bias():
 
 def test_weights_fit_another_image_size():
     this = case(CONV)
-    edits = zoo.resize_edits(this.config, shapes_of(this.flat), this.size, (96, 80), "timm")
+    edits = resizing(this.config, shapes_of(this.flat), this.size, (96, 80), "timm")
     assert len(edits) == 3 + 2
     resized = {k: edits[k](x) if k in edits else x for k, x in this.flat.items()}
     other = Case(CONV, (96, 80), depths=(1, 1, 1))

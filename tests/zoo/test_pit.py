@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
-from zoo_cases import Case
+from zoo_cases import Case, resizing
 from zoo_training import bfloat16_error, drop_rates, map_errors, our_step, their_step
 
-from vit_jax.checkpoint import zoo
-from vit_jax.checkpoint.describe import shapes_of
+from vit_jax.checkpoint import names
+from vit_jax.checkpoint.names import shapes_of
 from vit_jax.errors import UserError
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.norm import LayerNorm5
@@ -89,7 +89,7 @@ def test_drop_path_grows_over_all_stages():
 def test_weights_for_another_image_size(name):
     old, size = case(name), (88, 60)
     new = Case(name, size, **SMALL)
-    edits = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, size, "timm")
+    edits = resizing(old.config, shapes_of(old.flat), old.size, size, "timm")
     assert set(edits) == {POSITIONS}
     resized = edits[POSITIONS](old.flat[POSITIONS])
     assert resized.shape == new.flat[POSITIONS].shape
@@ -104,7 +104,7 @@ def test_weights_for_another_image_size(name):
 
 def test_the_weights_tell_the_image_size():
     this = case(PLAIN)
-    found = zoo.image_size_of(this.config, shapes_of(this.flat))
+    found = names.image_size_of(this.config, shapes_of(this.flat))
     assert found == (56, 70)  # the smallest with as many patches as 60×72 has
     np.testing.assert_array_equal(this.flat[POSITIONS].shape, (1, 7, 9, 32))
 

@@ -2,16 +2,16 @@
 
 import numpy as np
 import pytest
-from zoo_cases import Case, config_of
+from zoo_cases import Case, config_of, resizing
 from zoo_golden import Golden
 
-from vit_jax.checkpoint import from_torch, to_torch, zoo
-from vit_jax.checkpoint.describe import shapes_of
-from vit_jax.tree import arrays, unflatten
+from vit_jax.checkpoint import from_torch, names, to_torch
+from vit_jax.checkpoint.names import shapes_of
 from vit_jax.errors import UserError
 from vit_jax.models import from_config
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 from vit_jax.parity.traces import trace_ours
+from vit_jax.tree import arrays, unflatten
 from vit_jax.variables import collections, named
 
 SIZES = {"embed_dims": (8, 16, 24, 32), "depths": (1, 2, 1, 2), "num_heads": (1, 2, 3, 4)}
@@ -29,10 +29,10 @@ def test_logits_are_the_official_codes(name, size):
     assert golden.images.shape[1:3] == size
     config = config_of("pvt_tiny", **SIZES)
     wide = {k: x.astype(np.float64) for k, x in golden.weights.items()}
-    flat = dict(zoo.imported(wide, config, "torch"))
-    old = zoo.image_size_of(config, shapes_of(flat))
+    flat = dict(names.imported(wide, config, "torch"))
+    old = names.image_size_of(config, shapes_of(flat))
     assert old == (64, 64)
-    for key, edit in zoo.resize_edits(config, shapes_of(flat), old, size, "official").items():
+    for key, edit in resizing(config, shapes_of(flat), old, size, "official").items():
         flat[key] = edit(flat[key])
     model = from_config(config, num_classes=7)
     variables = collections(unflatten(flat))

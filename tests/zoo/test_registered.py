@@ -6,11 +6,9 @@ import pathlib
 
 import pytest
 
-from vit_jax.checkpoint import zoo
-from vit_jax.checkpoint.zoo import default_size, expected_shapes, names_of, table
-from vit_jax.families.registry import registered
-from vit_jax.models.variants import families
-from vit_jax.variables import is_statistic
+from vit_jax.checkpoint import names
+from vit_jax.checkpoint.names import default_size, expected_shapes, table
+from vit_jax.families.registry import families, get, registered
 
 # Parameters counted by building the reference (buffers left out); see the file.
 COUNTS = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "zoo_params.json").read_text())[
@@ -30,8 +28,9 @@ def test_size_and_names(name):
     side = spec.preprocess.size
     assert default_size(config) == (side, side)
     shapes = expected_shapes(config, num_classes=spec.num_classes, image_size=(side, side))
-    assert sum(math.prod(s) for n, s in shapes.items() if not is_statistic(n)) == COUNTS[name]
-    for layout in names_of(config).layouts:
+    statistics = names.statistics(config)
+    assert sum(math.prod(s) for n, s in shapes.items() if n not in statistics) == COUNTS[name]
+    for layout in get(config).layouts:
         rows = table(config, layout)
         ours = [o for r in rows for o in r.ours]
         theirs = [r.theirs for r in rows]
@@ -42,8 +41,8 @@ def test_size_and_names(name):
 
 @pytest.mark.parametrize("family", families())
 def test_the_tables_without_a_head(family):
-    name = next(iter(families()[family].variants))
+    name = next(iter(families()[family].architectures))
     config = registered()[name].config.to_dict()
     shapes = expected_shapes(config, num_classes=0, image_size=default_size(config))
-    rows = zoo.table(config, zoo.LINEN)
+    rows = names.table(config, names.LINEN)
     assert set(shapes) == {o for r in rows for o in r.ours if not o.startswith("head")}

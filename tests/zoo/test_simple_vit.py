@@ -10,13 +10,13 @@ from flax import linen as nn
 from zoo_cases import Case, config_of
 from zoo_golden import Golden
 
-from vit_jax.tree import arrays, unflatten
 from vit_jax.layers.block import google_block, vit_block
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.sincos import sincos2d
 from vit_jax.models import from_config, get_model
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 from vit_jax.parity.traces import trace_ours
+from vit_jax.tree import arrays, unflatten
 
 NAME = "simple_vit_s_16"
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from timm.layers import resize_rel_pos_bias_table
-from zoo_cases import Case
+from zoo_cases import Case, resizing
 
-from vit_jax.checkpoint import zoo
-from vit_jax.checkpoint.describe import shapes_of
-from vit_jax.checkpoint.tables.swin import resize_bias
+from vit_jax.checkpoint import names
+from vit_jax.checkpoint.names import shapes_of
+from vit_jax.families.swin import resize_bias
 from vit_jax.models.swin import relative_position_index, shifted_regions, window_and_shift
 
 NAME = "swin_tiny_patch4_window7_224"
@@ -47,14 +47,14 @@ def test_tables_are_stretched_as_the_official_code_does(new):
 def test_the_tables_tell_an_image_size(size, fits):
     """That of the smallest image whose windows are as large, where none is smaller than 7."""
     config = tables((32, 32)).config
-    shapes = zoo.expected_shapes(config, num_classes=7, image_size=size)
-    assert zoo.image_size_of(config, shapes) == (fits, fits)
+    shapes = names.expected_shapes(config, num_classes=7, image_size=size)
+    assert names.image_size_of(config, shapes) == (fits, fits)
 
 
 def test_weights_fit_other_images():
     """Resized, the tensors of one image size have the shapes of the other, back and forth."""
     large, small = tables((224, 224)), tables((40, 96))
-    edits = zoo.resize_edits(large.config, shapes_of(large.flat), large.size, small.size, "timm")
+    edits = resizing(large.config, shapes_of(large.flat), large.size, small.size, "timm")
     resized = large.flat | {name: edit(large.flat[name]) for name, edit in edits.items()}
     assert shapes_of(resized) == shapes_of(small.flat)
     first = TABLE.format(0)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
-from zoo_cases import Case
+from zoo_cases import Case, resizing
 from zoo_training import bfloat16_error, drop_rates
 
-from vit_jax.checkpoint import zoo
-from vit_jax.checkpoint.describe import shapes_of
+from vit_jax.checkpoint.names import shapes_of
 from vit_jax.errors import UserError
+from vit_jax.families.registry import comparable
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.conv import conv
 from vit_jax.layers.norm import LayerNorm
@@ -71,7 +71,7 @@ class Legacy(TNT):
 @pytest.mark.parametrize(("size", "same"), [((16, 16), True), ((32, 48), False)])
 def test_patches_that_see_their_neighbours_are_seen(size, same):
     this = case(size=size)
-    legacy = Legacy(num_classes=this.num_classes, **zoo.plain_fields(this.config))
+    legacy = Legacy(num_classes=this.num_classes, **comparable(this.config))
     error = relative_error(this.ours(legacy), this.theirs())
     assert (error <= FLOAT64_BAR) == same
 
@@ -90,14 +90,14 @@ def test_weights_for_another_image_size_are_timms():
     from timm.models.tnt import checkpoint_filter_fn
 
     old, new = case(size=(48, 48)), case()
-    edits = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, new.size, "timm")
+    edits = resizing(old.config, shapes_of(old.flat), old.size, new.size, "timm")
     assert set(edits) == {POSITIONS}
     module = new.reference()
     state = {k: torch.from_numpy(x) for k, x in old.state.items()}
     module.load_state_dict(checkpoint_filter_fn(state, module), strict=True)
     ours = new.ours_from(**{**old.flat, POSITIONS: edits[POSITIONS](old.flat[POSITIONS])})
     assert relative_error(ours, new.theirs(module)) <= FLOAT32_BAR
-    official = zoo.resize_edits(old.config, shapes_of(old.flat), old.size, new.size, "official")
+    official = resizing(old.config, shapes_of(old.flat), old.size, new.size, "official")
     other = new.ours_from(**{**old.flat, POSITIONS: official[POSITIONS](old.flat[POSITIONS])})
     assert relative_error(other, new.theirs(module)) > FLOAT32_BAR
 

@@ -6,7 +6,7 @@ import math
 import pytest
 from processes import TESTS, finish, start
 
-from vit_jax.models.variants import families
+from vit_jax.families.registry import families
 
 FAMILIES = [name for name in families() if name != "levit_conv"]
 

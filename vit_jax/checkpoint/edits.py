@@ -1,7 +1,7 @@
 """What can be done to a checkpoint's tensors: another image size, another head, another type.
 
 Every entry point that changes weights, from Python, `convert`, `train` or `parity`, does it by
-these functions. Nothing is computed before an edit is applied, see `applied`.
+these functions. Nothing is computed before an edit is applied, see `names.applied`.
 """
 
 import math
@@ -11,10 +11,8 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.checkpoint import names
-from vit_jax.checkpoint.files.archive import Edited
-from vit_jax.checkpoint.names import Tensors
 from vit_jax.errors import UserError
-from vit_jax.families.family import Config, Edit, Shapes, Size
+from vit_jax.families.family import Config, Edit, Shapes, Size, is_head
 from vit_jax.families.registry import get
 
 DTYPES = {
@@ -22,11 +20,6 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-
-
-def applied(edit: Edit, tensors: Tensors) -> Tensors:
-    """The tensors after an edit, lazily."""
-    return Edited(tensors, changed=edit.changed, dropped=edit.dropped, added=edit.added)
 
 
 def resized(
@@ -82,12 +75,21 @@ def resized(
     )
 
 
+def covered(config: Config, image_size: Size) -> Size:
+    """(height, width) in pixels of an image's whole patches, where the model has one grid."""
+    stride = get(config).stride
+    if stride is None:
+        return image_size
+    height, width = stride(config)
+    return image_size[0] // height * height, image_size[1] // width * width
+
+
 def without_pre_logits(shapes: Shapes) -> Edit | None:
     """Drops `pre_logits`, and the head that was trained on its output; None without it."""
     gone = [n for n in shapes if n.startswith("pre_logits/")]
     if not gone:
         return None
-    gone += [n for n in shapes if names.is_head(n)]
+    gone += [n for n in shapes if is_head(n)]
     return Edit(
         "pre_logits dropped, and the head that reads it",
         dropped=tuple(gone),
@@ -105,7 +107,7 @@ def with_head(
     """
     if num_classes < 0:
         raise UserError(f"a number of classes is 0 or more; got {num_classes}")
-    gone = tuple(n for n in shapes if names.is_head(n))
+    gone = tuple(n for n in shapes if is_head(n))
     if not num_classes:
         return Edit("head dropped", dropped=gone)
     size = image_size or names.default_size(config)  # a head does not depend on it
@@ -113,7 +115,7 @@ def with_head(
     added = {
         name: lambda shape=shape: np.zeros(shape, dtype)
         for name, shape in expected.items()
-        if names.is_head(name)
+        if is_head(name)
     }
     step = f"head replaced by zeros for {num_classes} classes"
     return Edit(step, dropped=gone, added=added)
@@ -121,8 +123,8 @@ def with_head(
 
 def with_heads_of(shapes: Shapes, model: Mapping[str, np.ndarray]) -> Edit:
     """The head of another tree in the place of the file's."""
-    gone = tuple(n for n in shapes if names.is_head(n))
-    added = {n: lambda x=x: x for n, x in model.items() if names.is_head(n)}
+    gone = tuple(n for n in shapes if is_head(n))
+    added = {n: lambda x=x: x for n, x in model.items() if is_head(n)}
     return Edit("the model's own head", dropped=gone, added=added)
 
 

@@ -7,15 +7,16 @@ from typing import Any
 
 from vit_jax.checkpoint.files.archive import reading
 from vit_jax.errors import UserError
+from vit_jax.families.family import Config, HuggingFace, Size
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.families.resize import Grid
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 _WEIGHTS = (WEIGHTS, "pytorch_model.bin")
-_GELU_TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
-EPS = 1e-6
+# transformers' other names for an activation.
+_SAME = {"gelu_pytorch_tanh": ("gelu_new", "gelu_fast")}
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
+_METHODS: dict[int, Any] = {number: name for name, number in _RESAMPLE.items()}
 
 
 def weights(folder: pathlib.Path) -> pathlib.Path:
@@ -31,24 +32,12 @@ def weights(folder: pathlib.Path) -> pathlib.Path:
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """{'config': …, 'preprocessor': … or None}.
+    """The JSON objects of a directory by name of file: CONFIG, and PREPROCESSOR if it is there.
 
-    Raises UserError if the directory is not a Vision Transformer's of Hugging Face.
+    Raises UserError for a file that is not readable.
     """
-    if not (folder / CONFIG).exists():
-        raise UserError(
-            f"{str(folder)!r} is a directory without {CONFIG}; expected a checkpoint file or a "
-            "Hugging Face directory"
-        )
-    config = _json(folder / CONFIG)
-    if config.get("model_type") != "vit":
-        raise UserError(
-            f"{str(folder)!r} holds a {config.get('model_type')!r} model; only 'vit' is read"
-        )
-    if "num_attention_heads" not in config:
-        raise UserError(f"{str(folder / CONFIG)!r} has no num_attention_heads")
-    path = folder / PREPROCESSOR
-    return {"config": config, "preprocessor": _json(path) if path.exists() else None}
+    names = (CONFIG, PREPROCESSOR)
+    return {name: _json(folder / name) for name in names if (folder / name).exists()}
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
@@ -59,21 +48,18 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
         return fields
 
 
-def notes(described: Mapping[str, Any]) -> list[str]:
-    """Where the model computes otherwise than ours, whose GELU is the tanh form, eps 1e-6."""
-    if not described:
-        return []
-    config, found = described["config"], []
-    if (act := config.get("hidden_act", "gelu")) not in _GELU_TANH:
-        found.append(f"its activation is {act!r}, ours is GELU's tanh form")
-    if (eps := config.get("layer_norm_eps", 1e-12)) != EPS:
-        found.append(f"its LayerNorm has eps {eps}, ours {EPS}")
+def notes(config: Mapping[str, Any], build: HuggingFace) -> list[str]:
+    """Where the model computes otherwise than ours, by the entries that its family is told by."""
+    ours, found = build.ours, []
+    for name, shipped in build.shipped.items():
+        value = config.get(name, shipped)
+        if value != ours[name] and value not in _SAME.get(str(ours[name]), ()):
+            found.append(f"its {name} is {value!r}, ours is {ours[name]!r}")
     return found
 
 
-def preprocess(described: Mapping[str, Any]) -> Preprocess | None:
-    """The recorded preprocessing; None if there is none, or it is of a kind that is not ours."""
-    fields = described.get("preprocessor")
+def preprocess(fields: Mapping[str, Any] | None) -> Preprocess | None:
+    """What a `preprocessor_config.json` says; None without one, or for a kind that is not ours."""
     if not fields:
         return None
     size = fields.get("size", 224)
@@ -82,11 +68,14 @@ def preprocess(described: Mapping[str, Any]) -> Preprocess | None:
     try:
         crop = fields.get("crop_size") if fields.get("do_center_crop") else None
         edge = crop["height"] if isinstance(crop, dict) else crop
+        share = fields.get("crop_pct")
+        if edge is None and share and fields.get("do_resize", True):
+            edge, size = size, size / share  # ConvNeXT's processor: an edge and its share
         return Preprocess(
             size=int(edge or size or 0),
             crop=edge / size if edge else 1.0,
             resize="shortest" if edge else "squash",
-            method="bicubic" if fields.get("resample", 2) == _RESAMPLE["bicubic"] else "bilinear",
+            method=_METHODS[fields.get("resample", 2)],
             antialias=True,
             mean=tuple(fields.get("image_mean", (0.5,) * 3)),
             std=tuple(fields.get("image_std", (0.5,) * 3)),
@@ -95,9 +84,9 @@ def preprocess(described: Mapping[str, Any]) -> Preprocess | None:
         return None
 
 
-def labels(described: Mapping[str, Any]) -> list[str] | None:
+def labels(config: Mapping[str, Any]) -> list[str] | None:
     """Class names in the order of the logits; None if there are only numbers."""
-    given = described.get("config", {}).get("id2label")
+    given = config.get("id2label")
     if not isinstance(given, dict):
         return None
     try:
@@ -108,36 +97,28 @@ def labels(described: Mapping[str, Any]) -> list[str] | None:
 
 
 def config_json(
-    config: Mapping[str, Any],
+    config: Config,
+    build: HuggingFace,
     *,
-    image_size: Grid,
+    image_size: Size,
     num_classes: int,
     class_names: Sequence[str] | None,
     dtype: str,
 ) -> dict[str, Any]:
-    """The `config.json` with which transformers builds the same function."""
-    transformer = config["transformer"]
-    rows, columns = image_size
+    """The `config.json` with which transformers builds the same function.
+
+    Raises UserError for a model without a head where transformers has no such class.
+    """
+    with_head, without = build.architectures
+    if not num_classes and without is None:
+        raise UserError(f"Hugging Face has no {build.model_type} without a head")
     fields: dict[str, Any] = {
-        "architectures": ["ViTForImageClassification" if num_classes else "ViTModel"],
-        "model_type": "vit",
-        "hidden_size": config["hidden_size"],
-        "num_hidden_layers": transformer["num_layers"],
-        "num_attention_heads": transformer["num_heads"],
-        "intermediate_size": transformer["mlp_dim"],
-        "hidden_act": _GELU_TANH[0],
-        "layer_norm_eps": EPS,
-        "qkv_bias": True,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "num_channels": 3,
-        "image_size": rows if rows == columns else [rows, columns],
-        "patch_size": config["patches"]["size"][0],
+        "architectures": [with_head if num_classes else without],
+        "model_type": build.model_type,
+        **build.write(config, image_size),
         "dtype": dtype,
         "torch_dtype": dtype,  # its name before transformers 5
     }
-    if config.get("representation_size") is not None:
-        fields |= {"pooler_output_size": config["representation_size"], "pooler_act": "tanh"}
     if num_classes:
         names = class_names or [f"LABEL_{i}" for i in range(num_classes)]
         fields["id2label"] = {str(i): name for i, name in enumerate(names)}
@@ -145,8 +126,8 @@ def config_json(
     return fields
 
 
-def preprocessor_json(wanted: Preprocess, image_size: Grid) -> dict[str, Any]:
-    """The `preprocessor_config.json` of a `ViTImageProcessor`."""
+def preprocessor_json(wanted: Preprocess, image_size: Size) -> dict[str, Any]:
+    """The `preprocessor_config.json` of a `ViTImageProcessor`, which every family can use."""
     rows, columns = image_size
     fields: dict[str, Any] = {
         "image_processor_type": "ViTImageProcessor",

@@ -5,20 +5,29 @@ layouts belong to every family: 'linen', our own names, and 'official', the spel
 that the original code reads, which is 'linen' where a family says nothing else.
 """
 
+import contextlib
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint.files.archive import Edited
+from vit_jax.checkpoint.files.archive import Edited, Renamed
 from vit_jax.errors import UserError
 from vit_jax.families import released
-from vit_jax.families.family import Config, Layout, Shape, Shapes, Size
-from vit_jax.families.registry import comparable, families, family_of, get
-from vit_jax.families.rules import Exported, Imported, Rule, Table, require_names, rule
+from vit_jax.families.family import Config, Edit, Layout, Shape, Shapes, Size, is_head
+from vit_jax.families.registry import comparable, family_of, get
+from vit_jax.families.rules import (
+    Exported,
+    Imported,
+    Rule,
+    Table,
+    names_differ,
+    require_names,
+    rule,
+)
 from vit_jax.variables import arrays
 
 Tensors = Mapping[str, np.ndarray]
@@ -69,11 +78,6 @@ def statistics(config: Config) -> frozenset[str]:
     return frozenset(r.ours[0] for r in _own_names(config) if r.statistic)
 
 
-def is_head(name: str) -> bool:
-    """Whether one of our names is part of a classifier: `head…` is, and nothing else is."""
-    return name.startswith("head")
-
-
 def _rows(config: Config, layout: str, *, head: bool) -> Table:
     known = layout_of(config, layout)
     if head:
@@ -83,24 +87,68 @@ def _rows(config: Config, layout: str, *, head: bool) -> Table:
     return [r for r in known.table(config) if not is_head(r.ours[0])]
 
 
+def rows_for(theirs: Iterable[str], config: Config, layout: str) -> Table:
+    """The table that reads a file of these names: without heads where it has none."""
+    present = set(theirs)
+    rows = _rows(config, layout, head=True)
+    if any(r.theirs in present for r in rows if is_head(r.ours[0])):
+        return rows
+    return _rows(config, layout, head=False)
+
+
+def informative(theirs: Iterable[str], config: Config, layout: str) -> set[str]:
+    """The names of a file but for those that carry no information in its layout."""
+    ignored = [*layout_of(config, layout).ignore, rf"(?:.*\.)?{_COUNTER}"]
+    return {n for n in theirs if not any(re.fullmatch(p, n) for p in ignored)}
+
+
 def imported(theirs: Tensors, config: Config, layout: str) -> Imported:
     """Our tensors, lazily, from a state dict of that layout, with its heads or without.
+
+    Layouts of several ages are read by what names there are; `check` says whether they are all.
 
     Raises UserError for names that are missing or not expected.
     """
     known = layout_of(config, layout)
     if known.reading is not None:
-        rows = known.reading({n: np.shape(x) for n, x in theirs.items()})
-        expected = {r.ours[0] for r in _own_names(config)}
-        got = {o for r in rows for o in r.ours}
-        if not any(map(is_head, got)):
-            expected = {n for n in expected if not is_head(n)}
-        if known.after_reading is None:
-            require_names(expected, got)
-        return Imported(rows, theirs)
-    ignore = (*known.ignore, rf"(?:.*\.)?{_COUNTER}")
-    heads = {r.theirs for r in known.table(config) if is_head(r.ours[0])} if theirs else set()
-    return Imported(_rows(config, layout, head=bool(heads & set(theirs))), theirs, ignore=ignore)
+        return Imported(known.reading(shapes_of(theirs)), theirs)
+    kept = informative(theirs, config, layout)
+    rows = rows_for(theirs, config, layout)
+    require_names({r.theirs for r in rows}, kept)
+    return Imported(rows, Renamed(theirs, {n: n for n in kept}))
+
+
+def completed(
+    ours: Tensors, config: Config, layout: str, image_size: Size
+) -> tuple[Tensors, tuple[str, ...]]:
+    """The tensors with what their layout leaves out, and how that was made, in words."""
+    after_reading = layout_of(config, layout).after_reading
+    edit = after_reading(shapes_of(ours), image_size) if after_reading is not None else None
+    if edit is None:
+        return ours, ()
+    return applied(edit, ours), (edit.step,)
+
+
+def applied(edit: Edit, tensors: Tensors) -> Tensors:
+    """The tensors after an edit, lazily."""
+    return Edited(tensors, changed=edit.changed, dropped=edit.dropped, added=edit.added)
+
+
+def spelled(config: Config, layout: str) -> list[str]:
+    """All names of a model in a layout."""
+    return [r.theirs for r in _rows(config, layout, head=True)]
+
+
+def holding(config: Config) -> list[str]:
+    """The layouts that can hold a model."""
+    return [layout for layout, _ in all_spelled(config)]
+
+
+def all_spelled(config: Config) -> Iterator[tuple[str, list[str]]]:
+    """Every layout that can hold a model, and all names of it there."""
+    for layout in layouts_of(config):
+        with contextlib.suppress(UserError):  # what it cannot hold it refuses
+            yield layout, spelled(config, layout)
 
 
 def exported(ours: Tensors, config: Config, layout: str) -> Tensors:
@@ -118,6 +166,17 @@ def exported(ours: Tensors, config: Config, layout: str) -> Tensors:
             buffers[row.theirs.removesuffix("running_mean") + _COUNTER] = np.zeros((), np.int64)
     added = {name: functools.partial(np.asarray, x) for name, x in buffers.items()}
     return Edited(Exported(rows, ours), added=added)
+
+
+def official(ours: Tensors, config: Config | None) -> Tensors:
+    """The spelling of the released files, for families that have one, else our own names.
+
+    Args:
+      config: None for tensors of no known family.
+    """
+    if config is None or OFFICIAL not in get(config).layouts:
+        return ours
+    return Exported(released.writing(ours), ours)
 
 
 def respelled(names: Iterable[str], config: Config, layout: str) -> dict[str, str]:
@@ -213,18 +272,31 @@ def check(config: Config, shapes: Shapes, image_size: Size | None = None) -> Non
     Where neither `image_size` nor the tensors tell the size of the image, because it is not
     square, whatever depends on it may have any size.
     """
-    size, free = image_size or image_size_of(config, shapes), set()
+    if wrong := differences(config, shapes, image_size):
+        raise UserError(wrong)
+
+
+def differences(config: Config, shapes: Shapes, image_size: Size | None = None) -> str:
+    """In words, how names and shapes differ from those of the model; '' if they do not."""
     family = get(config)
-    if size is None and family.num_patches is not None and family.stride is not None:
-        height, width = family.stride(config)  # an image of one row has as many patches
-        size = height, width * family.num_patches(config, shapes)
+    missing = {r.ours[0] for r in _own_names(config) if not is_head(r.ours[0])} - shapes.keys()
+    if missing and family.shapes is None:
+        return f"tensors do not fit: {names_differ(missing | set(shapes), set(shapes))}"
+    try:
+        size, free = image_size or image_size_of(config, shapes), set()
+        if size is None and family.num_patches is not None and family.stride is not None:
+            height, width = family.stride(config)  # an image of one row has as many patches
+            size = height, width * family.num_patches(config, shapes)
+    except (KeyError, IndexError) as error:
+        return f"these are no parameters of {called(config)}: no {error}"
     if size is None:
         size = default_size(config)
         free = set(resizes(config, size, size, "timm"))
     expected = expected_shapes(config, num_classes=num_classes_of(shapes), image_size=size)
     expected |= {name: shapes[name] for name in free & shapes.keys()}
-    require_names(set(expected), set(shapes))
-    require_shapes(expected, shapes)
+    if wrong := names_differ(set(expected), set(shapes)):
+        return f"tensors do not fit: {wrong}"
+    return shapes_differ(expected, shapes)
 
 
 def resizes(config: Config, old: Size, new: Size, method: str) -> dict[str, Any]:
@@ -233,29 +305,32 @@ def resizes(config: Config, old: Size, new: Size, method: str) -> dict[str, Any]
     return resize(config, old, new, method) if resize is not None else {}
 
 
-def is_a_few_more_than_a_square(count: int) -> bool:
-    """Whether so many positions are a square grid's and those of one to five other tokens."""
-    sides = (math.isqrt(max(count - extra, 0)) for extra in range(1, 6))
-    return any(side**2 + extra == count for extra, side in enumerate(sides, 1))
+def is_almost_square(count: int) -> bool:
+    """Whether so many positions are a square grid's and one to five more, or one less."""
+    if math.isqrt(count) ** 2 == count:
+        return False
+    return any(math.isqrt(count - extra) ** 2 == count - extra for extra in (-1, 1, 2, 3, 4, 5))
 
 
 def require_shapes(expected: Mapping[str, Shape], got: Mapping[str, Shape]) -> None:
     """Raises UserError, naming each tensor whose shape is not the expected one."""
+    if wrong := shapes_differ(expected, got):
+        raise UserError(wrong)
+
+
+def shapes_differ(expected: Mapping[str, Shape], got: Mapping[str, Shape]) -> str:
+    """The tensors whose shape is not the expected one, in words; '' if there is none."""
     wrong = [
         f"{name!r}: expected shape {tuple(shape)}, got {tuple(got[name])}"
         for name, shape in expected.items()
         if name in got and tuple(got[name]) != tuple(shape)
     ]
-    if wrong:
-        more = f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        raise UserError("wrong shapes:\n  " + "\n  ".join(wrong[:20]) + more)
+    if not wrong:
+        return ""
+    more = f"\n  … and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+    return "wrong shapes:\n  " + "\n  ".join(wrong[:20]) + more
 
 
 def collapsed(names: Iterable[str]) -> frozenset[str]:
     """Names with every number replaced by '#': what does not depend on a model's depth."""
     return frozenset(re.sub(r"\d+", "#", name) for name in names)
-
-
-def every_layout() -> list[tuple[str, str]]:
-    """All pairs of a family's name and one of its layouts."""
-    return [(name, layout) for name, family in families().items() for layout in family.layouts]

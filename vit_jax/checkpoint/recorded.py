@@ -1,38 +1,296 @@
-"""What files say of their model beside its tensors: preprocessing, class names, image size.
+"""What a file says of its model beside its tensors: name, sizes, preprocessing, class names.
 
-Three places are read: our own metadata (`vit_jax`), the arguments for timm (`timm`), and the JSON
-files of a Hugging Face directory. What is malformed counts as absent: it is a hint, no weight.
+Three places are read: our own metadata (`vit_jax`), the arguments for timm (`timm`, or the
+`config.json` of timm's repositories), and the JSON files of a Hugging Face directory. What is
+damaged is not used, and said.
 """
 
-import contextlib
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from vit_jax.checkpoint import hf_dir, infer
+from vit_jax.checkpoint import hf_dir
+from vit_jax.checkpoint.files.archive import Archive
 from vit_jax.checkpoint.files.npz import MAX_METADATA
-from vit_jax.checkpoint.source import Source, metadata_json
-from vit_jax.class_names import class_names as known_class_names
 from vit_jax.errors import UserError
+from vit_jax.families.family import HuggingFace, Size
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.families.registry import is_google
-from vit_jax.families.resize import Grid
+from vit_jax.families.registry import ModelSpec, families, family_of, registered
 
 OURS, TIMM, HISTORY = "vit_jax", "timm", "vit_jax_conversion"
 
 
-def preprocess(source: Source) -> Preprocess | None:
-    """The recorded preprocessing, ours before the others'."""
-    found = _from_timm(_timm(source)) or hf_dir.preprocess(source.described)
-    if isinstance(ours := _object(source, OURS).get("preprocess"), dict):
-        with contextlib.suppress(UserError, TypeError):
-            found = Preprocess.from_dict(ours)
-    return _sensible(found)
+@dataclasses.dataclass
+class Recorded:
+    """What is recorded; None where nothing is.
+
+    Attributes:
+      by: Who says so, in words.
+      name: What the model is called.
+      candidates: Registered names that are meant, where a foreign name fits several.
+      family: The family, where that is known and the config is not.
+      config: Constructor fields.
+      num_heads: Attention heads, where the config is not known.
+      image_size: (height, width) in pixels.
+      preprocess: How images are prepared.
+      class_names: In the order of the logits.
+      history: The conversions that the file has been through, oldest first.
+      notes: What was damaged, and what computes otherwise than our model.
+    """
+
+    by: str = ""
+    name: str | None = None
+    candidates: tuple[str, ...] = ()
+    family: str | None = None
+    config: dict[str, Any] | None = None
+    num_heads: int | None = None
+    image_size: Size | None = None
+    preprocess: Preprocess | None = None
+    class_names: list[str] | None = None
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def read(archive: Archive, beside: Mapping[str, Any]) -> Recorded:
+    """Everything recorded in a file's metadata and in the JSON files beside it.
+
+    Args:
+      archive: The open file.
+      beside: JSON objects by name of file, see `hf_dir.read`.
+
+    Raises:
+      UserError: for a config.json of a model that no family here is.
+    """
+    found = Recorded()
+    config = beside.get(hf_dir.CONFIG)
+    if config is not None and "model_type" in config:
+        _read_hugging_face(config, beside.get(hf_dir.PREPROCESSOR), found)
+    elif config is not None:
+        _read_timm(config, found, "config.json")
+    for key, reader in ((TIMM, _read_timm_metadata), (OURS, _read_ours), (HISTORY, _read_history)):
+        if key in archive.metadata:
+            _careful(archive.metadata[key], key, reader, found)
+    return found
+
+
+def _careful(text: str, key: str, reader: Callable[[Any, Recorded], None], found: Recorded) -> None:
+    """Reads one entry of the metadata; damage is noted."""
+    try:
+        reader(json.loads(text), found)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, UserError) as error:
+        reason = str(error) or type(error).__name__
+        found.notes.append(f"its metadata {key!r} is damaged and not used: {reason}")
+
+
+# --- ours -----------------------------------------------------------------------------------------
+
+
+def _read_ours(fields: Any, found: Recorded) -> None:
+    if not isinstance(fields, dict):
+        raise ValueError("it is no JSON object")
+    found.by = "its metadata"
+    if isinstance(name := fields.get("name"), str):
+        found.name = name
+    if isinstance(config := fields.get("config"), dict):
+        family_of(config)  # an error for a family that we do not know
+        found.config = config
+    if (size := _size(fields.get("image_size"))) is not None:
+        found.image_size = size
+    if isinstance(names := fields.get("class_names"), list):
+        found.class_names = [str(name) for name in names]
+    if isinstance(preprocess := fields.get("preprocess"), dict):
+        found.preprocess = _sensible(Preprocess.from_dict(preprocess))
+
+
+def described(
+    name: str,
+    config: Mapping[str, Any],
+    preprocess: Preprocess,
+    class_names: list[str] | None,
+    image_size: Size | None,
+) -> dict[str, Any]:
+    """A model in the words of our own metadata, for `read` to understand.
+
+    Names of ImageNet's classes are left out: their number tells them.
+    """
+    from vit_jax.class_names import class_names as known_class_names
+
+    known = class_names is None or class_names == known_class_names(len(class_names))
+    return {
+        "name": name,
+        "config": dict(config),
+        "preprocess": preprocess.to_dict(),
+        "class_names": None if known else class_names,
+        "image_size": image_size,
+    }
+
+
+def fitting_npz(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata without class names if an npz file cannot hold them: thousands of classes."""
+    if len(json.dumps(dict(metadata))) <= MAX_METADATA:
+        return dict(metadata)
+    fields = json.loads(metadata[OURS]) | {"class_names": None}
+    return {**metadata, OURS: json.dumps(fields)}
+
+
+def _read_history(steps: Any, found: Recorded) -> None:
+    if not isinstance(steps, list):
+        raise ValueError("it is no list of conversions")
+    found.history = [step for step in steps if isinstance(step, dict)]
+
+
+# --- timm -----------------------------------------------------------------------------------------
+
+
+def _read_timm_metadata(fields: Any, found: Recorded) -> None:
+    if not isinstance(fields, dict):
+        raise ValueError("it is no JSON object")
+    _read_timm(fields, found, "its metadata for timm")
+
+
+def _read_timm(fields: Mapping[str, Any], found: Recorded, by: str) -> None:
+    """`architecture`, `model_args` and `pretrained_cfg`, as timm's repositories have them."""
+    pretrained = fields.get("pretrained_cfg")
+    pretrained = dict(pretrained) if isinstance(pretrained, dict) else {}
+    args = fields.get("model_args")
+    args = dict(args) if isinstance(args, dict) else {}
+    found.by = by
+    if isinstance(heads := args.get("num_heads"), int):
+        found.num_heads = heads
+    if isinstance(labels := fields.get("label_names"), list):
+        found.class_names = [str(label) for label in labels]
+    if isinstance(chw := pretrained.get("input_size"), list):
+        found.image_size = _size(chw[1:])
+    found.preprocess = _timm_preprocess(pretrained)
+    architecture = fields.get("architecture")
+    if isinstance(architecture, str):
+        _timm_model(architecture, str(pretrained.get("tag") or ""), args, found)
+    elif isinstance(cls := fields.get("class"), str):
+        found.family = _family_of_timm_class(cls)
+
+
+def _timm_model(name: str, tag: str, args: Mapping[str, Any], found: Recorded) -> None:
+    models = timm_models(name, tag)
+    if not models:
+        raise UserError(
+            f"{found.by} says that this is timm's {name!r}, which no model here is; `vit-jax "
+            "models` lists what there is"
+        )
+    if len({m.family for m in models}) == 1:
+        found.family = models[0].family
+    if not set(args) - {"img_size", "num_classes", "act_layer"}:
+        found.candidates = tuple(m.name for m in models)
+
+
+def timm_models(name: str, tag: str = "") -> list[ModelSpec]:
+    """The models here that timm's `name.tag` may be.
+
+    Weights that are registered as `name.tag` decide; otherwise all with timm's name count, without
+    those that are the same model under another name.
+    """
+    source = f"timm/{name}.{tag}"
+    exact = [
+        spec
+        for spec in registered().values()
+        for own, weights in families()[spec.family].architectures[spec.name].weights.items()
+        if tag and source in (weights.source, f"timm/{spec.name}.{own}", _timm_copy(weights))
+    ]
+    named = [s for s in registered().values() if name in (s.name, s.timm_name)]
+    unique = {s.alias_of or s.name: s for s in (exact or named)}
+    return [registered()[n] for n in unique]
+
+
+def _timm_copy(weights: Any) -> str:
+    """The repository in which timm holds the same weights."""
+    copy = getattr(weights, "timm", "")
+    return f"timm/{copy}" if copy else ""
+
+
+def _family_of_timm_class(cls: str) -> str | None:
+    for name, family in families().items():
+        timm = family.layouts.get("timm")
+        if timm is not None and timm.build.cls == cls:
+            return name
+    return None
+
+
+def _timm_preprocess(fields: Mapping[str, Any]) -> Preprocess | None:
+    try:
+        squash = fields.get("crop_mode", "center") == "squash"
+        return _sensible(
+            Preprocess(
+                size=fields["input_size"][1],
+                crop=fields["crop_pct"],
+                resize="squash" if squash else "shortest",
+                method=fields["interpolation"],
+                antialias=True,
+                mean=tuple(fields["mean"]),
+                std=tuple(fields["std"]),
+            )
+        )
+    except (KeyError, TypeError, IndexError, ValueError):
+        return None
+
+
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+
+def _read_hugging_face(
+    config: Mapping[str, Any], processor: Mapping[str, Any] | None, found: Recorded
+) -> None:
+    name, build = _hugging_face_family(config)
+    found.by, found.family = hf_dir.CONFIG, name
+    try:
+        fields = build.read(config)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{hf_dir.CONFIG} does not describe a {name}: no {error}") from None
+    if not isinstance(config.get("num_attention_heads", 1), int | list):
+        raise UserError(f"{hf_dir.CONFIG} has no num_attention_heads")
+    found.config = {"family": name, **fields}
+    found.image_size = _size(config.get("image_size"))
+    found.class_names = hf_dir.labels(config)
+    found.preprocess = _sensible(hf_dir.preprocess(processor))
+    if processor is not None and found.preprocess is None:
+        found.notes.append(f"its {hf_dir.PREPROCESSOR} is of a kind that is not read")
+    found.notes += hf_dir.notes(config, build)
+
+
+def _hugging_face_family(config: Mapping[str, Any]) -> tuple[str, HuggingFace]:
+    """The family of a config.json: by its type, and by its classes where a type has several."""
+    kind, classes = config.get("model_type"), config.get("architectures") or []
+    builds = [
+        (name, family.layouts["hf"].build)
+        for name, family in families().items()
+        if "hf" in family.layouts
+    ]
+    same = [(name, build) for name, build in builds if build.model_type == kind]
+    named = [(n, b) for n, b in same if any(c in b.architectures for c in classes)]
+    if not same:
+        known = ", ".join(dict.fromkeys(build.model_type for _, build in builds))
+        raise UserError(
+            f"{hf_dir.CONFIG} says that this is a {kind!r} model; types that are read: {known}"
+        )
+    return (named or same)[0]
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def _size(value: Any) -> Size | None:
+    """(height, width) from a number or a pair of numbers; None for anything else."""
+    if type(value) is int:
+        value = [value, value]
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        height, width = value
+        if type(height) is int and type(width) is int and height > 0 and width > 0:
+            return height, width
+    return None
 
 
 def _sensible(found: Preprocess | None) -> Preprocess | None:
-    """What was found, unless a damaged or foreign file gave it values that cannot be."""
+    """What was found; ValueError for values that cannot be."""
     if found is None:
         return None
     triples = (found.mean, found.std)
@@ -46,103 +304,10 @@ def _sensible(found: Preprocess | None) -> Preprocess | None:
         and type(found.antialias) is bool
         and all(type(t) is tuple and len(t) == 3 and all(map(_is_number, t)) for t in triples)
     )
-    return found if good else None
+    if not good:
+        raise ValueError(f"preprocessing that cannot be: {found}")
+    return found
 
 
 def _is_number(x: Any) -> bool:
     return type(x) in (int, float) and math.isfinite(x)
-
-
-def class_names(source: Source) -> list[str] | None:
-    names = _object(source, OURS).get("class_names")
-    if isinstance(names, list):
-        return [str(name) for name in names]
-    return hf_dir.labels(source.described)
-
-
-def model_name(source: Source) -> str | None:
-    name = _object(source, OURS).get("name")
-    return name if isinstance(name, str) else None
-
-
-def config(source: Source) -> dict[str, Any] | None:
-    """Constructor fields as we recorded them, if they are of the sizes that the tensors have."""
-    fields = _object(source, OURS).get("config")
-    if not isinstance(fields, dict) or source.config is None:
-        return None
-    if not is_google(source.config):
-        return source.config  # `open_source` took it from here, where it stands here
-    same = ("representation_size",)
-    with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
-        if infer.sizes(fields) == infer.sizes(source.config) and all(
-            fields.get(field) == source.config.get(field) for field in same
-        ):
-            return fields
-    return None
-
-
-def described(
-    name: str, config: Mapping[str, Any], preprocess: Preprocess, class_names: list[str] | None
-) -> dict[str, Any]:
-    """A model in the words of our own metadata, for the functions above to read."""
-    known = class_names is None or class_names == known_class_names(len(class_names))
-    return {
-        "name": name,
-        "config": dict(config),
-        "preprocess": preprocess.to_dict(),
-        "class_names": None if known else class_names,
-    }
-
-
-def fitting_npz(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata without class names if an npz file cannot hold them: thousands of classes."""
-    if len(json.dumps(dict(metadata))) <= MAX_METADATA:
-        return dict(metadata)
-    fields = json.loads(metadata[OURS]) | {"class_names": None}
-    return {**metadata, OURS: json.dumps(fields)}
-
-
-def image_size(source: Source) -> Grid | None:
-    """(height, width) in pixels."""
-    size = _object(source, OURS).get("image_size")
-    if size is None and isinstance(chw := _timm(source).get("input_size"), list):
-        size = chw[1:]
-    if size is None:
-        size = source.described.get("config", {}).get("image_size")
-    if type(size) is int:
-        size = [size, size]
-    if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
-        return size[0], size[1]
-    return None
-
-
-def history(source: Source) -> list[dict[str, Any]]:
-    """The conversions that the file has been through, oldest first."""
-    steps = metadata_json(source.archive, HISTORY)
-    return [s for s in steps if isinstance(s, dict)] if isinstance(steps, list) else []
-
-
-def _object(source: Source, key: str) -> dict[str, Any]:
-    fields = metadata_json(source.archive, key)
-    return fields if isinstance(fields, dict) else {}
-
-
-def _timm(source: Source) -> dict[str, Any]:
-    fields = _object(source, TIMM).get("pretrained_cfg")
-    return fields if isinstance(fields, dict) else {}
-
-
-def _from_timm(fields: dict[str, Any]) -> Preprocess | None:
-    try:
-        squash = fields["crop_mode"] == "squash"
-        return Preprocess(
-            size=fields["input_size"][1],
-            crop=fields["crop_pct"],
-            resize="squash" if squash else "shortest",
-            method=fields["interpolation"],
-            antialias=True,
-            mean=tuple(fields["mean"]),
-            std=tuple(fields["std"]),
-        )
-    except (KeyError, TypeError, IndexError):
-        return None

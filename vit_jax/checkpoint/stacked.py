@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.tree import arrays, unflatten
 from vit_jax.errors import UserError
+from vit_jax.tree import arrays, unflatten
 
 _STACKED = re.compile(r"(?P<stem>(?:.*/)?(?:encoderblock|MixerBlock))/(?P<rest>.+)")
 _BLOCK = re.compile(r"(?P<stem>(?:.*/)?(?:encoderblock|MixerBlock))_(?P<index>\d+)/(?P<rest>.+)")

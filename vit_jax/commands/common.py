@@ -23,6 +23,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model_path", metavar="MODEL", help="a run's workdir or a checkpoint file")
     parser.add_argument("--model", metavar="NAME", help="model in the file, where it is not clear")
     add_checkpoint_option(parser)
+    add_part_option(parser)
+
+
+def add_part_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--part",
+        metavar="NAME",
+        help="which set of weights, where a file holds several, such as model_ema",
+    )
 
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:

@@ -17,26 +17,14 @@ from vit_jax.errors import UserError
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Conversion
 
-_STATE_DICT = (".safetensors", ".pth", ".bin")
-# Format -> how its files are called; () for a directory.
-SUFFIXES = {
-    "official": (".npz",),
-    "big_vision": (".npz",),
-    "orbax": (),
-    "timm": _STATE_DICT,
-    "hf": (),
-    "torch": _STATE_DICT,
-    "tlt": _STATE_DICT,
-    "vit_pytorch": _STATE_DICT,
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", help="weights to read")
     parser.add_argument("dst", metavar="DST", help="file or directory to write")
-    parser.add_argument("--to", required=True, choices=SUFFIXES, help="format of DST")
+    parser.add_argument("--to", required=True, choices=_targets(), help="format of DST")
     parser.add_argument("--model", metavar="NAME", help="model in SRC, where it is not clear")
     common.add_checkpoint_option(parser)
+    common.add_part_option(parser)
     parser.add_argument(
         "--image-size",
         type=common.image_size,
@@ -46,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resize-method",
         choices=("official", "timm"),
-        default="official",
-        help="whose interpolation (default: official)",
+        help="whose interpolation (default: that of the family's own code)",
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="a new head of zeros; 0: none")
     parser.add_argument(
@@ -58,9 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast to")
 
 
+def _targets() -> dict[str, tuple[str, ...]]:
+    """Format -> how its files are called; () for a directory."""
+    from vit_jax.checkpoint.conversion import targets
+
+    return {name: target.suffixes for name, target in targets().items()}
+
+
 def run(args: argparse.Namespace) -> None:
     src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
-    suffixes = SUFFIXES[args.to]
+    suffixes = _targets()[args.to]
     if suffixes and dst.suffix not in suffixes:
         raise UserError(
             f"--to {args.to} writes {' or '.join(suffixes)} files; got DST {args.dst!r}"
@@ -81,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
             num_classes=args.num_classes,
             drop_pre_logits=args.drop_pre_logits,
             dtype=args.dtype,
+            part=args.part,
             progress=progress,
         )
     for name, text in _report(done):

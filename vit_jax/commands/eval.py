@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         from vit_jax import inference
 
-        loaded = inference.load_model(args.model_path, model=args.model)
+        loaded = inference.load_model(args.model_path, model=args.model, part=args.part)
         result |= evaluate(loaded, _dataset(args, loaded))
     if args.json:
         common.print_json(result)
@@ -85,9 +85,10 @@ def _dataset(args: argparse.Namespace, loaded: "LoadedModel") -> "TestDataset":
     source = sources.open_source(args.dataset, args.split, data_dir=args.tfds_data_dir)
     if args.real_labels is not None:
         source = real_labels.RealLabels(source, args.real_labels)
-    if source.num_classes != loaded.weights.num_classes:
+    if source.num_classes != loaded.weights.model.num_classes:
         raise UserError(
-            f"{args.model_path!r} tells {loaded.weights.num_classes} classes apart, the dataset "
-            f"{args.dataset!r} has {source.num_classes}: evaluate on the classes it was trained on"
+            f"{args.model_path!r} tells {loaded.weights.model.num_classes} classes apart, the "
+            f"dataset {args.dataset!r} has {source.num_classes}: evaluate on the classes it was "
+            "trained on"
         )
     return loader.TestDataset(source, loaded.prepare, batch_size=args.batch)

@@ -5,20 +5,20 @@ workdir of a run.
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.commands import common
-from vit_jax.families.registry import family_of, is_google
+from vit_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from vit_jax.checkpoint import Identity
+    from vit_jax.checkpoint import Facts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a file or a directory")
     parser.add_argument("--model", metavar="NAME", help="model in it, where it is not clear")
+    common.add_part_option(parser)
     parser.add_argument("--tensors", action="store_true", help="list the parameters too")
     common.add_json_option(parser)
 
@@ -26,12 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from vit_jax import checkpoint
 
-    found = checkpoint.identify(args.path, args.model)
+    found = checkpoint.identify(args.path, args.model, part=args.part)
     if args.json:
         fields = found.to_dict()
         if not args.tensors:
             del fields["tensors"]
         common.print_json(fields)
+        _require_decision(found)
         return
     for name, text in facts(found):
         print(f"{name:<12}{text}")
@@ -41,9 +42,16 @@ def run(args: argparse.Namespace) -> None:
             for name, spec in found.tensors.items()
         ]
         common.print_table(("parameter", "shape", "dtype"), rows)
+    _require_decision(found)
 
 
-def facts(found: "Identity") -> Iterator[tuple[str, str]]:
+def _require_decision(found: "Facts") -> None:
+    """Several models that would give different numbers are an error here as everywhere."""
+    if found.candidates:
+        raise UserError(f"{found.path!r}: {found.undecided}")
+
+
+def facts(found: "Facts") -> Iterator[tuple[str, str]]:
     """What there is to say, one line a fact; what the file does not tell is left out."""
     yield "format", f"{found.format}, layout {found.layout}"
     yield "model", " or ".join(found.models) or _sizes(found.config)
@@ -68,6 +76,8 @@ def facts(found: "Identity") -> Iterator[tuple[str, str]]:
         yield "open", text
     for text in found.notes:
         yield "note", text
+    if found.undecided and not found.candidates:
+        yield "note", f"no model of ours: {found.undecided}"
     for record in _history(found):
         yield "made from", record
 
@@ -75,17 +85,22 @@ def facts(found: "Identity") -> Iterator[tuple[str, str]]:
 def _sizes(config: dict[str, Any] | None) -> str:
     if config is None:
         return "unknown"
-    if not is_google(config):
-        return f"{family_of(config)}, of sizes of its own"
-    sizes = {k: v for k, v in config.items() if k not in ("transformer", "patches") and v}
-    sizes |= config.get("transformer") or {}
-    patch = "×".join(map(str, config["patches"]["size"]))
-    return f"of sizes of its own: patch {patch}, " + ", ".join(
-        f"{name} {value}" for name, value in sizes.items()
-    )
+    from vit_jax.families.registry import get
+
+    told = {k: v for k, v in config.items() if k not in ("family", "model_name") and v}
+    nested = told.pop("transformer", {})
+    sizes = ", ".join(f"{name} {_plain(value)}" for name, value in {**told, **nested}.items())
+    return f"{get(config).title} of sizes of its own: {sizes}"
 
 
-def _head(found: "Identity") -> str:
+def _plain(value: Any) -> str:
+    """A field's value for people: a patch's sides as 16×16."""
+    if isinstance(value, dict) and set(value) == {"size"}:
+        return "×".join(map(str, value["size"]))
+    return str(value)
+
+
+def _head(found: "Facts") -> str:
     if not found.num_classes:
         return "none"
     zero = ", all zero: not trained" if found.head_is_zero else ""
@@ -101,13 +116,9 @@ def _images(preprocess: Any) -> str:
     return f"{p.size} px, {how}{crop}, {p.method}, {smooth}; mean {mean}, std {std}"
 
 
-def _history(found: "Identity") -> Iterator[str]:
+def _history(found: "Facts") -> Iterator[str]:
     """The conversions that the file records, newest first; hints, so malformed ones are passed."""
-    try:
-        records = json.loads(found.metadata.get("vit_jax_conversion", "[]"))
-    except ValueError:
-        return
-    for record in reversed(records if isinstance(records, list) else []):
+    for record in reversed(found.history):
         try:
             source, steps = record["source"], record["steps"]
             done = "".join(f"; {step}" for step in steps)

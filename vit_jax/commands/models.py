@@ -77,7 +77,7 @@ def checkpoints(pattern: str) -> list[dict[str, Any]]:
     Raises:
       UserError: if there is none.
     """
-    from vit_jax.checkpoint.published import published
+    from vit_jax.families.published import published
 
     rows = [row.to_dict() for row in published() if _any_matches(pattern, row.names)]
     if not rows:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from vit_jax import inference
 
     path = common.checkpoint(args.model_path, args.checkpoint)
-    loaded = inference.load_model(path, model=args.model)
+    loaded = inference.load_model(path, model=args.model, part=args.part)
     predictions = predict(loaded, args.images, args.top)
     if args.json:
         common.print_json(predictions)

@@ -5,8 +5,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from vit_jax.tree import arrays
 from vit_jax.devices.sharding import MIN_SIZE
+from vit_jax.tree import arrays
 
 # A TPU lays arrays out in tiles of 8 rows: a shard of fewer is padded to as much.
 LEAST_ROWS = 8

@@ -18,8 +18,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.checkpoint.stacked import stacked_names
-from vit_jax.tree import arrays, unflatten
 from vit_jax.errors import UserError, suggest
+from vit_jax.tree import arrays, unflatten
 
 AXES = ("data", "fsdp", "model")
 

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from vit_jax import inference
-from vit_jax.checkpoint import describe
-from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.errors import UserError
 from vit_jax.evaluate.fewshot import Examples
+from vit_jax.families.family import is_head
 from vit_jax.input_pipeline.sources import Record, Source
 from vit_jax.input_pipeline.transforms import Decode, preprocess_image
-from vit_jax.variables import collections
 
 
 class FeatureModel:
@@ -28,21 +26,20 @@ class FeatureModel:
 
         from vit_jax.models import from_config
 
-        if "unpooled" in weights.config.get("classifier", ""):
-            raise UserError(f"{weights.name} has features for every token, not for the image")
-        tree = {k: part for k, part in weights.params.items() if not k.startswith("head")}
-        tree = jax.tree.map(lambda x: np.asarray(x, np.float32), tree)
-        if describe.is_scanned(weights.config):
-            tree = stack_blocks(tree)
-        model = from_config(weights.config, num_classes=0)
-        self._preprocess = weights.preprocess
-        self._variables = jax.device_put(collections(tree))
+        known = weights.model
+        if "unpooled" in known.config.get("classifier", ""):
+            raise UserError(f"{known.name} has features for every token, not for the image")
+        model = from_config(known.config, num_classes=0)
+        self._preprocess = known.preprocess
+        self._variables = jax.device_put(_without_head(weights.for_model()))
         self._forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: str | None = None) -> "FeatureModel":
-        """Of a run or a checkpoint file; arguments and errors of `inference.load_weights`."""
-        return cls(inference.load_weights(path, model))
+    def load(
+        cls, path: str | os.PathLike[str], model: str | None = None, *, part: str | None = None
+    ) -> "FeatureModel":
+        """The model of a run or a checkpoint; arguments and errors of `inference.load_weights`."""
+        return cls(inference.load_weights(path, model, part=part))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """[N, size, size, 3] to [N, D]; compiles once a shape."""
@@ -68,6 +65,13 @@ class FeatureModel:
             features.append(self(batch["image"])[real])
             labels.append(batch["label"][real])
         return Examples(np.concatenate(features), np.concatenate(labels), num_classes)
+
+
+def _without_head(variables: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        kind: {name: part for name, part in tree.items() if not is_head(name)}
+        for kind, tree in variables.items()
+    }
 
 
 class Subset:

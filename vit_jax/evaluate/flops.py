@@ -1,5 +1,6 @@
 """Model FLOP utilisation: what share of the devices' arithmetic goes into the model itself."""
 
+import math
 from typing import Any
 
 # Peak of dense bfloat16 products, in FLOP/s a chip (of TPU v4 on, one JAX device is one chip), by
@@ -47,8 +48,6 @@ def train_flops(model: Any, image_size: int) -> float | None:
     """
     import jax
 
-    from vit_jax.families.sizes import count_macs
-
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
     # Initialising draws numbers and multiplies none: these are the products of the forward pass.
     trace = jax.make_jaxpr(lambda x: model.init(jax.random.key(0), x, train=False))
@@ -66,3 +65,40 @@ def utilisation(
     if peak is None or flops_per_image is None:
         return None
     return images_per_second * flops_per_image / (peak * devices)
+
+
+def count_macs(jaxpr: Any) -> int:
+    """Multiply-adds of all matrix products and convolutions in a jaxpr.
+
+    Of a conditional's branches the dearest counts. Raises ValueError for a `while` loop that
+    holds a product, because its trip count is not known beforehand.
+    """
+    return sum(_equation_macs(equation) for equation in jaxpr.eqns)
+
+
+def _equation_macs(equation: Any) -> int:
+    match equation.primitive.name:
+        case "dot_general":
+            (contracting, _), _ = equation.params["dimension_numbers"]
+            left, product = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            return math.prod(product) * math.prod(left[axis] for axis in contracting)
+        case "conv_general_dilated":
+            kernel, result = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+            features_axis = equation.params["dimension_numbers"].rhs_spec[0]
+            return math.prod(result) * math.prod(kernel) // kernel[features_axis]
+        case "cond":
+            return max(count_macs(branch.jaxpr) for branch in equation.params["branches"])
+        case "scan":
+            return equation.params["length"] * count_macs(equation.params["jaxpr"].jaxpr)
+        case "while":
+            if inner := sum(map(count_macs, _inner_jaxprs(equation))):
+                raise ValueError(f"a while loop of unknown length holds {inner} multiply-adds")
+            return 0
+        case _:
+            return sum(map(count_macs, _inner_jaxprs(equation)))
+
+
+def _inner_jaxprs(equation: Any) -> list[Any]:
+    """What a call-like equation (jit, remat, custom_jvp, …) calls."""
+    inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+    return [value for value in inner if hasattr(value, "eqns")]

@@ -5,7 +5,7 @@ No JAX is imported here, so that listing, recognising and converting need none.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,8 +72,7 @@ class Architecture:
         return next(iter(self.weights.values()))
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A detail in which a library as it is shipped computes otherwise than we do."""
 
     what: str
@@ -113,7 +112,9 @@ class HuggingFace:
         computes what we do as far as its entries can say it.
       read: The reverse: the entries of a `config.json` to our config.
       processor: The class of its `preprocessor_config.json`.
-      shipped: Entries with which transformers ships published weights, where `write` has others.
+      shipped: Entries with which transformers ships published weights, and whose values decide
+        what is computed.
+      ours: The values of these entries with which transformers computes what we do.
       eps: Name patterns (searched) of normalisations whose eps no entry can say, and that eps.
       activations: Name patterns (searched) of modules whose `activation` no entry can say, and the
         activation.
@@ -125,6 +126,7 @@ class HuggingFace:
     read: Callable[[Mapping[str, Any]], dict[str, Any]]
     processor: str = "ViTImageProcessor"
     shipped: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ours: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     eps: Mapping[str, float] = dataclasses.field(default_factory=dict)
     activations: Callable[[Config], Mapping[str, str]] = lambda config: {}
 
@@ -170,6 +172,7 @@ class Layout:
       skeleton: Names of a file to a config with which `table` reads it, for models of any size; its
         number of heads is 1. Only where the names do not tell the config, and with `Family.infer`.
       computed: Whether a file of these names leaves its positions to be computed for an image size.
+      complete: Whether shapes (the file's names) have what `after_reading` must know.
       after_reading: Our shapes as read and the image size to the edit that completes the tensors,
         or None.
       before_writing: Config, our tensors and the image size (None: not known) to the edit that the
@@ -190,8 +193,11 @@ class Layout:
     ignore: tuple[str, ...] = ()
     skeleton: Callable[[Iterable[str]], dict[str, Any]] | None = None
     computed: Callable[[Iterable[str]], bool] = lambda names: False
+    complete: Callable[[Shapes], bool] = lambda shapes: True
     after_reading: Callable[[Shapes, Size], Edit | None] | None = None
-    before_writing: Callable[[Config, Mapping[str, np.ndarray], Size | None], Edit | None] | None = None
+    before_writing: (
+        Callable[[Config, Mapping[str, np.ndarray], Size | None], Edit | None] | None
+    ) = None
     buffers: Callable[[Config], dict[str, np.ndarray]] = lambda config: {}
     points: Callable[[Config], Pairs] = lambda config: []
     differences: Callable[[Config], list[Difference]] = lambda config: []

@@ -10,7 +10,6 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.families import fingerprints, sizes
@@ -30,6 +29,7 @@ def measure(name: str) -> Size:
     """Counts a registered model from its code. Shapes only: no arrays are made."""
     import jax
 
+    from vit_jax.evaluate.flops import count_macs
     from vit_jax.models import get_model
 
     spec = resolve(name)
@@ -45,43 +45,6 @@ def measure(name: str) -> Size:
     shapes = {n: tuple(leaf.shape) for n, leaf in arrays(named(variables)).items()}
     body = fingerprints.body(families()[spec.family], config, shapes)
     return Size(params, count_macs(jaxpr.jaxpr), body)
-
-
-def count_macs(jaxpr: Any) -> int:
-    """Multiply-adds of all matrix products and convolutions in a jaxpr.
-
-    Of a conditional's branches the dearest counts. Raises ValueError for a `while` loop that
-    holds a product, because its trip count is not known beforehand.
-    """
-    return sum(_equation_macs(equation) for equation in jaxpr.eqns)
-
-
-def _equation_macs(equation: Any) -> int:
-    match equation.primitive.name:
-        case "dot_general":
-            (contracting, _), _ = equation.params["dimension_numbers"]
-            left, product = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-            return math.prod(product) * math.prod(left[axis] for axis in contracting)
-        case "conv_general_dilated":
-            kernel, result = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-            features_axis = equation.params["dimension_numbers"].rhs_spec[0]
-            return math.prod(result) * math.prod(kernel) // kernel[features_axis]
-        case "cond":
-            return max(count_macs(branch.jaxpr) for branch in equation.params["branches"])
-        case "scan":
-            return equation.params["length"] * count_macs(equation.params["jaxpr"].jaxpr)
-        case "while":
-            if inner := sum(map(count_macs, _inner_jaxprs(equation))):
-                raise ValueError(f"a while loop of unknown length holds {inner} multiply-adds")
-            return 0
-        case _:
-            return sum(map(count_macs, _inner_jaxprs(equation)))
-
-
-def _inner_jaxprs(equation: Any) -> list[Any]:
-    """What a call-like equation (jit, remat, custom_jvp, …) calls."""
-    inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
-    return [value for value in inner if hasattr(value, "eqns")]
 
 
 def fingerprint_rows() -> list[list[str]]:
@@ -118,8 +81,8 @@ def readme_rows() -> list[str]:
     errors = json.loads(ERRORS.read_text())
     known = sizes.recorded()
     lines = [
-        "| family | paper (arXiv) | variants | parameters, M | GFLOPs | published top-1 | reference |"
-        " error (float64) |",
+        "| family | paper (arXiv) | variants | parameters, M | GFLOPs | published top-1 "
+        "| reference | error (float64) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, family in families().items():

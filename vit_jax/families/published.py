@@ -10,7 +10,6 @@ import functools
 import re
 import urllib.parse
 from importlib import resources
-from typing import Any
 
 from vit_jax.families.family import Weights
 from vit_jax.families.preprocess import Preprocess

@@ -214,12 +214,12 @@ def config_of(model: Any) -> dict[str, Any]:
 
 
 def comparable(config: Config, *ignored: str) -> dict[str, Any]:
-    """Constructor fields without those that say who or how fast a model is, in types that compare."""
+    """Constructor fields that decide what a model computes, in types that compare."""
     left_out = {"family", "model_name", *SPEED, *ignored}
 
     def plain(x: Any) -> Any:
         if isinstance(x, (Mapping, ConfigDict)):
-            return {k: plain(v) for k, v in x.items() if k not in left_out}
+            return {k: plain(v) for k, v in x.items() if k not in left_out and v is not None}
         return [plain(v) for v in x] if isinstance(x, (list, tuple)) else x
 
     return plain(config)

@@ -42,6 +42,17 @@ def reading(shapes: Mapping[str, tuple[int, ...]]) -> Table:
     return rows
 
 
+def is_old(names: Iterable[str]) -> bool:
+    """Whether some of the names are in the spelling that precedes linen."""
+    return any("MultiHeadDotProductAttention_1/" in name for name in names)
+
+
+def clash(names: Iterable[str]) -> bool:
+    """Whether two of the names mean the same parameter, in two spellings."""
+    names = list(names)
+    return len({_respell(name, _LINEN) for name in names}) != len(names)
+
+
 def writing(names: Iterable[str]) -> Table:
     """Table between the released spelling and these linen names."""
     return [

@@ -136,13 +136,20 @@ def _apply(name: str, x, pattern: str, row: Rule, axes: Mapping[str, int]) -> np
 
 def require_names(expected: set[str], got: set[str], what: str = "tensors") -> None:
     """Raises UserError, listing both sides, unless the names are exactly the expected ones."""
+    if difference := names_differ(expected, got):
+        raise UserError(f"{what} do not fit: {difference}")
+
+
+def names_differ(expected: set[str], got: set[str]) -> str:
+    """What is missing and what is not expected, in words; '' if nothing is."""
     missing, extra = sorted(expected - got), sorted(got - expected)
-    if missing or extra:
-        raise UserError(
-            f"{what} do not fit: {len(missing)} missing, {len(extra)} unexpected of"
-            f" {len(expected)} expected and {len(got)} found\n"
-            f"  missing: {listed(missing)}\n  unexpected: {listed(extra)}"
-        )
+    if not missing and not extra:
+        return ""
+    return (
+        f"{len(missing)} missing, {len(extra)} unexpected of"
+        f" {len(expected)} expected and {len(got)} found\n"
+        f"  missing: {listed(missing)}\n  unexpected: {listed(extra)}"
+    )
 
 
 def listed(names: list[str]) -> str:

@@ -296,10 +296,17 @@ def _big_vision(config: Config) -> Table:
 
 def _read_big_vision(shapes: Shapes) -> Table:
     """Table from a file's names, of any age, to linen names."""
-    rows = [r._replace(ours=(_from_big_vision(r.ours[0]),)) for r in released.reading(shapes)]
-    if len({r.ours for r in rows}) != len(rows):
-        raise UserError("the file holds its position embeddings or its head twice")
-    return rows
+    return [r._replace(ours=(_from_big_vision(r.ours[0]),)) for r in released.reading(shapes)]
+
+
+def _completes_big_vision(shapes: Shapes) -> bool:
+    """Whether positions are there, or can be computed for the width of the patches' kernel."""
+    kernel = shapes.get("embedding/kernel", ())
+    if len(kernel) != 4:
+        return False
+    if not lacks_positions(shapes):
+        return any(len(shapes.get(n, ())) == 3 for n in (*_OLD_POSITIONS, POSITIONS))
+    return kernel[3] % 4 == 0 and kernel[3] >= 8
 
 
 def _from_big_vision(name: str) -> str:
@@ -662,6 +669,7 @@ FAMILIES = {
                     _write_hf,
                     _read_hf,
                     shipped={"hidden_act": "gelu", "layer_norm_eps": 1e-12},
+                    ours={"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
                 ),
             ),
             "official": Layout(_official, reading=released.reading),
@@ -669,6 +677,7 @@ FAMILIES = {
                 _big_vision,
                 reading=_read_big_vision,
                 computed=lacks_positions,
+                complete=_completes_big_vision,
                 after_reading=_complete_big_vision,
                 before_writing=_fold_class_position,
             ),

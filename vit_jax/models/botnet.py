@@ -1,7 +1,7 @@
 """BoTNet: a ResNet in which attention stands for some of the 3×3 convolutions.
 
 Srinivas et al. 2021, "Bottleneck Transformers for Visual Recognition" (arXiv:2101.11605), in
-timm's form: small stem, attention in earlier stages too. Sizes: `vit_jax.models.variants.botnet`.
+timm's form: small stem, attention in earlier stages too. Sizes: `vit_jax.families.botnet`.
 """
 
 import functools

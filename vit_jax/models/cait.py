@@ -1,7 +1,7 @@
 """CaiT: deeper Transformers, and a class token that only the last layers see.
 
 Touvron et al. 2021, "Going deeper with Image Transformers" (arXiv:2103.17239). Sizes:
-`vit_jax.models.variants.cait`.
+`vit_jax.families.cait`.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Compact Convolutional Transformer: a few convolutions make the tokens, all of them are read.
 
 Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers" (arXiv:2104.05704).
-Sizes: `vit_jax.models.variants.cct`.
+Sizes: `vit_jax.families.cct`.
 """
 
 import functools

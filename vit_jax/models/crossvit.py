@@ -1,7 +1,7 @@
 """CrossViT: two Vision Transformers over patches of two sizes, whose class tokens cross over.
 
 Chen et al. 2021, "CrossViT: Cross-Attention Multi-Scale Vision Transformer for Image
-Classification" (arXiv:2103.14899). Sizes: `vit_jax.models.variants.crossvit`.
+Classification" (arXiv:2103.14899). Sizes: `vit_jax.families.crossvit`.
 """
 
 from collections.abc import Sequence

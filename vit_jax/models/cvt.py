@@ -1,7 +1,7 @@
 """Convolutional vision Transformer.
 
 Wu et al. 2021, "CvT: Introducing Convolutions to Vision Transformers" (arXiv:2103.15808). Sizes:
-`vit_jax.models.variants.cvt`.
+`vit_jax.families.cvt`.
 """
 
 import functools

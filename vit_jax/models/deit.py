@@ -2,7 +2,7 @@
 
 Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention"
 (arXiv:2012.12877), and Touvron et al. 2022, "DeiT III: Revenge of the ViT" (arXiv:2204.07118).
-Sizes: `vit_jax.models.variants.deit`.
+Sizes: `vit_jax.families.deit`.
 """
 
 import functools

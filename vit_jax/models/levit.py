@@ -1,7 +1,7 @@
 """LeViT: a Transformer with the habits of a convolutional network.
 
 Graham et al. 2021, "LeViT: a Vision Transformer in ConvNet's Clothing for Faster Inference"
-(arXiv:2104.01136). Sizes: `vit_jax.models.variants.levit`.
+(arXiv:2104.01136). Sizes: `vit_jax.families.levit`.
 """
 
 import functools

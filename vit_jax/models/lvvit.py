@@ -1,7 +1,7 @@
 """LV-ViT: a deeper stem, damped residuals, and a head for every token.
 
 Jiang et al. 2021, "All Tokens Matter: Token Labeling for Training Better Vision Transformers"
-(arXiv:2104.10858). Sizes: `vit_jax.models.variants.lvvit`.
+(arXiv:2104.10858). Sizes: `vit_jax.families.lvvit`.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """PiT: a Transformer that pools its map of tokens between stages.
 
 Heo et al. 2021, "Rethinking Spatial Dimensions of Vision Transformers" (arXiv:2103.16302).
-Sizes: `vit_jax.models.variants.pit`.
+Sizes: `vit_jax.families.pit`.
 """
 
 from collections.abc import Sequence

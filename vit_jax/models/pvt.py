@@ -1,7 +1,7 @@
 """Pyramid Vision Transformer.
 
 Wang et al. 2021, "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without
-Convolutions" (arXiv:2102.12122). Sizes: `vit_jax.models.variants.pvt`.
+Convolutions" (arXiv:2102.12122). Sizes: `vit_jax.families.pvt`.
 """
 
 import functools

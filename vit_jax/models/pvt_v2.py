@@ -1,7 +1,7 @@
 """Pyramid Vision Transformer, second version.
 
 Wang et al. 2022, "PVT v2: Improved Baselines with Pyramid Vision Transformer" (arXiv:2106.13797).
-Sizes: `vit_jax.models.variants.pvt_v2`.
+Sizes: `vit_jax.families.pvt_v2`.
 """
 
 import functools

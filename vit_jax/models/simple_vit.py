@@ -1,7 +1,7 @@
 """SimpleViT: mean pooling, computed positions, no class token and no dropout.
 
 Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k" (arXiv:2205.01580). Names of
-parameters and initialisers are big_vision's. Sizes: `vit_jax.models.variants.simple_vit`.
+parameters and initialisers are big_vision's. Sizes: `vit_jax.families.simple_vit`.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Swin Transformer.
 
 Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows"
-(arXiv:2103.14030). Sizes: `vit_jax.models.variants.swin`.
+(arXiv:2103.14030). Sizes: `vit_jax.families.swin`.
 """
 
 import functools

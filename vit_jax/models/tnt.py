@@ -1,7 +1,7 @@
 """TNT: a small Transformer over the pixels of each patch inside a Transformer over patches.
 
 Han et al. 2021, "Transformer in Transformer" (arXiv:2103.00112). Sizes:
-`vit_jax.models.variants.tnt`.
+`vit_jax.families.tnt`.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """Twins-SVT and Twins-PCPVT.
 
 Chu et al. 2021, "Twins: Revisiting the Design of Spatial Attention in Vision Transformers"
-(arXiv:2104.13840). Sizes: `vit_jax.models.variants.twins`.
+(arXiv:2104.13840). Sizes: `vit_jax.families.twins`.
 """
 
 import functools

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from vit_jax import __version__
-from vit_jax.checkpoint import describe
+from vit_jax.families.family import Difference
+from vit_jax.families.registry import config_of
 from vit_jax.parity import figures, references, subject
 from vit_jax.parity.figures import Comparison, Drift, Setting
 from vit_jax.parity.traces import Trace, trace_ours, trace_torch
@@ -49,7 +50,7 @@ def compare(
         such model, weights that are unreadable or not the model's, an image size that does not
         divide into patches.
     """
-    against = against or references.default_for(describe.config_of(model))
+    against = against or references.default_for(config_of(model))
     reference = references.get(against)
     on_step("reading weights")
     this = subject.prepare(model, weights, image_size, num_classes, seed)
@@ -69,13 +70,16 @@ def compare(
 
 
 def _settings(
-    reference: Any, this: subject.Subject, images: np.ndarray, on_step: Callable[[str], None]
+    reference: references.Library,
+    this: subject.Subject,
+    images: np.ndarray,
+    on_step: Callable[[str], None],
 ) -> list[Setting]:
     """The reference with matched numerics, and as shipped; one object where these are the same."""
     from vit_jax.checkpoint import to_torch
     from vit_jax.models import from_config
 
-    state = to_torch({"params": this.params}, this.config, reference.LAYOUT)
+    state = to_torch(this.variables, this.config, reference.layout)
     sizes = {"num_classes": this.num_classes, "image_size": this.image_size}
     model = from_config(this.config, num_classes=this.num_classes)
     ours, settings = [], []
@@ -89,7 +93,7 @@ def _settings(
                 on_step(f"ours in {dtype.__name__}")
                 paths = [point.ours for point in points]
                 ours.append(trace_ours(model, this.variables, images, paths, dtype))
-            name = f"{reference.LAYOUT} {'matched' if matched else 'as shipped'}"
+            name = f"{reference.layout} {'matched' if matched else 'as shipped'}"
             on_step(f"{name} in {dtype.__name__}")
             names = [point.theirs for point in points]
             theirs.append(trace_torch(module, images, names, dtype, reference.logits_of))
@@ -98,7 +102,7 @@ def _settings(
 
 
 def _setting(
-    differences: tuple[references.Difference, ...],
+    differences: tuple[Difference, ...],
     points: Sequence[references.Point],
     ours: Sequence[Trace],
     theirs: Sequence[Trace],
@@ -129,8 +133,8 @@ def _drift(
     )
 
 
-def _versions(reference: Any) -> dict[str, str]:
-    packages = ("jax", "jaxlib", "flax", "numpy", *reference.PACKAGES)
+def _versions(reference: references.Library) -> dict[str, str]:
+    packages = ("jax", "jaxlib", "flax", "numpy", *reference.packages)
     return {"vit-jax": __version__, "python": platform.python_version()} | {
         package: importlib.metadata.version(package) for package in packages
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.parity.references import Difference
+from vit_jax.families.family import Difference
 
 # Bars on `relative_error`. Two float64 runs of one formula differ by some 1e-14, and the smallest
 # slip in a formula that we know of (an epsilon) by 1e-7: the bar lies between.

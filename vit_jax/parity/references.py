@@ -1,29 +1,28 @@
 """The implementations that ours is compared with.
 
-A reference is a module with `PACKAGES` (what must be installed), `LAYOUT` (of `to_torch`),
-`build(config, state, *, num_classes, image_size, matched)`, `logits_of(output)`,
-`points(config, module)` and `differences(config)`; see `timm_reference`. Nothing of PyTorch is
-imported before a model is built.
+Nothing of PyTorch is imported before a model is built. What a library calls the parts of a family,
+how it builds one and where its numerics differ are facts of the family, see `families.family`.
 """
 
+import dataclasses
 import importlib
-import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vit_jax.checkpoint import names
 from vit_jax.errors import UserError, suggest
+from vit_jax.families.family import Difference
+from vit_jax.families.registry import get as family
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-REFERENCES = {
-    "timm": "timm_reference",
-    "hf": "hf_reference",
-    "tlt": "tlt_reference",
-    "vit_pytorch": "vit_pytorch_reference",
-}
+# Layout of the family -> module of `vit_jax.parity.libraries`.
+REFERENCES = {"timm": "timm", "hf": "hf", "tlt": "tlt", "vit_pytorch": "vit_pytorch"}
+
+Config = Mapping[str, Any]
 
 
 class Point(NamedTuple):
@@ -33,42 +32,82 @@ class Point(NamedTuple):
     theirs: str
 
 
-class Difference(NamedTuple):
-    """A detail in which the reference as shipped is not ours."""
-
-    what: str
-    ours: str
-    shipped: str
+def _points(config: Config, layout: str, module: "torch.nn.Module") -> list[Point]:
+    del module
+    return [Point(*pair) for pair in names.layout_of(config, layout).points(config)]
 
 
-def zoo_points(config: Mapping[str, Any]) -> list[Point]:
-    """Where a model of the survey and its reference can be compared on the way."""
-    from vit_jax.checkpoint.zoo import names_of
-
-    return [Point(ours, theirs) for ours, theirs in names_of(config).points(config)]
+def _itself(output: Any) -> Any:
+    return output
 
 
-def default_for(config: Mapping[str, Any]) -> str:
-    """The reference that a model's family was proven against; timm for Google's.
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A library that builds models with which ours are compared.
+
+    Attributes:
+      layout: Its layout, as `to_torch` takes it.
+      packages: What must be installed.
+      construct: Config, state dict in its names, number of classes, image size, and whether its
+        numerics are made ours, to the module with these weights in evaluation mode.
+      logits_of: What its model returns to the logits, or to the features without classes.
+      points_of: Config, layout and module to where the two sides can be compared on the way.
+    """
+
+    layout: str
+    packages: tuple[str, ...]
+    construct: "Callable[[Config, Mapping[str, np.ndarray], int, tuple[int, int], bool], Any]"
+    logits_of: Callable[[Any], Any] = _itself
+    points_of: Callable[[Config, str, Any], list[Point]] = _points
+
+    def build(
+        self,
+        config: Config,
+        state: "Mapping[str, np.ndarray]",
+        *,
+        num_classes: int,
+        image_size: tuple[int, int],
+        matched: bool,
+    ) -> "torch.nn.Module":
+        """The library's model with these weights.
+
+        Args:
+          config: Our constructor fields.
+          state: The weights in the library's names (`to_torch`), loaded strictly.
+          num_classes: 0 for none.
+          image_size: (height, width) in pixels.
+          matched: Whether its numerics are made ours; else they are what the library ships.
+
+        Raises:
+          UserError: for a model that the library does not build.
+        """
+        return self.construct(config, state, num_classes, image_size, matched).eval()
+
+    def points(self, config: Config, module: "torch.nn.Module") -> list[Point]:
+        """Where the two sides can be compared on the way, first to last."""
+        return self.points_of(config, self.layout, module)
+
+    def differences(self, config: Config) -> list[Difference]:
+        """What the library ships otherwise than we compute."""
+        return names.layout_of(config, self.layout).differences(config)
+
+
+def default_for(config: Config) -> str:
+    """The library that a model's family was proven against.
 
     Raises:
       UserError: where no library that can be installed has the family.
     """
-    from vit_jax.families.registry import family_of, is_google
-    from vit_jax.models import variants
-
-    if is_google(config):
-        return "timm"
-    family = variants.families()[family_of(config)]
-    if family.reference not in REFERENCES:
+    reference = family(config).reference
+    if reference not in REFERENCES:
         raise UserError(
-            f"{family.title} is proven against figures of {family.reference}, which no package "
+            f"{family(config).title} is proven against figures of {reference}, which no package "
             f"holds; there is nothing to compare it with here. References: {', '.join(REFERENCES)}"
         )
-    return family.reference
+    return reference
 
 
-def load(module: "torch.nn.Module", state: Mapping[str, "np.ndarray"]) -> None:
+def load(module: "torch.nn.Module", state: "Mapping[str, np.ndarray]") -> None:
     """Gives a module these weights, strictly; they are copied."""
     import numpy as np
     import torch
@@ -77,8 +116,8 @@ def load(module: "torch.nn.Module", state: Mapping[str, "np.ndarray"]) -> None:
     module.load_state_dict(tensors, strict=True, assign=True)
 
 
-def get(name: str) -> Any:
-    """The reference's module.
+def get(name: str) -> Library:
+    """The library.
 
     Raises:
       UserError: for an unknown one, or if its packages are not installed.
@@ -87,11 +126,12 @@ def get(name: str) -> Any:
         raise UserError(
             f"unknown reference {name!r}.{suggest(name, REFERENCES)} Known: {sorted(REFERENCES)}"
         )
-    reference = importlib.import_module(f"vit_jax.parity.{REFERENCES[name]}")
-    missing = [p for p in reference.PACKAGES if importlib.util.find_spec(p) is None]
+    module = importlib.import_module(f"vit_jax.parity.libraries.{REFERENCES[name]}")
+    library: Library = module.LIBRARY
+    missing = [p for p in library.packages if importlib.util.find_spec(p) is None]
     if missing:
         raise UserError(
             f"comparing with {name} needs {' and '.join(missing)}, not installed here: "
             'pip install "vit-jax[torch]"'
         )
-    return reference
+    return library

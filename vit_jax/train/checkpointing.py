@@ -9,7 +9,7 @@ import functools
 import logging as std_logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from etils import epath
 
 from vit_jax.errors import UserError
 from vit_jax.train.state import TrainState
-from vit_jax.variables import collections, named
+from vit_jax.variables import arrays, collections, named
 
 _PREFIX = "checkpoint"
 _ITEMS = ("params", "rest")
@@ -147,7 +147,7 @@ class Checkpoints:
                 }
             ),
         )
-        return _join(restored["params"], restored["rest"])
+        return _join(restored["params"], restored["rest"], arrays(like.batch_stats))
 
 
 def load_params(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -246,9 +246,9 @@ def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
     return state.best_params, rest
 
 
-def _join(params: Any, rest: dict[str, Any]) -> TrainState:
-    best, averaged = collections(params), "trained_params" in rest
-    trained = collections(rest["trained_params"]) if averaged else best
+def _join(params: Any, rest: dict[str, Any], statistics: Collection[str]) -> TrainState:
+    best, averaged = collections(params, statistics), "trained_params" in rest
+    trained = collections(rest["trained_params"], statistics) if averaged else best
     return TrainState(
         rest["step"],
         trained["params"],

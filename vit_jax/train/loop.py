@@ -16,7 +16,6 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoint, input_pipeline
-from vit_jax.tree import arrays
 from vit_jax.configs import common
 from vit_jax.devices.sharding import make_mesh, place, to_devices
 from vit_jax.errors import Preempted, UserError
@@ -32,7 +31,8 @@ from vit_jax.train.profiling import Profiler
 from vit_jax.train.same_config import require_same_config
 from vit_jax.train.state import TrainState
 from vit_jax.train.teacher import load_teacher
-from vit_jax.variables import collections, named
+from vit_jax.tree import arrays
+from vit_jax.variables import named
 
 
 def train_and_evaluate(
@@ -119,7 +119,7 @@ def train_and_evaluate(
                     raise Preempted(step)
     if damaged := [*ds_train.errors, *ds_test.errors]:
         logging.warning("%d damaged images were skipped: %s", len(damaged), ", ".join(damaged))
-    return state.best_params
+    return state.trained
 
 
 class Clock:
@@ -192,8 +192,8 @@ def _pretrained(
 ) -> dict[str, Any]:
     """The `variables` of a state, from a checkpoint."""
     # The fresh parameters give names and shapes, and the head where the classes differ.
-    fresh = multihost_utils.process_allgather(named(state.variables), tiled=True)
-    params = checkpoint.load_pretrained(
+    fresh = multihost_utils.process_allgather(state.variables, tiled=True)
+    variables = checkpoint.load_pretrained(
         pretrained_path=path, init_params=fresh, model_config=config.model
     )
-    return place(collections(params), engine.shardings.variables)
+    return place(variables, engine.shardings.variables)

@@ -6,7 +6,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.files.fetch import fetch
-from vit_jax.checkpoint.published import recommended
+from vit_jax.families.published import recommended
 from vit_jax.errors import UserError
 
 

@@ -7,11 +7,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vit_jax.checkpoint.facts import Model
 from vit_jax.configs import common
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.families.registry import family_of, is_google, resolve
-from vit_jax.models.variants import shrunk
-from vit_jax.variables import named
+from vit_jax.families.registry import resolve, shrunk
 
 STEPS, SIZE, CLASSES = 3, 64, ("round", "square")
 
@@ -24,7 +23,7 @@ def shrink(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
     """
     config = common.with_defaults(config).unlock()
     folder = pathlib.Path(workdir) / "smoke"
-    config.model = _small(config.model)
+    config.model = ConfigDict(shrunk(config.model.to_dict()))
     config.dataset = str(_write_images(folder / "images"))
     config.pp.train, config.pp.test, config.pp.crop = "train", "test", SIZE
     config.pp.resize = SIZE + 8 if config.pp.resize else None
@@ -41,22 +40,6 @@ def shrink(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
     return config.lock()
 
 
-def _small(model: ConfigDict) -> ConfigDict:
-    if not is_google(model):
-        return ConfigDict(shrunk(model.to_dict()))
-    small = ConfigDict(model.to_dict())
-    if family_of(small) == "mixer":
-        small.update(num_blocks=2, hidden_dim=32, tokens_mlp_dim=16, channels_mlp_dim=32)
-        return small
-    small.hidden_size = 32
-    small.transformer.update(num_layers=2, num_heads=2, mlp_dim=32)
-    if small.get("resnet") is not None:
-        # Group normalisation wants 32 channels.
-        stages = len(small.resnet.num_layers)
-        small.resnet = ConfigDict({"num_layers": (1,) * stages, "width_factor": 0.5})
-    return small
-
-
 def _write_checkpoint(config: ConfigDict, folder: pathlib.Path) -> None:
     from vit_jax import checkpoint, models
 
@@ -67,18 +50,17 @@ def _write_checkpoint(config: ConfigDict, folder: pathlib.Path) -> None:
     if "-" not in name:
         (folder / "index.csv").write_text(f"filename,ds,final_val\n{name}-smoke,i21k,1\n")
         name = f"{name}-smoke"
-    checkpoint.save(folder / f"{name}.npz", jax.device_get(variables["params"]))
+    checkpoint.save(folder / f"{name}.npz", jax.device_get(variables), model=config.model)
 
 
 def _write_teacher(name: str | None, folder: pathlib.Path) -> pathlib.Path:
     from vit_jax import inference, models
 
-    config = _small(resolve(name or "ViT-Ti_16").config).to_dict()
+    config = shrunk(resolve(name or "ViT-Ti_16").config.to_dict())
     model = models.from_config(config, num_classes=len(CLASSES))
     variables = model.init(jax.random.key(1), np.zeros((1, SIZE, SIZE, 3), np.float32), train=False)
-    weights = inference.Weights(
-        "teacher", config, named(jax.device_get(variables)), Preprocess(SIZE), list(CLASSES)
-    )
+    known = Model("teacher", config, len(CLASSES), (SIZE, SIZE), Preprocess(SIZE), list(CLASSES))
+    weights = inference.Weights(known, {"batch_stats": {}, **jax.device_get(variables)})
     inference.save_weights(folder / "teacher.npz", weights, "official")
     return folder / "teacher.npz"
 

@@ -43,8 +43,14 @@ class TrainState:
 
     @property
     def best_params(self) -> dict[str, Any]:
-        """What is exported: `best_variables` as one tree, under the names of files."""
+        """What checkpoints hold: `best_variables` as one tree, under the names of files."""
         return named(self.best_variables)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What a run returns: the best parameters, or with running statistics both collections."""
+        best = self.best_variables
+        return best if best["batch_stats"] else best["params"]
 
 
 def init_state(

@@ -61,9 +61,10 @@ def load_teacher(config: ConfigDict, num_classes: int) -> Teacher | None:
     from vit_jax import inference
 
     loaded = inference.load_model(path, model=name)
-    if loaded.weights.num_classes != num_classes:
+    known = loaded.weights.model
+    if known.num_classes != num_classes:
         raise UserError(
-            f"the teacher {path} tells {loaded.weights.num_classes} classes apart, the dataset has "
+            f"the teacher {path} tells {known.num_classes} classes apart, the dataset has "
             f"{num_classes}: it must be trained on the same ones"
         )
     _require_size(loaded, config.pp.crop, str(path))
@@ -79,14 +80,14 @@ def _require_size(loaded: Any, size: int, path: str) -> None:
     except Exception as error:  # whatever the model, Flax or JAX has to say of shapes
         raise UserError(
             f"the teacher {path} does not take images of {size} pixels, which --config.pp.crop "
-            f"gives the student; it was trained on {loaded.weights.preprocess.size}. `vit-jax "
-            f"convert {path} DST --to orbax --image-size {size}` resizes its positions"
+            f"gives the student; it was trained on {loaded.weights.model.preprocess.size}. "
+            f"`vit-jax convert {path} DST --to orbax --image-size {size}` resizes its positions"
         ) from error
 
 
 def _between(student: Preprocess, loaded: Any) -> tuple[np.ndarray, np.ndarray]:
     """Scale and shift that turn (x - m) / s of the student into that of the teacher."""
-    teacher = loaded.weights.preprocess
+    teacher = loaded.weights.model.preprocess
     scale = np.divide(student.std, teacher.std)
     shift = np.subtract(student.mean, teacher.mean) / teacher.std
     return _as_images(scale), _as_images(shift)

@@ -131,6 +131,22 @@ class View(Mapping[str, np.ndarray]):
         return len(self._names)
 
 
+class Renamed(Mapping[str, np.ndarray]):
+    """A lazy mapping under other names, {new: old}."""
+
+    def __init__(self, source: Mapping[str, np.ndarray], names: Mapping[str, str]):
+        self._source, self._old = source, names
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._source[self._old[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._old)
+
+    def __len__(self) -> int:
+        return len(self._old)
+
+
 class Edited(Mapping[str, np.ndarray]):
     """A lazy mapping with some tensors changed, some dropped and some added."""
 

@@ -14,9 +14,9 @@ from typing import IO
 from urllib.parse import urlsplit
 
 from vit_jax import __version__
-from vit_jax.checkpoint import published as catalogue
 from vit_jax.checkpoint.files.archive import replacing
 from vit_jax.errors import UserError
+from vit_jax.families import published as catalogue
 
 log = logging.getLogger(__name__)
 

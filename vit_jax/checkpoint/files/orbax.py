@@ -24,8 +24,8 @@ from vit_jax.checkpoint.files.archive import (
     replacing_directory,
     to_numpy,
 )
-from vit_jax.tree import unflatten
 from vit_jax.errors import UserError
+from vit_jax.tree import unflatten
 
 METADATA = "vit_jax.json"  # ours, beside Orbax's files: what the directory says of its tensors
 RUN = "run.json"  # what a run of ours says of itself, beside its steps

@@ -1,16 +1,13 @@
 """PyTorch's `.pth`/`.bin`: read with `weights_only=True`, so that no code in it runs."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from vit_jax.checkpoint.files.archive import BFLOAT16, Archive, Spec, reading, replacing, to_numpy
 from vit_jax.errors import UserError
-
-# Training scripts wrap the weights; the averaged ones are the ones that are published.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
 class Torch(Archive):
@@ -20,12 +17,10 @@ class Torch(Archive):
         super().__init__(path)
         torch = _torch()
         with reading(self.path, self.format):
-            state = _unwrap(torch.load(self.path, map_location="cpu", weights_only=True))
-            self._tensors = {
-                str(name).removeprefix("module."): x
-                for name, x in state.items()
-                if isinstance(x, torch.Tensor)
-            }
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            if not isinstance(state, Mapping):
+                raise UserError(f"expected a state dict, found {type(state).__name__}")
+            self._tensors = dict(_tensors(state, torch.Tensor))
             self.specs = {
                 name: Spec(tuple(x.shape), to_numpy(x[:0] if x.ndim else x).dtype)
                 for name, x in self._tensors.items()
@@ -35,13 +30,13 @@ class Torch(Archive):
         return to_numpy(self._tensors[name])
 
 
-def _unwrap(state: Any) -> Mapping[str, Any]:
-    for name in _WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
-            return _unwrap(state[name])
-    if not isinstance(state, Mapping):
-        raise UserError(f"expected a state dict, found {type(state).__name__}")
-    return state
+def _tensors(state: Mapping[Any, Any], tensor: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every tensor of nested dicts, by '.'-joined name."""
+    for name, x in state.items():
+        if isinstance(x, tensor):
+            yield f"{prefix}{name}", x
+        elif isinstance(x, Mapping):
+            yield from _tensors(x, tensor, f"{prefix}{name}.")
 
 
 def write_torch(path: str | os.PathLike, tensors: Mapping[str, Any]) -> None:

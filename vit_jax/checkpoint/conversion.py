@@ -6,31 +6,33 @@ byte is written, and on the real ones.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vit_jax import __version__
-from vit_jax.checkpoint import describe, hf_dir, recorded, zoo
-from vit_jax.checkpoint.files.archive import Edited, replacing_directory
-from vit_jax.checkpoint.files.formats import write_npz, write_orbax, write_safetensors, write_torch
-from vit_jax.checkpoint.planning import POSEMB, Plan, planned
-from vit_jax.checkpoint.source import Source, Tensors, open_source, specs_of
-from vit_jax.checkpoint.tables import big_vision, released
-from vit_jax.checkpoint.timm_file import timm_description
-from vit_jax.checkpoint.torch_names import exported
+from vit_jax.checkpoint import edits, facts, hf_dir, names, recorded
+from vit_jax.checkpoint.beside import timm_description
+from vit_jax.checkpoint.facts import Model
+from vit_jax.checkpoint.files.archive import replacing_directory
+from vit_jax.checkpoint.files.formats import (
+    write_npz,
+    write_orbax,
+    write_safetensors,
+    write_torch,
+)
+from vit_jax.checkpoint.names import LINEN, OFFICIAL, Tensors
+from vit_jax.checkpoint.source import Source, open_source, specs_of
 from vit_jax.errors import UserError
-from vit_jax.families.registry import is_google
-from vit_jax.families.resize import Grid
-from vit_jax.families.rules import Exported
-from vit_jax.variables import is_statistic
+from vit_jax.families.family import Edit, HuggingFace, Size
+from vit_jax.families.registry import families, get
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +75,12 @@ def convert(
     *,
     to: str,
     model: Any = None,
-    image_size: Grid | None = None,
-    resize_method: str = "official",
+    image_size: Size | None = None,
+    resize_method: str | None = None,
     num_classes: int | None = None,
     drop_pre_logits: bool = False,
     dtype: str | None = None,
+    part: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Converts a checkpoint; holds a few tensors in memory at a time.
@@ -86,53 +89,144 @@ def convert(
       src: As for `open_source`: a file or directory of any readable format.
       dst: Replaced as a whole, or left as it was. A directory for 'orbax' and 'hf', else a file;
         timm's is safetensors unless it is called `.pth` or `.bin`.
-      to: 'official', 'big_vision', 'orbax', 'timm' or 'hf'.
+      to: 'official', 'big_vision', 'orbax', 'timm', 'hf', or another layout of the family.
       model: Name or config of the model in `src`, where the file does not tell.
-      image_size: (height, width) in pixels for which position embeddings are resized.
-      resize_method: 'official' or 'timm', as `resize_posembed`.
+      image_size: (height, width) in pixels for which the weights are resized.
+      resize_method: 'official', 'timm' or another of `resize_posembed`; None resizes as the
+        family's own code does.
       num_classes: A new head of zeros in the place of the file's; 0 for none.
       drop_pre_logits: Whether to drop `pre_logits`, and with it the head that reads it.
       dtype: 'float32', 'float16' or 'bfloat16'; by default as stored.
+      part: As for `open_source`.
       progress: Called with (bytes written, bytes in all) after every tensor.
 
     Raises:
       UserError: if the source is unreadable, cannot be held by the target, or nothing can be
         written to `dst`.
     """
-    if to not in TARGETS:
-        raise UserError(f"unknown format {to!r}; known: {', '.join(TARGETS)}")
-    with open_source(src, model, image_size) as source:
-        plan = planned(source, image_size, resize_method, num_classes, drop_pre_logits, dtype)
-        name_tensors, write = _target(to, plan)
-        export = name_tensors(plan)
+    target = _target(to)
+    with open_source(src, model, image_size, part=part) as source:
+        plan = _planned(source, image_size, resize_method, num_classes, drop_pre_logits, dtype)
+        layout = _layout(to, target, plan)
+        _prepare(plan, layout)
+        export = functools.partial(names.exported, config=plan.config, layout=layout)
         tensors = _Watched(lambda file: export(plan.linen(file)), source, progress)
 
         def metadata(sha256: str) -> dict[str, str]:
             record = _record(source, to, plan.steps, sha256)
             return {
-                recorded.OURS: json.dumps(plan.described()),
-                recorded.HISTORY: json.dumps([*recorded.history(source), record]),
+                recorded.OURS: json.dumps(plan.model.metadata()),
+                recorded.HISTORY: json.dumps([*source.facts.history, record]),
             }
 
         with _Hashing(source.archive.path, metadata) as hashing:
-            write(pathlib.Path(dst), tensors, hashing, plan)
+            target.write(pathlib.Path(dst), tensors, hashing, plan)
             sha256 = hashing.sha256()
         return Conversion(
             src=str(src),
             dst=str(dst),
-            source_format=source.format,
-            source_layout=source.layout,
+            source_format=source.facts.format,
+            source_layout=source.facts.layout,
             to=to,
-            model=plan.name,
+            model=plan.model.name,
             num_tensors=len(tensors.specs),
-            num_params=sum(math.prod(s) for n, s in plan.shapes.items() if not is_statistic(n)),
+            num_params=facts.count(plan.specs, plan.config),
             steps=tuple(plan.steps),
-            skipped=tuple(source.skipped),
+            skipped=source.facts.skipped,
             dropped=tuple(plan.dropped),
             not_finite=tensors.not_finite,
-            notes=tuple(source.notes),
+            notes=(*source.facts.notes, *plan.notes),
             source_sha256=sha256,
         )
+
+
+class _Plan:
+    """What becomes of a source: edits of its tensors (our names), and words for each."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.config = dict(source.facts.require_model())
+        self.specs = dict(source.facts.tensors)
+        self.size = source.facts.image_size
+        self.edits: list[Edit] = []
+        self.steps = list(source.facts.steps)
+        self.dropped: list[str] = []
+        self.notes: list[str] = []
+
+    def linen(self, file: Tensors) -> Tensors:
+        """The new tensors by our names, lazily, from the file's."""
+        ours = self.source.to_linen(file)
+        return functools.reduce(lambda x, edit: names.applied(edit, x), self.edits, ours)
+
+    def edit(self, edit: Edit | None) -> None:
+        """Adds an edit, if there is one."""
+        if edit is None:
+            return
+        self.edits.append(edit)
+        self.steps.append(edit.step)
+        self.dropped += edit.dropped
+        self.config |= edit.config
+        self.specs = specs_of(self.linen, self.source.view.specs)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: spec.shape for name, spec in self.specs.items()}
+
+    @property
+    def image_size(self) -> Size:
+        """(height, width) in pixels that the tensors are for."""
+        if self.size is None:
+            raise UserError(
+                "the grid of patches is neither square nor recorded; give the image size"
+            )
+        return self.size
+
+    @property
+    def model(self) -> Model:
+        """What must be known of the new file's model."""
+        known = dataclasses.replace(
+            self.source.facts,
+            config=self.config,
+            num_classes=names.num_classes_of(self.shapes),
+            image_size=self.size,
+        )
+        return known.model()
+
+
+def _planned(
+    source: Source,
+    image_size: Size | None,
+    resize_method: str | None,
+    num_classes: int | None,
+    drop_pre_logits: bool,
+    dtype: str | None,
+) -> _Plan:
+    plan = _Plan(source)
+    if drop_pre_logits:
+        plan.edit(edits.without_pre_logits(plan.shapes))
+    if num_classes is not None:
+        stored = next(iter(plan.specs.values())).dtype
+        size = plan.size
+        plan.edit(edits.with_head(plan.config, plan.shapes, num_classes, size, stored))
+    if image_size is not None:
+        old = plan.size
+        plan.edit(edits.resized(plan.config, plan.shapes, old, image_size, resize_method))
+        plan.size = edits.covered(plan.config, image_size)
+    if dtype is not None:
+        plan.edit(edits.cast(plan.shapes, dtype))
+    return plan
+
+
+def _prepare(plan: _Plan, layout: str) -> None:
+    """The edit that the target's layout asks for."""
+    before_writing = names.layout_of(plan.config, layout).before_writing
+    if before_writing is None:
+        return
+    edit = before_writing(plan.config, plan.linen(plan.source.view), plan.size)
+    if edit is not None and not (edit.changed or edit.dropped or edit.added):
+        plan.steps.append(edit.step)
+    else:
+        plan.edit(edit)
 
 
 def _count_not_finite(x: np.ndarray) -> int:
@@ -172,53 +266,6 @@ class _Watched(Mapping[str, np.ndarray]):
         return len(self.specs)
 
 
-def _official_names(plan: Plan) -> Callable[[Tensors], Tensors]:
-    if plan.config.get("classifier") == "map":
-        raise UserError(
-            "the official models have no attention-pooling head; use big_vision or timm"
-        )
-    if not is_google(plan.config):
-        return _linen_names(plan)  # which has one spelling only
-    rows = released.writing(plan.shapes)
-    return lambda linen: Exported(rows, linen)
-
-
-def _big_vision_names(plan: Plan) -> Callable[[Tensors], Tensors]:
-    rows = big_vision.writing(plan.shapes)
-    if describe.has_class_token(plan.config):
-        _settle_class_position(plan)
-    return lambda linen: Exported(rows, linen)
-
-
-def _settle_class_position(plan: Plan) -> None:
-    """Current big_vision adds no position to the class token."""
-    position = plan.linen(plan.source.view)[POSEMB][:, :1]
-    if position.any() and plan.size is not None and plan.size[0] == plan.size[1]:
-        plan.steps.append(
-            "the class token keeps its own position, which big_vision folds into `cls` on loading"
-        )
-        return
-    if position.any():
-        step = "the class token's position folded into `cls`"
-    else:
-        step = "the class token's position, zero, left out"
-        position = None  # adding it would turn -0.0 into 0.0
-
-    def fold(cls: np.ndarray) -> np.ndarray:
-        return cls if position is None else cls + position
-
-    changed = {POSEMB: lambda p: p[:, 1:], "cls": fold}
-    plan.edit(step, lambda x: Edited(x, changed=changed))
-
-
-def _torch_names(layout: str) -> Callable[["Plan"], Callable[[Tensors], Tensors]]:
-    return lambda plan: lambda linen: exported(linen, plan.config, layout)
-
-
-def _linen_names(_: Plan) -> Callable[[Tensors], Tensors]:
-    return lambda linen: linen
-
-
 class _Hashing:
     """The metadata of a conversion, while a thread takes the hash of the source. A context manager.
 
@@ -247,27 +294,28 @@ class _Hashing:
         return self._metadata(self.sha256())
 
 
-def _write_orbax(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, _: Plan) -> None:
+def _write_orbax(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, _: _Plan) -> None:
     write_orbax(dst, tensors, hashing.final())
 
 
-def _write_npz(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: Plan) -> None:
+def _write_npz(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
     metadata = hashing.final()
     fitting = recorded.fitting_npz(metadata)
     if fitting != metadata:
-        plan.source.notes.append("the class names are left out: an npz file has no room for them")
+        plan.notes.append("the class names are left out: an npz file has no room for them")
     write_npz(dst, tensors, fitting)
 
 
-def _write_timm(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: Plan) -> None:
+def _write_timm(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
     if dst.suffix in (".pth", ".bin"):
         write_torch(dst, dict(tensors))
         return
+    model = plan.model
     described = timm_description(
         plan.config,
-        num_classes=plan.num_classes,
+        num_classes=model.num_classes,
         image_size=plan.image_size,
-        preprocess=plan.preprocess,
+        preprocess=model.preprocess,
     )
     fields = {"format": "pt", recorded.TIMM: json.dumps(described)}
     _write_hashed(dst, tensors, hashing, fields)
@@ -285,21 +333,30 @@ def _write_hashed(
     )
 
 
-def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: Plan) -> None:
+def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
     """A whole directory takes the place of `dst`, which must be one of ours or absent."""
     if dst.exists() and not (dst / hf_dir.CONFIG).exists():
         raise UserError(f"{str(dst)!r} exists and is no Hugging Face directory; it is left alone")
+    layout = names.layout_of(plan.config, "hf")
+    build: HuggingFace = layout.build
     dtypes = {spec.dtype.name for spec in tensors.specs.values()}
+    model = plan.model
     config = hf_dir.config_json(
         plan.config,
+        build,
         image_size=plan.image_size,
-        num_classes=plan.num_classes,
-        class_names=plan.class_names,
+        num_classes=model.num_classes,
+        class_names=model.class_names,
         dtype=dtypes.pop() if len(dtypes) == 1 else "float32",
     )
+    if build.eps or build.activations(plan.config):  # what config.json cannot say
+        plan.notes += [
+            f"transformers computes with another {d.what}: {d.shipped}, not {d.ours}"
+            for d in layout.differences(plan.config)
+        ]
     files = {
         hf_dir.CONFIG: config,
-        hf_dir.PREPROCESSOR: hf_dir.preprocessor_json(plan.preprocess, plan.image_size),
+        hf_dir.PREPROCESSOR: hf_dir.preprocessor_json(model.preprocess, plan.image_size),
     }
     with replacing_directory(dst) as folder:
         for name, fields in files.items():
@@ -307,7 +364,7 @@ def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: Pla
         _write_hashed(folder / hf_dir.WEIGHTS, tensors, hashing, {"format": "pt"})
 
 
-def _write_state_dict(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: Plan) -> None:
+def _write_state_dict(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
     """A library's names in a file, without what else that library keeps beside its weights."""
     if dst.suffix in (".pth", ".bin"):
         write_torch(dst, dict(tensors))
@@ -315,31 +372,51 @@ def _write_state_dict(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, p
         _write_hashed(dst, tensors, hashing, {"format": "pt"})
 
 
-# Target -> what it calls the tensors (and whether it can hold them), and what writes them.
-_TARGETS = {
-    "official": (_official_names, _write_npz),
-    "big_vision": (_big_vision_names, _write_npz),
-    "orbax": (_linen_names, _write_orbax),
-    "timm": (_torch_names("timm"), _write_timm),
-    "hf": (_torch_names("hf"), _write_hf),
+class Target(NamedTuple):
+    """A format to convert to.
+
+    Attributes:
+      suffixes: How its files are called; () for a directory.
+      write: What writes them.
+      layout: Whose names they have; None for that of the target's own name.
+    """
+
+    suffixes: tuple[str, ...]
+    write: Callable[[pathlib.Path, _Watched, _Hashing, _Plan], None]
+    layout: str | None = None
+
+
+_STATE_DICT = (".safetensors", ".pth", ".bin")
+_KNOWN = {
+    "official": Target((".npz",), _write_npz, OFFICIAL),
+    "big_vision": Target((".npz",), _write_npz),
+    "orbax": Target((), _write_orbax, LINEN),
+    "timm": Target(_STATE_DICT, _write_timm),
+    "hf": Target((), _write_hf),
 }
-# Layouts of families that timm does not have: a file in the names of the library that has them.
-_LIBRARIES = ("torch", "tlt", "vit_pytorch")
-TARGETS = (*_TARGETS, *_LIBRARIES)
 
 
-def _target(to: str, plan: Plan) -> tuple[Any, Any]:
-    """The row of a target; UserError where the model's family does not go there."""
-    if is_google(plan.config):
-        if to in _LIBRARIES:
-            raise UserError(f"{plan.name} has no layout {to!r}; use timm, hf or official")
-        return _TARGETS[to]
-    layouts = zoo.names_of(plan.config).layouts
-    if to not in ("official", "orbax", *layouts):
-        raise UserError(f"{plan.name} has no layout {to!r}; it has {', '.join(layouts)}, official")
-    if to in ("hf", *_LIBRARIES):
-        return _torch_names(to), _write_state_dict
-    return (_torch_names(to), _write_npz) if to == "big_vision" else _TARGETS[to]
+@functools.cache
+def targets() -> dict[str, Target]:
+    """Every target by name: those above, and the layouts of other libraries."""
+    others = {layout for family in families().values() for layout in family.layouts} - {*_KNOWN}
+    return _KNOWN | {name: Target(_STATE_DICT, _write_state_dict) for name in sorted(others)}
+
+
+def _target(to: str) -> Target:
+    if to not in targets():
+        raise UserError(f"unknown format {to!r}; known: {', '.join(targets())}")
+    return targets()[to]
+
+
+def _layout(to: str, target: Target, plan: _Plan) -> str:
+    """The layout of a target; UserError where the model's family does not go there."""
+    layout = target.layout or to
+    own = get(plan.config).layouts
+    if layout not in (*own, OFFICIAL, LINEN):
+        known = ", ".join(dict.fromkeys([*own, OFFICIAL]))
+        raise UserError(f"{plan.model.name} has no layout {to!r}; it has {known}")
+    return layout
 
 
 def _record(source: Source, to: str, steps: list[str], sha256: str) -> dict[str, Any]:
@@ -348,8 +425,8 @@ def _record(source: Source, to: str, steps: list[str], sha256: str) -> dict[str,
         "source": {
             "file": source.archive.path.name,
             "sha256": sha256,
-            "format": source.format,
-            "layout": source.layout,
+            "format": source.facts.format,
+            "layout": source.facts.layout,
         },
         "to": to,
         "steps": steps,

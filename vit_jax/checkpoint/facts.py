@@ -1,0 +1,314 @@
+"""What is known of a checkpoint, found once, when it is opened.
+
+What decides which model it holds, in this order: the model that the caller names, what the file
+records, and the registered models whose names and shapes fit. Where several fit and would give
+different numbers, none is taken: `Facts.candidates` lists them, and whatever needs the model is a
+UserError that says what differs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.checkpoint import names, recognise, recorded
+from vit_jax.checkpoint.files.archive import Spec
+from vit_jax.checkpoint.recognise import Candidate
+from vit_jax.checkpoint.recorded import Recorded
+from vit_jax.class_names import class_names as known_class_names
+from vit_jax.errors import UserError
+from vit_jax.families import released
+from vit_jax.families.family import Shapes, Size
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import ModelSpec, config_of, get, registered, resolve
+from vit_jax.families.resize import Grid
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What must be known of a model to use its weights.
+
+    Attributes:
+      name: Registered, or as it was recorded.
+      config: Constructor fields.
+      num_classes: Outputs of its head; 0 for none.
+      image_size: (height, width) in pixels; None where nothing tells it.
+      preprocess: How it wants its images.
+      class_names: In the order of the logits; None where nobody knows them.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    num_classes: int
+    image_size: Size | None
+    preprocess: Preprocess
+    class_names: list[str] | None
+
+    def metadata(self) -> dict[str, Any]:
+        """In the words of our own metadata, which `recorded.read` understands."""
+        return recorded.described(
+            self.name, self.config, self.preprocess, self.class_names, self.image_size
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a checkpoint.
+
+    Attributes:
+      path: As given.
+      format: 'npz', 'safetensors', 'torch', 'flax', 'orbax' or 'hf'.
+      layout: Whose names it has: 'linen', 'released', 'big_vision', 'timm', 'hf', …
+      models: Registered models that it can hold; empty for a size of its own.
+      candidates: All models that fit where they would give different numbers; else empty.
+      undecided: Why there is no model, in words; '' where there is one.
+      ambiguous: What the file leaves open, in words.
+      name: What the model is called; '' without one.
+      config: Constructor fields; None without a model.
+      num_params: Numbers held in parameters.
+      dtypes: dtype -> number of tensors.
+      grid: (rows, columns) of patches; None where it is neither square nor recorded.
+      image_size: (height, width) in pixels that the tensors are for, as far as they tell.
+      num_classes: 0 means that there is no head.
+      preprocess: As recorded in the file, else the model's own; None without a model.
+      class_names: As recorded in the file; None if they are not.
+      history: The conversions that it has been through, oldest first.
+      notes: What a reader should know.
+      steps: What is done beyond renaming when it is read, in words.
+      skipped: Tensors that are no parameters, such as an optimizer's.
+      needs_size: Whether the image size must be given, because positions are computed for it.
+      tensors: Shape and dtype of every parameter by our names.
+      metadata: Text stored beside the tensors.
+      head_is_zero: Whether every number of the head is zero; None without a head, and where nobody
+        looked: see `identify`.
+    """
+
+    path: str
+    format: str
+    layout: str
+    models: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    undecided: str
+    ambiguous: tuple[str, ...]
+    name: str
+    config: dict[str, Any] | None
+    num_params: int
+    dtypes: dict[str, int]
+    grid: Grid | None
+    image_size: Size | None
+    num_classes: int
+    preprocess: Preprocess | None
+    class_names: list[str] | None
+    history: list[dict[str, Any]]
+    notes: tuple[str, ...]
+    steps: tuple[str, ...]
+    skipped: tuple[str, ...]
+    needs_size: bool
+    tensors: dict[str, Spec]
+    metadata: dict[str, str]
+    head_is_zero: bool | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter by our names."""
+        return {name: spec.shape for name, spec in self.tensors.items()}
+
+    def require_model(self) -> dict[str, Any]:
+        """The config, complete; UserError where it is not known, or several models fit."""
+        if self.config is None:
+            raise UserError(f"{self.path!r}: {self.undecided}")
+        if not recognise.heads_known(self.config):
+            raise UserError(
+                f"{self.path!r} is no registered model, and nothing in it tells its number of "
+                "attention heads; name the model"
+            )
+        if self.needs_size:
+            raise UserError(
+                f"{self.path!r} holds no position embeddings: its model computes them (sincos2d), "
+                "and only the image size tells how many; give it"
+            )
+        return self.config
+
+    def model(self) -> Model:
+        """What must be known to use the weights; UserError as `require_model`."""
+        config = self.require_model()
+        preprocess = self.preprocess or Preprocess()
+        if self.image_size is not None:
+            preprocess = dataclasses.replace(preprocess, size=max(self.image_size))
+        found = self.class_names
+        if found is None or len(found) != self.num_classes:
+            found = known_class_names(self.num_classes)
+        return Model(self.name, config, self.num_classes, self.image_size, preprocess, found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        fields = dict(vars(self))
+        fields["preprocess"] = self.preprocess and self.preprocess.to_dict()
+        fields["candidates"] = [c.described() for c in self.candidates]
+        fields["tensors"] = {
+            name: {"shape": list(spec.shape), "dtype": spec.dtype.name}
+            for name, spec in self.tensors.items()
+        }
+        return fields
+
+
+@dataclasses.dataclass
+class Decision:
+    """Which model a file holds.
+
+    Attributes:
+      chosen: The model; None where none or several fit.
+      spec: The registered model that says how images are prepared, if there is one.
+      candidates: All that fit, where they differ.
+      notes: What was decided between what.
+      why_not: Why nothing was chosen.
+    """
+
+    chosen: Candidate | None = None
+    spec: ModelSpec | None = None
+    candidates: tuple[Candidate, ...] = ()
+    notes: list[str] = dataclasses.field(default_factory=list)
+    why_not: str = ""
+
+
+def decide(
+    path: str, shapes: Shapes, found: Recorded, model: Any, image_size: Size | None
+) -> Decision:
+    """Which model the tensors are of.
+
+    Args:
+      path: For messages.
+      shapes: By the file's names, without a trainer's prefixes.
+      found: What the file records.
+      model: What the caller names: a registered name or a config; None for nothing.
+      image_size: (height, width) in pixels, given or recorded.
+
+    Raises:
+      UserError: where the named or the recorded model has other tensors.
+    """
+    if model is not None:
+        return _named(path, shapes, found, model, image_size)
+    if found.config is not None:
+        return _recorded(path, shapes, found, image_size)
+    fitting = recognise.of_tensors(shapes, image_size, family=found.family)
+    if found.candidates:
+        fitting = [c for c in fitting if c.name in found.candidates] or fitting
+    fitting = [_with_recorded_heads(path, c, found) for c in fitting]
+    return _one_of(fitting, found) if fitting else Decision(why_not=_why_none(shapes, found))
+
+
+def _named(
+    path: str, shapes: Shapes, found: Recorded, model: Any, image_size: Size | None
+) -> Decision:
+    config = config_of(model)
+    called = f"a {model}" if isinstance(model, str) else "this model"
+    chosen = _as_model(f"{path!r} does not hold {called}", shapes, config, image_size)
+    spec = model if isinstance(model, ModelSpec) else None
+    if isinstance(model, str):
+        spec = resolve(model)
+    decision = Decision(chosen, spec or _spec(chosen))
+    if found.config is not None and get(found.config) is not get(config):
+        decision.notes.append(
+            f"{found.by} says that this is a {get(found.config).title}; it is read as {called}"
+        )
+    return decision
+
+
+def _recorded(path: str, shapes: Shapes, found: Recorded, image_size: Size | None) -> Decision:
+    assert found.config is not None
+    title = found.name or get(found.config).title
+    about = (
+        f"{path!r}: {found.by} says that it holds {title}, but its tensors do not fit. Name the "
+        "model that it should be to read it all the same"
+    )
+    chosen = _as_model(about, shapes, found.config, image_size)
+    named = registered().get(found.name or "")
+    return Decision(chosen, named or _spec(chosen))
+
+
+def _as_model(about: str, shapes: Shapes, config: Any, image_size: Size | None) -> Candidate:
+    try:
+        return recognise.of_model(config, shapes, image_size)
+    except UserError as error:
+        raise UserError(f"{about}: {error}") from None
+
+
+def _spec(chosen: Candidate) -> ModelSpec | None:
+    return registered()[chosen.name] if chosen.name else None
+
+
+def _with_recorded_heads(path: str, candidate: Candidate, found: Recorded) -> Candidate:
+    """The candidate with the number of attention heads that the file records, if it must tell."""
+    if found.num_heads is None or recognise.heads_known(candidate.config):
+        return candidate
+    width = candidate.config["hidden_size"]
+    if found.num_heads < 1 or width % found.num_heads:
+        raise UserError(
+            f"{path!r} records {found.num_heads} attention heads, which do not divide its width "
+            f"{width}"
+        )
+    config = recognise.with_heads(candidate.config, found.num_heads)
+    return dataclasses.replace(candidate, config=config)
+
+
+def _one_of(fitting: list[Candidate], found: Recorded) -> Decision:
+    first = fitting[0]
+    # A recorded preprocessing leaves only what is computed to tell candidates apart.
+    told = found.preprocess is not None
+    kinds = {c.numerics[:1] if told else c.numerics for c in fitting}
+    if len(kinds) > 1:
+        lines = "\n".join(f"  --model {c.name}: {c.described()}" for c in fitting)
+        return Decision(
+            candidates=tuple(fitting),
+            why_not=(
+                "its tensors fit several models, which compute different numbers, and nothing in "
+                f"it says which it is; name the model:\n{lines}"
+            ),
+        )
+    decision = Decision(first, _spec(first))
+    others = [str(c.name) for c in fitting[1:]]
+    if others:
+        decision.notes.append(
+            f"taken for {first.name}; the tensors fit {', '.join(others)} too, which compute the "
+            "same"
+        )
+    return decision
+
+
+def _why_none(shapes: Shapes, found: Recorded) -> str:
+    said = f"{found.by} says that it is a {found.family}; " if found.family else ""
+    return (
+        f"it holds the parameters of no registered model. {said}{recognise.why_none(shapes)}. Name "
+        "the model that it should be to see where they differ; `vit-jax models` lists the names"
+    )
+
+
+def layout_name(layout: str, shapes: Shapes) -> str:
+    """What to call the layout of a file: 'released' for the old spelling of our own."""
+    if layout in (names.LINEN, names.OFFICIAL):
+        return "released" if released.is_old(shapes) else names.LINEN
+    return layout
+
+
+def grid_of(candidate: Candidate, image_size: Size | None) -> Grid | None:
+    """(rows, columns) of patches: by the image size; None without one, or without one grid."""
+    stride = get(candidate.config).stride
+    if stride is None or image_size is None:
+        return None
+    height, width = stride(candidate.config)
+    return image_size[0] // height, image_size[1] // width
+
+
+def image_size_of(candidate: Candidate, recorded_size: Size | None) -> Size | None:
+    """(height, width) in pixels: as recorded where the tensors fit it, else as they tell."""
+    if recorded_size is not None:
+        fits = not names.differences(candidate.config, candidate.shapes, recorded_size)
+        if fits:
+            return recorded_size
+    return candidate.image_size
+
+
+def count(tensors: Mapping[str, Spec], config: Mapping[str, Any] | None) -> int:
+    """Numbers in parameters, running statistics left out."""
+    statistics = names.statistics(config) if config is not None else ()
+    return sum(math.prod(s.shape) for n, s in tensors.items() if n not in statistics)

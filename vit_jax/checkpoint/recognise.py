@@ -1,0 +1,343 @@
+"""Which models a file's tensors can be of, and how they become ours.
+
+Models are found by a fingerprint of the names, see `families.fingerprints`; their shapes are
+checked afterwards. Nothing is guessed here: all that fit are returned.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vit_jax.checkpoint import names
+from vit_jax.checkpoint.files.archive import Renamed
+from vit_jax.checkpoint.names import LINEN, OFFICIAL, Tensors
+from vit_jax.errors import UserError
+from vit_jax.families import fingerprints, released, sizes
+from vit_jax.families.family import Config, Shapes, Size
+from vit_jax.families.fingerprints import fingerprint
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import comparable, families, family_of, get, registered
+from vit_jax.families.rules import names_differ
+
+# What tensors with the right names and shapes of too few axes, or of contradicting sizes, raise.
+_NOT_THESE_SHAPES = (UserError, KeyError, IndexError, ValueError, ZeroDivisionError)
+# Where the image size is not known, and decides only how many positions are computed.
+_ANY_SIZE = (224, 224)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A model that the tensors of a file can be of.
+
+    Attributes:
+      name: Registered; None for a size that nobody registered.
+      config: Constructor fields; `num_heads` is None where nothing tells it.
+      layout: Whose names the file has: a layout of the family, 'linen' or 'official'.
+      shapes: Shapes of the tensors by our names.
+    """
+
+    name: str | None
+    config: dict[str, Any]
+    layout: str
+    shapes: Shapes
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How the registered model wants its images; the official way for others."""
+        return registered()[self.name].preprocess if self.name else Preprocess()
+
+    @property
+    def image_size(self) -> Size | None:
+        """(height, width) in pixels that the tensors are for, as far as they tell."""
+        return names.image_size_of(self.config, self.shapes)
+
+    @property
+    def numerics(self) -> tuple[Any, ...]:
+        """What decides the numbers that come out for the same tensors and the same picture."""
+        images = dataclasses.replace(self.preprocess, size=0)
+        return get(self.config).computes, images
+
+    def described(self) -> str:
+        """What tells it from the other candidates, in words."""
+        family, images = get(self.config), self.preprocess
+        mean = " ".join(f"{x:.4g}" for x in images.mean)
+        return (
+            f"{family.title}, {family.computes}; images: {images.resize}, {images.method}, crop "
+            f"{images.crop:.4g}, mean {mean}"
+        )
+
+
+def heads_known(config: Config) -> bool:
+    """Whether the number of attention heads is known, or the model has none to tell."""
+    transformer = config.get("transformer")
+    return transformer is None or transformer["num_heads"] is not None
+
+
+def with_heads(config: Config, num_heads: int | None) -> dict[str, Any]:
+    """The config with another number of attention heads."""
+    return {**config, "transformer": {**config["transformer"], "num_heads": num_heads}}
+
+
+def read(
+    theirs: Tensors, config: Config, layout: str, image_size: Size | None
+) -> tuple[Tensors, tuple[str, ...]]:
+    """A file's tensors under our names, lazily, and what is done beyond renaming, in words.
+
+    Args:
+      theirs: By the file's names.
+      config: Constructor fields; where the number of heads is None, only shapes can be asked for.
+      layout: Whose names they are.
+      image_size: (height, width) in pixels, for files whose positions are computed.
+    """
+    config = config if heads_known(config) else with_heads(config, 1)
+    spelled = Renamed(theirs, names.respelled(theirs, config, layout))
+    ours = names.imported(spelled, config, layout)
+    return names.completed(ours, config, layout, image_size or _ANY_SIZE)
+
+
+def of_tensors(
+    shapes: Shapes, image_size: Size | None = None, *, family: str | None = None
+) -> list[Candidate]:
+    """Every model that has tensors of these names and shapes, in the order of registration.
+
+    Args:
+      shapes: Shapes by the file's names, without a trainer's prefixes.
+      image_size: (height, width) in pixels, as far as it is known.
+      family: The only family to look at.
+    """
+    found = []
+    for entry in _entries(shapes):
+        if family in (None, entry.family):
+            found += _registered(entry, shapes, image_size)
+    return _at_own_size(found, image_size)
+
+
+def of_model(config: Config, shapes: Shapes, image_size: Size | None = None) -> Candidate:
+    """The file as one of this model.
+
+    Raises:
+      UserError: that says where names or shapes differ, if the tensors are not this model's.
+    """
+    family, layout = get(config), _matching_layout(shapes, config)
+    if family.infer is not None:
+        for entry in _entries(shapes):
+            if entry.family != family_of(config):
+                continue
+            inferred, ours = _inferred(entry, shapes, image_size)
+            fitted = family.fit(config, inferred) if inferred and family.fit else None
+            if fitted is not None:
+                return Candidate(_name(fitted), fitted, entry.layout, ours)
+            layout = entry.layout
+    ours = _shapes(read(_dummies(shapes), config, layout, image_size)[0])
+    names.check(config, ours, image_size)
+    return Candidate(_name(config), dict(config), layout, ours)
+
+
+def _name(config: Config) -> str | None:
+    name = config.get("model_name")
+    fitting = names.fitting_models(config)
+    return name if name in fitting else next(iter(fitting), None)
+
+
+def _entries(shapes: Shapes) -> Iterator[fingerprints.Entry]:
+    """The families and layouts whose names these are."""
+    index, seen = fingerprints.index(), set()
+
+    def found(spelled: Iterable[str], layout: str | None, only: str | None = None):
+        for entry in index.get(fingerprint(spelled), ()):
+            is_ours = entry.layout == LINEN
+            fits = is_ours == (layout is not None) and only in (None, entry.family)
+            entry = entry._replace(layout=layout or entry.layout)
+            key = (entry.family, LINEN if is_ours else entry.layout)
+            if fits and key not in seen:
+                seen.add(key)
+                yield entry
+
+    yield from found(_our_names(shapes), LINEN)
+    for name, family in families().items():
+        for layout, known in family.layouts.items():
+            if known.respell is not None:
+                spelled = known.respell(shapes)
+                for entry in index.get(fingerprint(spelled), ()):
+                    if entry[:2] == (name, layout) and (name, layout) not in seen:
+                        seen.add((name, layout))
+                        yield entry
+            elif known.reading is not None and layout != OFFICIAL:
+                yield from found(_completed_names(shapes, name, layout), layout, name)
+    yield from found(shapes, None)
+
+
+def _our_names(shapes: Shapes) -> list[str]:
+    """Our names in a file that the original code or ours wrote; [] for one that mixes spellings."""
+    if released.clash(shapes):
+        return []
+    return [r.ours[0] for r in released.reading(shapes)]
+
+
+def _completed_names(shapes: Shapes, family: str, layout: str) -> list[str]:
+    """Our names in a file of a layout that leaves some tensors out; [] if it is none."""
+    config = {"family": family}
+    known = families()[family].layouts[layout]
+    assert known.reading is not None
+    if released.clash(shapes) or len({r.ours for r in known.reading(shapes)}) != len(shapes):
+        return []
+    if not known.complete(shapes):
+        return []
+    ours = names.imported(_dummies(shapes), config, layout)
+    return list(names.completed(ours, config, layout, _ANY_SIZE)[0])
+
+
+def _registered(
+    entry: fingerprints.Entry, shapes: Shapes, image_size: Size | None
+) -> Iterator[Candidate]:
+    """The models of an entry that have these shapes, those of no registered size too."""
+    family = families()[entry.family]
+    if family.infer is not None and family.fit is not None:
+        inferred, ours = _inferred(entry, shapes, image_size)
+        if inferred is None or _is_doubtful(inferred, ours, image_size):
+            return
+        own = family.architectures.items()
+        fitted = [
+            (name, config)
+            for name, known in own
+            if known.alias_of is None and (config := family.fit(known.config, inferred))
+        ]
+        for name, config in fitted or [(None, inferred)]:
+            yield Candidate(name, config, entry.layout, ours)
+        return
+    for name in entry.models:
+        config = registered()[name].config.to_dict()
+        ours = _shapes_if_read(config, entry.layout, shapes)
+        if ours is None:
+            continue
+        same = fingerprints.body(family, config, ours) == sizes.recorded()[name].body
+        if same and not _is_doubtful(config, ours, image_size) and _has(config, ours, image_size):
+            yield Candidate(name, config, entry.layout, ours)
+
+
+def _inferred(
+    entry: fingerprints.Entry, shapes: Shapes, image_size: Size | None
+) -> tuple[dict[str, Any] | None, Shapes]:
+    """The config that the tensors tell, and their shapes; None where they contradict themselves."""
+    family = families()[entry.family]
+    assert family.infer is not None
+    known = family.layouts.get(entry.layout)
+    seed: dict[str, Any] = {"family": entry.family}
+    skeleton = known.skeleton if known is not None else None
+    if skeleton is not None:
+        seed |= skeleton(list(names.respelled(shapes, seed, entry.layout)))
+    ours: Shapes = {}
+    try:
+        ours = _shapes(read(_dummies(shapes), seed, entry.layout, image_size)[0])
+        config = family.infer(ours)
+        if not _has(config, ours, image_size):
+            return None, ours
+    except _NOT_THESE_SHAPES:
+        return None, ours
+    if skeleton is not None and config.get("transformer") is not None:
+        config = with_heads(config, None)
+    return config, ours
+
+
+def _shapes_if_read(config: Config, layout: str, shapes: Shapes) -> Shapes | None:
+    """Our shapes, or None where the names are not exactly the model's."""
+    known = names.layout_of(config, layout)
+    if known.reading is None:
+        wanted = {r.theirs for r in names.rows_for(shapes, config, layout)}
+        if names_differ(wanted, names.informative(shapes, config, layout)):
+            return None
+    try:
+        ours = _shapes(read(_dummies(shapes), config, layout, None)[0])
+        return None if names.differences(config, ours) else ours
+    except _NOT_THESE_SHAPES:
+        return None
+
+
+def _has(config: Config, shapes: Shapes, image_size: Size | None) -> bool:
+    """Whether the model has exactly these tensors."""
+    return not names.differences(config, shapes, image_size)
+
+
+def _is_doubtful(config: Config, shapes: Shapes, image_size: Size | None) -> bool:
+    """Whether the number of positions is a square's but for a few tokens that are no patches.
+
+    Such tensors are hardly those of a model that takes all of them for patches.
+    """
+    family = get(config)
+    if image_size is not None or family.num_patches is None:
+        return False
+    return names.is_almost_square(family.num_patches(config, shapes))
+
+
+def _at_own_size(found: list[Candidate], image_size: Size | None) -> list[Candidate]:
+    """Of one architecture that is registered at several image sizes, the one with the file's."""
+    kept: dict[Any, list[Candidate]] = {}
+    for candidate in found:
+        key = family_of(candidate.config), candidate.layout, repr(comparable(candidate.config))
+        kept.setdefault(key, []).append(candidate)
+    return [_closest_size(same, image_size) for same in kept.values()]
+
+
+def _closest_size(same: list[Candidate], image_size: Size | None) -> Candidate:
+    size = image_size or same[0].image_size
+    if size is None or len(same) == 1:
+        return same[0]
+    return min(same, key=lambda candidate: abs(candidate.preprocess.size - max(size)))
+
+
+def _matching_layout(shapes: Shapes, config: Config) -> str:
+    """The layout of the config's family with the most of these names."""
+    present = set(shapes)
+
+    def hits(layout: str) -> float:
+        wanted = set(names.spelled(config, layout))
+        return len(present & wanted) / max(len(present | wanted), 1)
+
+    return max(names.holding(config), key=hits)
+
+
+def why_none(shapes: Shapes) -> str:
+    """Why no model has these tensors: what differs from the model that is closest by its names."""
+    present = names.collapsed(shapes)
+
+    def alike(theirs: Iterable[str]) -> float:
+        wanted = names.collapsed(theirs)
+        return len(present & wanted) / len(present | wanted)
+
+    best = max(
+        (
+            (alike(spelled), name, layout)
+            for name, family in families().items()
+            for config in [next(iter(family.architectures.values())).config]
+            for layout, spelled in names.all_spelled({"family": name, **config})
+        ),
+        default=(0.0, "", ""),
+    )
+    share, family_name, layout = best
+    if share < 0.2:
+        return "its tensors have the names of no model here"
+    family = families()[family_name]
+    models = {n: {"family": family_name, **a.config} for n, a in family.architectures.items()}
+    counts = {n: len(set(shapes) & set(names.spelled(c, layout))) for n, c in models.items()}
+    name = max(counts, key=lambda n: (counts[n], -len(names.spelled(models[n], layout))))
+    differ = names_differ(
+        {r.theirs for r in names.rows_for(shapes, models[name], layout)},
+        names.informative(shapes, models[name], layout),
+    )
+    if differ:
+        return f"the closest model is {name} ({family.title}), layout {layout!r}: {differ}"
+    return (
+        f"its tensors have the names of {family.title}'s, layout {layout!r}, and the sizes of no "
+        "registered one"
+    )
+
+
+def _dummies(shapes: Shapes) -> dict[str, np.ndarray]:
+    """Tensors of these shapes that take no memory."""
+    return {n: np.broadcast_to(np.float32(0), s) for n, s in shapes.items()}
+
+
+def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {n: x.shape for n, x in tensors.items()}
