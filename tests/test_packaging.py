@@ -86,7 +86,7 @@ def test_an_installed_wheel_has_its_configs_and_data(wheel_python, tmp_path):
         "import vit_jax, vit_jax.configs\n"
         "from vit_jax.configs import models, common, vit\n"
         "from vit_jax.class_names import class_names\n"
-        "from vit_jax.models import sizes\n"
+        "from vit_jax.families import sizes\n"
         "print(vit_jax.__file__, vit_jax.configs.__file__, sep='\\n')\n"
         "print(vit.get_config('b16,cifar10').model.model_name, class_names(1000)[0], "
         "len(sizes.recorded()) >= 23, common.get_config().base_lr)",

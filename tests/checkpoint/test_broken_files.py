@@ -17,6 +17,7 @@ from recipes import GOLDEN
 from vit_jax import checkpoint
 from vit_jax.checkpoint.files.archive import replacing
 from vit_jax.checkpoint.files.formats import open_archive, write_npz, write_safetensors, write_torch
+from vit_jax.checkpoint.source import open_source
 from vit_jax.errors import UserError
 
 GOOD = (GOLDEN / "ckpt_testing_rep_linen.npz").read_bytes()
@@ -74,8 +75,23 @@ def test_torch_wrappers(tmp_path, wrapper):
     state = {"module.head.weight": torch.ones(2, 3)}
     content = {wrapper: state, "epoch": 3} if wrapper else state
     torch.save(content, tmp_path / "x.pth")
-    with open_archive(tmp_path / "x.pth") as archive:
-        assert list(archive) == ["head.weight"]
+    with open_source(tmp_path / "x.pth") as source:
+        assert list(source.view) == ["head.weight"]
+
+
+def test_of_several_sets_of_weights_one_must_be_named(tmp_path):
+    state = {"head.weight": torch.ones(2, 3), "head.bias": torch.zeros(2)}
+    averaged = {name: x + 1 for name, x in state.items()}
+    content = {"state_dict": state, "state_dict_ema": averaged, "optimizer": {"state": {0: state}}}
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="several sets of weights: 'state_dict', 'state_dict_ema'"):
+        open_source(tmp_path / "x.pth")
+    for part, first in (("state_dict", 1), ("state_dict_ema", 2)):
+        with open_source(tmp_path / "x.pth", part=part) as source:
+            assert set(source.view) == set(state)
+            assert source.view["head.weight"][0, 0] == first
+    with pytest.raises(UserError, match="no 'teacher'"):
+        open_source(tmp_path / "x.pth", part="teacher")
 
 
 def test_every_truncation_is_an_error(tmp_path):

@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_named():
         checkpoint.from_torch({n: x for n, x in state.items() if n != "head.bias"}, config)
     with pytest.raises(UserError, match="unexpected: reg_token"):
         checkpoint.from_torch(dict(state, reg_token=np.ones(3)), config)
-    with pytest.raises(UserError, match="unknown layout 'torchvision'"):
+    with pytest.raises(UserError, match="no layout 'torchvision'"):
         checkpoint.from_torch(state, config, layout="torchvision")
     with pytest.raises(UserError, match="Did you mean"):
         checkpoint.from_torch(state, "ViT-B16")

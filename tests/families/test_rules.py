@@ -16,7 +16,7 @@ QKV = rule("qkv.weight", ("q/kernel", "k/kernel", "v/kernel"), "(n heads d) c ->
 
 def test_tables_nest_like_modules():
     table = under("blocks.3", "block_3", under("attn", "mha", rule("w", ("a", "b"))))
-    row = ("blocks.3.attn.w", ("block_3/mha/a", "block_3/mha/b"), "... -> ...", ())
+    row = ("blocks.3.attn.w", ("block_3/mha/a", "block_3/mha/b"), "... -> ...", (), False)
     assert table == [row]
     assert under("x", "", rule("w", "a"))[0].ours == ("a",)
 

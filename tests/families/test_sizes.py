@@ -1,10 +1,13 @@
 """The recorded sizes against the code, and the code against published figures."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from vit_jax.families import sizes
+from vit_jax.evaluate.flops import count_macs
+from vit_jax.families import fingerprints, generate, sizes
 from vit_jax.families.registry import registered
 
 
@@ -14,7 +17,14 @@ def recorded():
 
 
 def test_every_registered_model_is_recorded(recorded):
-    assert list(recorded) == list(registered()), "run `python -m vit_jax.families.sizes`"
+    assert list(recorded) == list(registered()), "run `python -m vit_jax.families.generate`"
+
+
+def test_what_else_is_generated_is_up_to_date():
+    rows = json.loads(fingerprints.FILE.read_text())
+    assert rows == generate.fingerprint_rows(), "run `python -m vit_jax.families.generate`"
+    readme = generate.README.read_text()
+    assert readme == generate.with_table(readme), "run `python -m vit_jax.families.generate`"
 
 
 # One name for each config and image size: the other names repeat them.
@@ -25,7 +35,7 @@ _DISTINCT = {
 
 @pytest.mark.parametrize("name", _DISTINCT.values())
 def test_recorded_sizes_are_the_codes(recorded, name):
-    assert recorded[name] == sizes.measure(name), "run `python -m vit_jax.families.sizes`"
+    assert recorded[name] == generate.measure(name), "run `python -m vit_jax.families.generate`"
 
 
 def test_names_of_one_model_at_one_size_agree(recorded):
@@ -49,7 +59,7 @@ def test_published_figures(recorded, name, millions, gflops):
 
 
 def _macs(function, *shapes):
-    return sizes.count_macs(jax.make_jaxpr(function)(*(jnp.zeros(s) for s in shapes)).jaxpr)
+    return count_macs(jax.make_jaxpr(function)(*(jnp.zeros(s) for s in shapes)).jaxpr)
 
 
 def test_products_are_counted_by_hand():

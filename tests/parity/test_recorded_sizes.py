@@ -30,4 +30,5 @@ def test_recorded_sizes_are_timms(name):
         model(image)
     params = sum(p.numel() for p in model.parameters())
     # PyTorch counts a multiply-add twice.
-    assert sizes.recorded()[name] == sizes.Size(params, counter.get_total_flops() // 2)
+    recorded = sizes.recorded()[name]
+    assert (recorded.params, recorded.macs) == (params, counter.get_total_flops() // 2)

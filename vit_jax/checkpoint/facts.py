@@ -171,9 +171,7 @@ class Decision:
     why_not: str = ""
 
 
-def decide(
-    path: str, shapes: Shapes, found: Recorded, model: Any, image_size: Size | None
-) -> Decision:
+def decide(path: str, shapes: Shapes, found: Recorded, model: Any) -> Decision:
     """Which model the tensors are of.
 
     Args:
@@ -181,28 +179,25 @@ def decide(
       shapes: By the file's names, without a trainer's prefixes.
       found: What the file records.
       model: What the caller names: a registered name or a config; None for nothing.
-      image_size: (height, width) in pixels, given or recorded.
 
     Raises:
       UserError: where the named or the recorded model has other tensors.
     """
     if model is not None:
-        return _named(path, shapes, found, model, image_size)
+        return _named(path, shapes, found, model)
     if found.config is not None:
-        return _recorded(path, shapes, found, image_size)
-    fitting = recognise.of_tensors(shapes, image_size, family=found.family)
+        return _recorded(path, shapes, found)
+    fitting = recognise.of_tensors(shapes, found.image_size, family=found.family)
     if found.candidates:
         fitting = [c for c in fitting if c.name in found.candidates] or fitting
     fitting = [_with_recorded_heads(path, c, found) for c in fitting]
     return _one_of(fitting, found) if fitting else Decision(why_not=_why_none(shapes, found))
 
 
-def _named(
-    path: str, shapes: Shapes, found: Recorded, model: Any, image_size: Size | None
-) -> Decision:
+def _named(path: str, shapes: Shapes, found: Recorded, model: Any) -> Decision:
     config = config_of(model)
     called = f"a {model}" if isinstance(model, str) else "this model"
-    chosen = _as_model(f"{path!r} does not hold {called}", shapes, config, image_size)
+    chosen = _as_model(f"{path!r} does not hold {called}", shapes, config)
     spec = model if isinstance(model, ModelSpec) else None
     if isinstance(model, str):
         spec = resolve(model)
@@ -214,21 +209,21 @@ def _named(
     return decision
 
 
-def _recorded(path: str, shapes: Shapes, found: Recorded, image_size: Size | None) -> Decision:
+def _recorded(path: str, shapes: Shapes, found: Recorded) -> Decision:
     assert found.config is not None
     title = found.name or get(found.config).title
     about = (
         f"{path!r}: {found.by} says that it holds {title}, but its tensors do not fit. Name the "
         "model that it should be to read it all the same"
     )
-    chosen = _as_model(about, shapes, found.config, image_size)
+    chosen = _as_model(about, shapes, found.config)
     named = registered().get(found.name or "")
     return Decision(chosen, named or _spec(chosen))
 
 
-def _as_model(about: str, shapes: Shapes, config: Any, image_size: Size | None) -> Candidate:
+def _as_model(about: str, shapes: Shapes, config: Any) -> Candidate:
     try:
-        return recognise.of_model(config, shapes, image_size)
+        return recognise.of_model(config, shapes)
     except UserError as error:
         raise UserError(f"{about}: {error}") from None
 

@@ -48,7 +48,8 @@ def layout_of(config: Config, layout: str) -> Layout:
         return own[layout]
     if layout in (LINEN, OFFICIAL):
         return Layout(_own_names, reading=released.reading)
-    raise UserError(f"{called(config)} has no layout {layout!r}; it has {', '.join(own)}, official")
+    known = ", ".join(dict.fromkeys([*own, OFFICIAL]))
+    raise UserError(f"{called(config)} has no layout {layout!r}; it has {known}")
 
 
 def called(config: Config) -> str:
@@ -90,10 +91,12 @@ def _rows(config: Config, layout: str, *, head: bool) -> Table:
 def rows_for(theirs: Iterable[str], config: Config, layout: str) -> Table:
     """The table that reads a file of these names: without heads where it has none."""
     present = set(theirs)
+    headless = _rows(config, layout, head=False)
+    if present <= {r.theirs for r in headless}:  # a layout may hold the model without a head only
+        return headless
     rows = _rows(config, layout, head=True)
-    if any(r.theirs in present for r in rows if is_head(r.ours[0])):
-        return rows
-    return _rows(config, layout, head=False)
+    has_head = any(r.theirs in present for r in rows if is_head(r.ours[0]))
+    return rows if has_head else headless
 
 
 def informative(theirs: Iterable[str], config: Config, layout: str) -> set[str]:

@@ -98,23 +98,23 @@ def read(
 
 
 def of_tensors(
-    shapes: Shapes, image_size: Size | None = None, *, family: str | None = None
+    shapes: Shapes, size: Size | None = None, *, family: str | None = None
 ) -> list[Candidate]:
     """Every model that has tensors of these names and shapes, in the order of registration.
 
     Args:
       shapes: Shapes by the file's names, without a trainer's prefixes.
-      image_size: (height, width) in pixels, as far as it is known.
+      size: (height, width) in pixels that the file says it is for; None where it says nothing.
       family: The only family to look at.
     """
     found = []
     for entry in _entries(shapes):
         if family in (None, entry.family):
-            found += _registered(entry, shapes, image_size)
-    return _at_own_size(found, image_size)
+            found += _registered(entry, shapes, size)
+    return _at_own_size(found, size)
 
 
-def of_model(config: Config, shapes: Shapes, image_size: Size | None = None) -> Candidate:
+def of_model(config: Config, shapes: Shapes) -> Candidate:
     """The file as one of this model.
 
     Raises:
@@ -125,13 +125,13 @@ def of_model(config: Config, shapes: Shapes, image_size: Size | None = None) -> 
         for entry in _entries(shapes):
             if entry.family != family_of(config):
                 continue
-            inferred, ours = _inferred(entry, shapes, image_size)
+            inferred, ours = _inferred(entry, shapes)
             fitted = family.fit(config, inferred) if inferred and family.fit else None
             if fitted is not None:
                 return Candidate(_name(fitted), fitted, entry.layout, ours)
             layout = entry.layout
-    ours = _shapes(read(_dummies(shapes), config, layout, image_size)[0])
-    names.check(config, ours, image_size)
+    ours = _shapes(read(_dummies(shapes), config, layout, None)[0])
+    names.check(config, ours)
     return Candidate(_name(config), dict(config), layout, ours)
 
 
@@ -190,13 +190,13 @@ def _completed_names(shapes: Shapes, family: str, layout: str) -> list[str]:
 
 
 def _registered(
-    entry: fingerprints.Entry, shapes: Shapes, image_size: Size | None
+    entry: fingerprints.Entry, shapes: Shapes, size: Size | None
 ) -> Iterator[Candidate]:
     """The models of an entry that have these shapes, those of no registered size too."""
     family = families()[entry.family]
     if family.infer is not None and family.fit is not None:
-        inferred, ours = _inferred(entry, shapes, image_size)
-        if inferred is None or _is_doubtful(inferred, ours, image_size):
+        inferred, ours = _inferred(entry, shapes)
+        if inferred is None or _is_doubtful(inferred, entry.layout, ours, size):
             return
         own = family.architectures.items()
         fitted = [
@@ -212,14 +212,13 @@ def _registered(
         ours = _shapes_if_read(config, entry.layout, shapes)
         if ours is None:
             continue
-        same = fingerprints.body(family, config, ours) == sizes.recorded()[name].body
-        if same and not _is_doubtful(config, ours, image_size) and _has(config, ours, image_size):
+        if fingerprints.body(family, config, ours) != sizes.recorded()[name].body:
+            continue
+        if not _is_doubtful(config, entry.layout, ours, size):
             yield Candidate(name, config, entry.layout, ours)
 
 
-def _inferred(
-    entry: fingerprints.Entry, shapes: Shapes, image_size: Size | None
-) -> tuple[dict[str, Any] | None, Shapes]:
+def _inferred(entry: fingerprints.Entry, shapes: Shapes) -> tuple[dict[str, Any] | None, Shapes]:
     """The config that the tensors tell, and their shapes; None where they contradict themselves."""
     family = families()[entry.family]
     assert family.infer is not None
@@ -230,9 +229,9 @@ def _inferred(
         seed |= skeleton(list(names.respelled(shapes, seed, entry.layout)))
     ours: Shapes = {}
     try:
-        ours = _shapes(read(_dummies(shapes), seed, entry.layout, image_size)[0])
+        ours = _shapes(read(_dummies(shapes), seed, entry.layout, None)[0])
         config = family.infer(ours)
-        if not _has(config, ours, image_size):
+        if names.differences(config, ours):
             return None, ours
     except _NOT_THESE_SHAPES:
         return None, ours
@@ -255,33 +254,30 @@ def _shapes_if_read(config: Config, layout: str, shapes: Shapes) -> Shapes | Non
         return None
 
 
-def _has(config: Config, shapes: Shapes, image_size: Size | None) -> bool:
-    """Whether the model has exactly these tensors."""
-    return not names.differences(config, shapes, image_size)
-
-
-def _is_doubtful(config: Config, shapes: Shapes, image_size: Size | None) -> bool:
+def _is_doubtful(config: Config, layout: str, shapes: Shapes, size: Size | None) -> bool:
     """Whether the number of positions is a square's but for a few tokens that are no patches.
 
-    Such tensors are hardly those of a model that takes all of them for patches.
+    Tensors of another library are then hardly those of a model that takes all of them for patches:
+    it has many that differ in just that, and in the names of none of their tensors.
     """
     family = get(config)
-    if image_size is not None or family.num_patches is None:
+    ours = names.layout_of(config, layout).reading is not None
+    if ours or size is not None or family.num_patches is None:
         return False
     return names.is_almost_square(family.num_patches(config, shapes))
 
 
-def _at_own_size(found: list[Candidate], image_size: Size | None) -> list[Candidate]:
+def _at_own_size(found: list[Candidate], size: Size | None) -> list[Candidate]:
     """Of one architecture that is registered at several image sizes, the one with the file's."""
     kept: dict[Any, list[Candidate]] = {}
     for candidate in found:
         key = family_of(candidate.config), candidate.layout, repr(comparable(candidate.config))
         kept.setdefault(key, []).append(candidate)
-    return [_closest_size(same, image_size) for same in kept.values()]
+    return [_closest_size(same, size) for same in kept.values()]
 
 
-def _closest_size(same: list[Candidate], image_size: Size | None) -> Candidate:
-    size = image_size or same[0].image_size
+def _closest_size(same: list[Candidate], size: Size | None) -> Candidate:
+    size = size or same[0].image_size
     if size is None or len(same) == 1:
         return same[0]
     return min(same, key=lambda candidate: abs(candidate.preprocess.size - max(size)))
@@ -300,6 +296,8 @@ def _matching_layout(shapes: Shapes, config: Config) -> str:
 
 def why_none(shapes: Shapes) -> str:
     """Why no model has these tensors: what differs from the model that is closest by its names."""
+    if pair := released.clash(shapes):
+        return f"{pair[0]!r} and {pair[1]!r} mean the same parameter: the file mixes two spellings"
     present = names.collapsed(shapes)
 
     def alike(theirs: Iterable[str]) -> float:

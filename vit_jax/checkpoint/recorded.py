@@ -63,15 +63,21 @@ def read(archive: Archive, beside: Mapping[str, Any]) -> Recorded:
     Raises:
       UserError: for a config.json of a model that no family here is.
     """
+    found = read_beside(beside)
+    for key, reader in ((TIMM, _read_timm_metadata), (OURS, _read_ours), (HISTORY, _read_history)):
+        if key in archive.metadata:
+            _careful(archive.metadata[key], key, reader, found)
+    return found
+
+
+def read_beside(beside: Mapping[str, Any]) -> Recorded:
+    """What the JSON files beside the weights say; UserError as `read`."""
     found = Recorded()
     config = beside.get(hf_dir.CONFIG)
     if config is not None and "model_type" in config:
         _read_hugging_face(config, beside.get(hf_dir.PREPROCESSOR), found)
     elif config is not None:
-        _read_timm(config, found, "config.json")
-    for key, reader in ((TIMM, _read_timm_metadata), (OURS, _read_ours), (HISTORY, _read_history)):
-        if key in archive.metadata:
-            _careful(archive.metadata[key], key, reader, found)
+        _read_timm(config, found, hf_dir.CONFIG)
     return found
 
 

@@ -105,7 +105,8 @@ def open_source(
       path: A file or its address, a directory of Hugging Face, timm or Orbax, or the workdir of a
         run, of which the newest checkpoint is taken.
       model: Name or config of the model in it, where the file does not tell.
-      image_size: (height, width) in pixels, where the file does not tell.
+      image_size: (height, width) in pixels, needed only for files whose model computes its
+        positions.
       part: Which of several sets of weights is meant, by the name under which the file has it:
         `model` or `model_ema`.
 
@@ -136,7 +137,9 @@ def _located(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     """Where a directory's weights are, and the JSON objects beside them."""
     with reading(folder, "directory"):
         if (folder / hf_dir.CONFIG).exists():
-            return hf_dir.weights(folder), hf_dir.read(folder)
+            beside = hf_dir.read(folder)
+            recorded.read_beside(beside)  # an unknown model is said before missing weights
+            return hf_dir.weights(folder), beside
         if is_orbax(folder):
             return folder, {}
         if (step := newest_step(folder)) is not None:
@@ -164,33 +167,35 @@ def _parameters(archive: Archive, part: str | None) -> tuple[View, list[str]]:
 
 def _wrapper(archive: Archive, part: str | None) -> str:
     """What stands before the names of the weights that are meant, in PyTorch's files."""
-    prefix, known = "", list(archive)
+    prefix = ""
     while True:
-        inside = [n.removeprefix(prefix) for n in known if n.startswith(prefix)]
+        inside = [n.removeprefix(prefix) for n in archive if n.startswith(prefix)]
         first = {m[1] for n in inside if (m := _WRAPPER.match(n))}
         sets = [w for w in (*_PLAIN, *_AVERAGED) if w in first]
-        if not sets:
-            return prefix
-        bare = [n for n in inside if not _WRAPPER.match(n)]
         if part in sets:
             prefix, part = f"{prefix}{part}.", None
-        elif len(sets) == 1 and not _is_a_model(bare):
-            prefix += f"{sets[0]}."
-        elif len(sets) == 1:
-            raise _several(archive, prefix, ["", *sets])
-        else:
-            raise _several(archive, prefix, sets)
+            continue
+        if _is_a_model([n for n in inside if not _WRAPPER.match(n)]):
+            sets = ["", *sets] if sets else []
+        if part is not None and not sets:
+            raise UserError(f"{str(archive.path)!r} holds no weights {part!r}")
+        if len(sets) > 1:
+            raise _several(archive, prefix, sets, part)
+        if not sets:
+            return prefix
+        prefix += f"{sets[0]}."
 
 
 def _is_a_model(bare: list[str]) -> bool:
     return sum(n.endswith((".weight", ".bias")) for n in bare) > 1
 
 
-def _several(archive: Archive, prefix: str, sets: list[str]) -> UserError:
+def _several(archive: Archive, prefix: str, sets: list[str], part: str | None) -> UserError:
     called = ", ".join(repr(f"{prefix}{name}") if name else "one without a name" for name in sets)
+    asked = f", and no {part!r}" if part else ""
     return UserError(
-        f"{str(archive.path)!r} holds several sets of weights: {called}. Say which one is meant: "
-        f"--part {sets[-1]}"
+        f"{str(archive.path)!r} holds several sets of weights: {called}{asked}. Say which one is "
+        f"meant: --part {sets[-1]}"
     )
 
 
@@ -205,7 +210,7 @@ def _facts(
     is_directory: bool,
 ) -> Facts:
     shapes = {n: s.shape for n, s in view.specs.items()}
-    decision = facts.decide(path, shapes, found, model, image_size or found.image_size)
+    decision = facts.decide(path, shapes, found, model)
     chosen = decision.chosen
     common = {
         "path": path,
@@ -243,11 +248,7 @@ def _facts(
         )
     computed = names.layout_of(chosen.config, chosen.layout).computed(shapes)
     needs_size = computed and image_size is None
-    size = (
-        None
-        if needs_size
-        else facts.image_size_of(chosen, image_size if computed else found.image_size or image_size)
-    )
+    size = image_size if computed else facts.image_size_of(chosen, found.image_size)
     tensors = specs_of(
         lambda file: recognise.read(file, chosen.config, chosen.layout, image_size)[0], view.specs
     )

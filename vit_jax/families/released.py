@@ -11,7 +11,6 @@ Files of both spellings exist, so `reading` builds its table from the names foun
 import re
 from collections.abc import Iterable, Mapping
 
-from vit_jax.errors import UserError
 from vit_jax.families.rules import SAME, Rule, Table
 
 _RELEASED = {
@@ -26,20 +25,15 @@ _GROUP_NORM_PATTERN = "1 1 1 c -> c"
 
 
 def reading(shapes: Mapping[str, tuple[int, ...]]) -> Table:
-    """Table from a file's names, of either spelling, with their shapes to linen names.
-
-    Raises UserError when two names of the file mean the same parameter.
-    """
-    rows, found = [], {}
-    for name, shape in shapes.items():
-        ours = _respell(name, _LINEN)
-        if (other := found.setdefault(ours, name)) != name:
-            raise UserError(
-                f"{other!r} and {name!r} both mean {ours!r}; the file mixes two spellings"
-            )
-        old_norm = _GROUP_NORM.fullmatch(name) and len(shape) == 4
-        rows.append(Rule(name, (ours,), _GROUP_NORM_PATTERN if old_norm else SAME))
-    return rows
+    """Table from a file's names, of either spelling, with their shapes to linen names."""
+    return [
+        Rule(
+            name,
+            (_respell(name, _LINEN),),
+            _GROUP_NORM_PATTERN if _GROUP_NORM.fullmatch(name) and len(shape) == 4 else SAME,
+        )
+        for name, shape in shapes.items()
+    ]
 
 
 def is_old(names: Iterable[str]) -> bool:
@@ -47,10 +41,13 @@ def is_old(names: Iterable[str]) -> bool:
     return any("MultiHeadDotProductAttention_1/" in name for name in names)
 
 
-def clash(names: Iterable[str]) -> bool:
-    """Whether two of the names mean the same parameter, in two spellings."""
-    names = list(names)
-    return len({_respell(name, _LINEN) for name in names}) != len(names)
+def clash(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two of the names that mean the same parameter, in two spellings; None if none do."""
+    found: dict[str, str] = {}
+    for name in names:
+        if (other := found.setdefault(_respell(name, _LINEN), name)) != name:
+            return other, name
+    return None
 
 
 def writing(names: Iterable[str]) -> Table:

@@ -6,8 +6,8 @@ import pathlib
 from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.files.fetch import fetch
-from vit_jax.families.published import recommended
 from vit_jax.errors import UserError
+from vit_jax.families.published import recommended
 
 
 def find_pretrained(config: ConfigDict) -> pathlib.Path | None:
