@@ -30,6 +30,7 @@ _PREFIXES = ("opt/target/", "0/target/", "target/", "params/", "0/")
 # What PyTorch's training scripts wrap weights in; the second ones are moving averages.
 _PLAIN = ("state_dict", "model", "module", "net", "_orig_mod", "student")
 _AVERAGED = ("state_dict_ema", "model_ema", "ema", "teacher", "params_ema")
+_NO_WEIGHTS = ("optimizer", "optim", "lr_scheduler", "scheduler", "scaler", "amp")
 _WRAPPER = re.compile(rf"({'|'.join((*_PLAIN, *_AVERAGED))})\.")
 
 
@@ -187,7 +188,9 @@ def _wrapper(archive: Archive, part: str | None) -> str:
 
 
 def _is_a_model(bare: list[str]) -> bool:
-    return sum(n.endswith((".weight", ".bias")) for n in bare) > 1
+    """Whether these names, which lie in no wrapper, are of a model's weights."""
+    kept = [n for n in bare if not n.startswith(_NO_WEIGHTS)]
+    return sum(n.endswith((".weight", ".bias")) for n in kept) > 1
 
 
 def _several(archive: Archive, prefix: str, sets: list[str], part: str | None) -> UserError:
