@@ -125,14 +125,20 @@ def of_model(config: Config, shapes: Shapes) -> Candidate:
         for entry in _entries(shapes):
             if entry.family != family_of(config):
                 continue
-            inferred, ours = _inferred(entry, shapes)
+            inferred, _ = _inferred(entry, shapes)
             fitted = family.fit(config, inferred) if inferred and family.fit else None
             if fitted is not None:
-                return Candidate(_name(fitted), fitted, entry.layout, ours)
+                return _candidate(_name(fitted), fitted, entry.layout, shapes)
             layout = entry.layout
     ours = _shapes(read(_dummies(shapes), config, layout, None)[0])
     names.check(config, ours)
     return Candidate(_name(config), dict(config), layout, ours)
+
+
+def _candidate(name: str | None, config: Config, layout: str, shapes: Shapes) -> Candidate:
+    """A candidate from the shapes by the file's names."""
+    ours = _shapes(read(_dummies(shapes), config, layout, None)[0])
+    return Candidate(name, dict(config), layout, ours)
 
 
 def _name(config: Config) -> str | None:
@@ -205,7 +211,7 @@ def _registered(
             if known.alias_of is None and (config := family.fit(known.config, inferred))
         ]
         for name, config in fitted or [(None, inferred)]:
-            yield Candidate(name, config, entry.layout, ours)
+            yield _candidate(name, config, entry.layout, shapes)
         return
     for name in entry.models:
         config = registered()[name].config.to_dict()
