@@ -19,10 +19,10 @@ MAKE = """
 import sys
 import numpy as np
 from vit_jax import checkpoint
-from vit_jax.checkpoint.shapes import param_shapes
+from vit_jax.checkpoint.names import expected_shapes
 from vit_jax.tree import unflatten
 from vit_jax.families.registry import resolve
-shapes = param_shapes(resolve("ViT-L_16").config, num_classes=1000, num_patches=196)
+shapes = expected_shapes(resolve("ViT-L_16").config, num_classes=1000, image_size=(224, 224))
 rng = np.random.default_rng(0)
 params = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}
 checkpoint.save(sys.argv[1], unflatten(params))

@@ -17,10 +17,11 @@ import time
 import numpy as np
 
 from vit_jax import checkpoint
+from vit_jax.checkpoint import names
 from vit_jax.checkpoint.files.formats import open_archive
-from vit_jax.checkpoint.shapes import param_shapes
-from vit_jax.tree import unflatten
+from vit_jax.checkpoint.names import expected_shapes
 from vit_jax.families.registry import resolve
+from vit_jax.tree import unflatten
 
 MODELS = ("ViT-B_16", "ViT-L_16", "R50+ViT-B_16")
 NAMES = {
@@ -34,8 +35,8 @@ NAMES = {
 
 def formats(model: str) -> list[str]:
     """The formats that can hold it: big_vision and Hugging Face have no hybrids."""
-    hybrid = resolve(model).config.get("resnet") is not None
-    return [f for f in NAMES if not (hybrid and f in ("big_vision", "hf"))]
+    held = names.holding(resolve(model).config.to_dict())
+    return [f for f in NAMES if f == "orbax" or f in held]
 
 
 def main() -> int:
@@ -53,7 +54,8 @@ def main() -> int:
 def round_trips(model: str, folder: pathlib.Path) -> int:
     """Prints a line a pair; the number of pairs that lost something."""
     src, failed = folder / "src.npz", 0
-    shapes = param_shapes(resolve(model).config.to_dict(), num_classes=1000, num_patches=196)
+    config = resolve(model).config.to_dict()
+    shapes = expected_shapes(config, num_classes=1000, image_size=(224, 224))
     checkpoint.save(src, unflatten(random(shapes)))
     print(f"{model}: {src.stat().st_size / 1e9:.2f} GB", flush=True)
     for first, second in itertools.permutations(formats(model), 2):

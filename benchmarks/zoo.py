@@ -1,74 +1,49 @@
-"""The survey's models against their references: the README's table, one row a family.
+"""Every family against its reference: what the README's table of families says of the error.
 
     python benchmarks/zoo.py [FAMILY …] [--all]
 
-Without `--all` the smallest variant of each family is run at its own size; with it every one, which
+Without `--all` the smallest model of each family is run at its own size; with it every one, which
 takes hours and some 40 GB of memory for the largest. Both sides compute two random images with
 random weights and statistics in float64; the error is the largest difference of logits in units
-of their standard deviation, and the largest of the variants that were run.
+of their standard deviation, and the largest of the models that were run. The figures are written to
+`zoo.json` beside this file, from which `python -m vit_jax.families.generate` makes the table.
 """
 
 import argparse
-import sys
+import json
+import pathlib
 
-from vit_jax.families.registry import resolve
+from vit_jax.families.registry import families, resolve
 from vit_jax.families.sizes import recorded
-from vit_jax.models.variants import Family, families
 from vit_jax.parity import compare
 from vit_jax.parity.references import REFERENCES
 
-_COLUMNS = (
-    "family",
-    "paper (arXiv)",
-    "variants",
-    "parameters, M",
-    "GFLOPs",
-    "published top-1",
-    "reference",
-    "error (float64)",
-)
+_FIGURES = pathlib.Path(__file__).with_name("zoo.json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("family", nargs="*", help="default: all families")
-    parser.add_argument("--all", action="store_true", help="every variant, not only the smallest")
+    parser.add_argument("--all", action="store_true", help="every model, not only the smallest")
     args = parser.parse_args()
-    print("| " + " | ".join(_COLUMNS) + " |")
-    print("|" + "---|" * len(_COLUMNS))
-    for name, family in families().items():
-        if not args.family or name in args.family:
-            print("| " + " | ".join(_row(family, args.all)) + " |", flush=True)
+    figures = json.loads(_FIGURES.read_text())
+    for name in args.family or families():
+        if families()[name].reference not in REFERENCES:
+            continue  # no package holds it
+        models = sorted(_models(name), key=lambda model: recorded()[model].params)
+        figures[name] = f"{max(map(_error, models if args.all else models[:1])):.0e}"
+        print(f"{name:<16}{figures[name]}", flush=True)
+    _FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-def _row(family: Family, every: bool) -> list[str]:
-    sizes = {name: recorded()[name] for name in family.variants}
-    by_size = sorted(family.variants, key=lambda name: sizes[name].params)
-    installable = family.reference in REFERENCES
-    run = (by_size if every else by_size[:1]) if installable else []
-    errors = [_error(name, family.reference) for name in run]
-    top1 = [v.top1 for v in family.variants.values() if v.top1 is not None]
-    return [
-        family.title,
-        family.paper,
-        f"{len(family.variants)}: `{by_size[0]}` … `{by_size[-1]}`",
-        _range([sizes[name].params / 1e6 for name in by_size], "{:.1f}"),
-        _range([sizes[name].macs / 1e9 for name in by_size], "{:.1f}"),
-        _range(top1, "{:.1f}") if top1 else "–",
-        family.reference,
-        f"{max(errors):.0e}" if errors else "see its tests",
-    ]
+def _models(family: str) -> list[str]:
+    known = families()[family].architectures.items()
+    return [name for name, architecture in known if architecture.alias_of is None]
 
 
-def _error(name: str, against: str) -> float:
-    print(f"{name} …", file=sys.stderr)
-    found = compare(resolve(name), against=against, num_images=2)
-    return found.matched.logits.error
-
-
-def _range(values: list[float], form: str) -> str:
-    least, most = form.format(min(values)), form.format(max(values))
-    return least if least == most else f"{least} – {most}"
+def _error(name: str) -> float:
+    reference = families()[resolve(name).family].reference
+    return compare(resolve(name), against=reference, num_images=2).matched.logits.error
 
 
 if __name__ == "__main__":

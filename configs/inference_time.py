@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     config.batch = 0
     config.num_classes = 0
     config.image_size = 0
+    # Not read here: the original's configs have it, and this one is locked.
+    config.pretrained_dir = "."
     # Kept for the original's configs; the workdir is what is written to.
     config.log_dir = "."
     config.trainer = "inference_time"

@@ -55,11 +55,22 @@ def test_constant_and_the_cooldown_of_any_decay():
     )
 
 
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_a_warmup_that_is_longer_than_the_run_is_a_warning(decay, caplog):
+    """The figures are those of the original's formula."""
+    caplog.set_level("WARNING", "absl")
+    got = rates([0, 1, 2], total_steps=3, base=2.0, decay_type=decay, warmup_steps=8)
+    assert "the run ends within the warm-up" in caplog.text
+    progress = np.clip((np.arange(3) - 8) / (3 - 8), 0, 1)
+    decayed = {"cosine": 1 + np.cos(np.pi * progress), "linear": 1e-5 + (2 - 1e-5) * (1 - progress)}
+    np.testing.assert_allclose(got, decayed[decay] * np.arange(3) / 8, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"decay_type": "rsqr"}, "Did you mean 'rsqrt'"),
-        ({"warmup_steps": 10}, "warmup_steps=10"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
         ({"cooldown_steps": 9}, "cooldown_steps=9 must be from 0 to the 8 steps"),
         ({"timescale": 0}, "timescale=0"),
     ],

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from vit_jax.errors import UserError, suggest
 
@@ -40,29 +41,35 @@ def create_learning_rate_schedule(
       A function from a step, counted from 0, to a float32 scalar.
 
     Raises:
-      UserError: for an unknown decay, a warm-up that leaves no step to decay over, a cooldown
-        that begins within it, or a timescale that is not positive.
+      UserError: for an unknown decay, a negative warm-up, a cooldown that begins within it, or a
+        timescale that is not positive. A warm-up that is longer than the run is a warning.
     """
     if decay_type not in DECAY_TYPES:
         raise UserError(
             f"decay_type={decay_type!r}; expected one of {DECAY_TYPES}."
             f"{suggest(decay_type, DECAY_TYPES)}"
         )
-    if not 0 <= warmup_steps < total_steps:
-        raise UserError(
-            f"warmup_steps={warmup_steps} must be at least 0 and less than "
-            f"total_steps={total_steps}"
+    if warmup_steps < 0:
+        raise UserError(f"warmup_steps={warmup_steps} must be at least 0")
+    if warmup_steps >= total_steps:
+        logging.warning(
+            "warmup_steps=%d is no less than total_steps=%d: the run ends within the warm-up, and "
+            "never reaches its learning rate",
+            warmup_steps,
+            total_steps,
         )
-    if not 0 <= cooldown_steps <= total_steps - warmup_steps:
+    after = max(total_steps - warmup_steps, 0)
+    if not 0 <= cooldown_steps <= after:
         raise UserError(
-            f"cooldown_steps={cooldown_steps} must be from 0 to the {total_steps - warmup_steps} "
-            "steps after the warm-up"
+            f"cooldown_steps={cooldown_steps} must be from 0 to the {after} steps after the warm-up"
         )
     if timescale <= 0:
         raise UserError(f"timescale={timescale} must be a positive number of steps")
 
     def schedule(step: Any) -> jax.Array:
-        progress = jnp.clip((step - warmup_steps) / float(total_steps - warmup_steps), 0.0, 1.0)
+        # As the original's, also where the warm-up is longer than the run.
+        done = jnp.asarray(step - warmup_steps, jnp.float32)
+        progress = jnp.clip(done / float(total_steps - warmup_steps), 0.0, 1.0)
         if decay_type == "linear":
             rate = linear_end + (base - linear_end) * (1.0 - progress)
         elif decay_type == "cosine":
