@@ -9,8 +9,8 @@ from kernels import kernels
 from recipes import GOLDEN, flatten, golden_json, random_images, random_params, sha256
 
 from vit_jax.configs.models import MODEL_CONFIGS
-from vit_jax.layers.implementation import attending
-from vit_jax.layers.packed_attention import Heads
+from vit_jax.layers.attention.choice import attending
+from vit_jax.layers.attention.packed import Heads
 from vit_jax.models import from_config, get_model
 
 SHAPES = golden_json("shapes.json")

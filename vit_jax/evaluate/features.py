@@ -1,5 +1,6 @@
 """Features of a frozen model over a dataset, for the probes of `vit_jax.evaluate.fewshot`."""
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ class FeatureModel:
     def __init__(self, weights: inference.Weights):
         import jax
 
+        from vit_jax.layers.attention.choice import attending
         from vit_jax.models import from_config
 
         if "unpooled" in weights.config.get("classifier", ""):
@@ -37,7 +39,8 @@ class FeatureModel:
         model = from_config(weights.config, num_classes=0)
         self._preprocess = weights.preprocess
         self._variables = jax.device_put(collections(tree))
-        self._forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+        # On one device, by the attention that is chosen around the call.
+        self._forward = jax.jit(attending()(functools.partial(model.apply, train=False)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: str | None = None) -> "FeatureModel":

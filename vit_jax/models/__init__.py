@@ -63,9 +63,11 @@ def feature_maps(model: "nn.Module", variables: Mapping[str, Any], images: Any) 
       UserError: for a model without stages.
     """
     from vit_jax.errors import UserError
+    from vit_jax.layers.stages import STAGE_MAPS
 
-    _, state = model.apply(variables, images, train=False, mutable=["intermediates"])
-    stages = {k: v[0] for k, v in state["intermediates"].items() if k.startswith("stage_map_")}
+    state: Any
+    _, state = model.apply(variables, images, train=False, mutable=[STAGE_MAPS])
+    stages = {name: x for name, (x,) in state.get(STAGE_MAPS, {}).items()}
     if not stages:
         raise UserError(f"{type(model).__name__} has no stages: its tokens keep one resolution")
     return [stages[f"stage_map_{i}"] for i in range(len(stages))]

@@ -20,6 +20,7 @@ from vit_jax.layers.conv import ConvNorm, max_pool
 from vit_jax.layers.drop import DropPath, stage_drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.norm import BatchNorm
+from vit_jax.layers.stages import show_map
 
 ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
 _STEM = (24, 32, 64)  # channels
@@ -215,7 +216,7 @@ class BoTNet(nn.Module):
                 name=f"stem_{i}",
             )
             x = layer(x, train=train)
-        self.sow("intermediates", "stage_map_0", x)
+        show_map(self, 0, x)
         x = max_pool(x)
         mixes = self._mixes(activation)
         rates = stage_drop_path_rates(self.drop_path_rate, [len(kinds) for kinds in self.stages])
@@ -231,7 +232,7 @@ class BoTNet(nn.Module):
                 name=f"stage_{i}",
             )
             x = stage(x, train=train)
-            self.sow("intermediates", f"stage_map_{i + 1}", x)
+            show_map(self, i + 1, x)
         return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
 
     def _mixes(self, activation: Any) -> dict[str, Factory]:

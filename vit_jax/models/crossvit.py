@@ -21,6 +21,7 @@ from vit_jax.layers.interpolation import half_pixel_weights, torch_bicubic
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
+from vit_jax.layers.stages import show_map
 from vit_jax.layers.tokens import prepend_tokens
 
 # Kernel, stride and padding of the three convolutions that stand for a patch (ibid., section 4.1,
@@ -179,7 +180,7 @@ class CrossViT(nn.Module):
             )
             branches = encoder(branches, train=train)
         for i, x in enumerate(branches):
-            self.sow("intermediates", f"stage_map_{i}", x[:, 1:].reshape(maps[i].shape))
+            show_map(self, i, x[:, 1:].reshape(maps[i].shape))
         features = [
             LayerNorm(dtype=self.dtype, name=f"encoder_norm_{i}")(x)[:, 0]
             for i, x in enumerate(branches)

@@ -20,6 +20,7 @@ from vit_jax.layers.drop import drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import PatchEmbedding
+from vit_jax.layers.stages import show_map
 from vit_jax.layers.tokens import map_tokens, prepend_tokens
 
 
@@ -83,7 +84,7 @@ class ConvolutionalVisionTransformer(nn.Module):
                 dtype=self.dtype,
                 name=f"stage_{i}",
             )(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+            show_map(self, i, x)
         cls = LayerNorm5(dtype=self.dtype, name="encoder_norm")(cls)
         return classify(cls, self.num_classes, dtype=self.dtype)
 

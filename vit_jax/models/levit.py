@@ -20,6 +20,7 @@ from vit_jax.layers.drop import DropPath
 from vit_jax.layers.head import classify
 from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import BatchNorm
+from vit_jax.layers.stages import show_map
 
 _VALUE_RATIO = 2  # width of a value in keys; in `DownsampleAttention` twice that
 _MLP_RATIO = 2
@@ -199,7 +200,7 @@ class LeViT(nn.Module):
                 name=f"stage_{i}",
             )
             x = stage(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+            show_map(self, i, x)
         x = x.mean((1, 2))
         if not self.num_classes:
             return classify(x, 0)

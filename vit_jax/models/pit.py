@@ -19,6 +19,7 @@ from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
+from vit_jax.layers.stages import show_map
 from vit_jax.layers.tokens import prepend_tokens
 
 _MLP_RATIO = 4
@@ -117,7 +118,7 @@ class PiT(nn.Module):
                 x, tokens = Pooling(width, dtype=self.dtype, name=f"pool_{i}")(x, tokens)
             stage = Stage(heads, rates[i], self.remat, dtype=self.dtype, name=f"stage_{i}")
             x, tokens = stage(x, tokens, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+            show_map(self, i, x)
         tokens = LayerNorm(dtype=self.dtype, name="encoder_norm")(tokens)
         return [tokens[:, i] for i in range(len(names))]
 

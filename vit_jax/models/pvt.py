@@ -20,6 +20,7 @@ from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import PatchEmbedding
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.reduced_attention import ReducedAttention
+from vit_jax.layers.stages import show_map
 from vit_jax.layers.tokens import map_tokens, prepend_tokens
 
 
@@ -72,7 +73,7 @@ class PyramidVisionTransformer(nn.Module):
                 dtype=self.dtype,
                 name=f"stage_{i}",
             )(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+            show_map(self, i, x)
         cls = LayerNorm(dtype=self.dtype, name="encoder_norm")(cls)
         return classify(cls, self.num_classes, dtype=self.dtype)
 

@@ -19,6 +19,7 @@ from vit_jax.layers.mlp import ConvMlpBlock
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import PatchEmbedding
 from vit_jax.layers.reduced_attention import PooledReduction, ReducedAttention
+from vit_jax.layers.stages import show_map
 
 
 class PyramidVisionTransformerV2(nn.Module):
@@ -68,7 +69,7 @@ class PyramidVisionTransformerV2(nn.Module):
                 dtype=self.dtype,
                 name=f"stage_{i}",
             )(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+            show_map(self, i, x)
         return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
 
     def _reduction(self, width: int, ratio: int) -> Factory | None:

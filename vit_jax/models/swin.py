@@ -19,6 +19,7 @@ from vit_jax.layers.head import classify
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import PatchEmbedding
+from vit_jax.layers.stages import show_map
 from vit_jax.layers.windows import Size, WindowAttention, padded_size, partition
 
 # Added to the scores of tokens that the shift made neighbours; the official code's figure.
@@ -72,7 +73,7 @@ class SwinTransformer(nn.Module):
                 dtype=self.dtype,
                 name=f"stage_{i}",
             )(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+            show_map(self, i, x)
         x = LayerNorm5(dtype=self.dtype, name="encoder_norm")(x)
         return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
 

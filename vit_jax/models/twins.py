@@ -19,6 +19,7 @@ from vit_jax.layers.init import he_depthwise, he_fan_out
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import PatchEmbedding
 from vit_jax.layers.reduced_attention import ReducedAttention
+from vit_jax.layers.stages import show_map
 from vit_jax.layers.windows import WindowAttention
 
 
@@ -67,7 +68,7 @@ class Twins(nn.Module):
                 dtype=self.dtype,
                 name=f"stage_{i}",
             )(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+            show_map(self, i, x)
         x = LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
         return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
 

@@ -61,9 +61,13 @@ class Heads:
         return first // LANES * LANES, -(-end // LANES) * LANES
 
 
-def supports(length: int, heads: Heads) -> bool:
-    """Whether the kernel takes sequences of `length`: a head's scores must fit on the chip."""
-    return heads.count <= LANES and _vmem_bytes(length, heads, itemsize=2) <= _MOST_VMEM
+def problem(length: int, heads: Heads) -> str | None:
+    """Why the kernel does not take sequences of `length`; None if it does."""
+    if heads.count > LANES:
+        return f"{heads.count} heads, and {LANES} at most lie side by side"
+    if _vmem_bytes(length, heads, itemsize=2) > _MOST_VMEM:
+        return f"the scores of {length} tokens do not fit on the chip"
+    return None
 
 
 def _vmem_bytes(length: int, heads: Heads, itemsize: int) -> int:
