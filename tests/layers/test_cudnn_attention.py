@@ -12,6 +12,9 @@ from vit_jax.layers.attention import MultiHeadDotProductAttention, attend
 from vit_jax.layers.attention.choice import attending
 from vit_jax.layers.attention.cudnn import cudnn_attention
 
+# In 16-bit types `jax.nn.dot_product_attention` promotes.
+pytestmark = pytest.mark.promotes
+
 answer = jax.nn.dot_product_attention
 on_gpu = functools.partial(attending, platform="gpu")
 

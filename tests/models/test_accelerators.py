@@ -20,6 +20,9 @@ from vit_jax.models import from_config
 from vit_jax.models.variants import shrunk
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 
+# In float64 Flax's norms promote the float32 constants that they hold.
+pytestmark = pytest.mark.promotes
+
 # A family for each kind of attention and of patches.
 NAMES = (
     "deit_tiny_distilled_patch16_224",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.init import torch_default
@@ -47,6 +48,16 @@ def max_pool(x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, ⌈H / 2⌉, ⌈W / 2⌉, C]: the largest of 3×3, one beyond the border."""
     padding: Any = ((1, 1), (1, 1))  # Flax's annotation knows only names
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+
+
+def average_pool(x: jax.Array, side: int) -> jax.Array:
+    """[N, H, W, C] -> [N, H / side, W / side, C]: averages of squares of `side` cells.
+
+    It is Flax's own, but for a divisor of the type of `x`, which strict promotion asks for.
+    """
+    window = (side, side)
+    sums = nn.pooling.pool(x, 0.0, jax.lax.add, window, window, "VALID")
+    return sums / jnp.asarray(side**2, sums.dtype)
 
 
 class ConvNorm(nn.Module):

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.init import normal_02
+from vit_jax.layers.precision import widened
 
 
 def classify(
@@ -24,4 +24,4 @@ def classify(
     """
     if num_classes:
         x = nn.Dense(num_classes, kernel_init=kernel_init, dtype=dtype, name=name)(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return widened(x)

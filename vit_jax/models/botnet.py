@@ -16,7 +16,7 @@ from flax import linen as nn
 from vit_jax.errors import UserError
 from vit_jax.layers.attention import attend
 from vit_jax.layers.block import Factory, run_blocks
-from vit_jax.layers.conv import ConvNorm, max_pool
+from vit_jax.layers.conv import ConvNorm, average_pool, max_pool
 from vit_jax.layers.drop import DropPath, stage_drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.norm import BatchNorm
@@ -103,8 +103,7 @@ class AttentionNorm(nn.Module):
             )
         x = self.attention(name="attention")(x)
         if self.stride > 1:
-            window = (self.stride, self.stride)
-            x = nn.avg_pool(x, window, strides=window)
+            x = average_pool(x, self.stride)
         norm = BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")
         return self.activation(norm(x))
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.block import run_blocks
@@ -13,6 +12,7 @@ from vit_jax.layers.drop import DropPath
 from vit_jax.layers.mlp import MlpBlock
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
+from vit_jax.layers.precision import widened
 
 
 class MixerBlock(nn.Module):
@@ -84,4 +84,4 @@ class MlpMixer(nn.Module):
                 kernel_init=nn.initializers.zeros,
                 name="head",
             )(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return widened(x)

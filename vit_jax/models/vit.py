@@ -16,6 +16,7 @@ from vit_jax.layers.block import google_block, run_blocks
 from vit_jax.layers.norm import GroupNorm, LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
+from vit_jax.layers.precision import widened
 from vit_jax.layers.resnet import ResNetStage, StdConv
 
 CLASSIFIERS = ("token", "gap", "unpooled", "token_unpooled")
@@ -130,7 +131,7 @@ class VisionTransformer(nn.Module):
                 bias_init=nn.initializers.constant(self.head_bias_init),
                 name="head",
             )(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return widened(x)
 
     def _resnet(
         self, x: jax.Array, num_layers: tuple[int, ...], width_factor: float = 1

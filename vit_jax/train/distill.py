@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.errors import UserError, suggest
+from vit_jax.layers.precision import widened
 from vit_jax.train.losses import Loss
 
 Kind = Literal["none", "soft", "hard"]
@@ -17,14 +18,14 @@ def soft_distillation(logits: jax.Array, teacher: jax.Array, tau: float) -> jax.
 
     Equation 2, divided by the number of classes K as the published code does, and not the paper.
     """
-    student, teacher = (jax.nn.log_softmax(_widen(x) / tau) for x in (logits, teacher))
+    student, teacher = (jax.nn.log_softmax(widened(x) / tau) for x in (logits, teacher))
     return tau**2 * jnp.mean(jnp.exp(teacher) * (teacher - student), axis=-1)
 
 
 def hard_distillation(logits: jax.Array, teacher: jax.Array) -> jax.Array:
     """Cross-entropy with the teacher's likeliest class as the label: [N, K] to [N]. Equation 3."""
     label = jnp.argmax(teacher, axis=-1, keepdims=True)
-    return -jnp.take_along_axis(jax.nn.log_softmax(_widen(logits)), label, axis=-1)[:, 0]
+    return -jnp.take_along_axis(jax.nn.log_softmax(widened(logits)), label, axis=-1)[:, 0]
 
 
 def distilled(
@@ -73,7 +74,3 @@ def check(kind: str, alpha: float, tau: float) -> None:
         raise UserError(
             f"distill.alpha={alpha}, distill.tau={tau}; expected 0 <= alpha <= 1 and tau > 0"
         )
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
 from vit_jax.errors import UserError, suggest
+from vit_jax.layers.precision import widened
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -17,7 +18,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     `labels` are probabilities, one-hot or soft.
     """
-    return -jnp.sum(labels * jax.nn.log_softmax(_widen(logits)), axis=-1)
+    return -jnp.sum(labels * jax.nn.log_softmax(widened(logits)), axis=-1)
 
 
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -114,9 +115,5 @@ def init_head_bias(params: dict[str, Any], value: float) -> dict[str, Any]:
 
 
 def _binary(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    logits = _widen(logits)
+    logits = widened(logits)
     return -(labels * log_sigmoid(logits) + (1.0 - labels) * log_sigmoid(-logits))
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

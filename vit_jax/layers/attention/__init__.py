@@ -16,6 +16,7 @@ from vit_jax.errors import UserError
 from vit_jax.layers.attention import choice
 from vit_jax.layers.attention.cudnn import cudnn_attention
 from vit_jax.layers.attention.packed import Heads
+from vit_jax.layers.precision import widened
 
 # Sees an array of scores or weights, and returns the one that is used.
 Change = Callable[[jax.Array], jax.Array]
@@ -115,7 +116,7 @@ def _scores(q: jax.Array, k: jax.Array, scale: float | None) -> jax.Array:
         scores = jnp.einsum("...hqd,...hkd->...hqk", q, k)
     else:
         scores = jnp.einsum("...qhd,...khd->...hqk", q, k)
-    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return widened(scores)
 
 
 def _weights(scores: jax.Array, dtype: Any) -> jax.Array:
@@ -130,7 +131,7 @@ def _averages(scores: jax.Array, v: jax.Array) -> jax.Array:
     """
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     sums = jnp.einsum("...hqk,...hke->...hqe", weights.astype(v.dtype), v)
-    return (sums / weights.sum(-1, keepdims=True)).astype(v.dtype)
+    return (sums.astype(weights.dtype) / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
 class MultiHeadDotProductAttention(nn.Module):

@@ -21,6 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from vit_jax.layers.precision import wide_type
+
 LANES = 128
 # Of on-chip memory, of which a v5e or v6e core has 128 MiB. What a kernel asks for, the compiler
 # cannot use for what it would keep there before and after it.
@@ -100,7 +102,7 @@ def packed_attention(
 
 def _forward(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool):
     batch, length, _ = qkv.shape
-    wide = jnp.promote_types(qkv.dtype, jnp.float32)
+    wide = wide_type(qkv.dtype)
     out = jax.ShapeDtypeStruct((batch, length, heads.lanes), qkv.dtype)
     sums = jax.ShapeDtypeStruct((batch, _rows(heads), length), wide)
     return _call(
@@ -124,7 +126,7 @@ def _forward_rule(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool
 
 def _backward_rule(heads: Heads, interpret: bool, residuals, gradient: jax.Array):
     qkv, bias, sums = residuals
-    wide = jnp.promote_types(qkv.dtype, jnp.float32)
+    wide = wide_type(qkv.dtype)
     d_qkv, d_bias = _call(
         functools.partial(_backward_kernel, heads=heads),
         (qkv, _row(bias, wide), sums, gradient),
