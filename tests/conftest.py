@@ -14,8 +14,9 @@ os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 import pytest  # noqa: E402
 
-# What is computed here is float32 or float64 from end to end: no type is changed by itself.
-_STRICT = {"layers", "models", "zoo"}
+# What is computed here is float32 from end to end: no type is changed by itself. The families in
+# tests/zoo compute in float64, where Flax's norms promote: tests/models/test_promotion.py has them.
+_STRICT = {"layers", "models"}
 
 
 @pytest.fixture(autouse=True)
