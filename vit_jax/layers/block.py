@@ -118,7 +118,7 @@ def torch_attention(
     attention_dropout_rate: float = 0.0,
     dtype: Any = None,
 ) -> Factory:
-    """Attention with PyTorch's habits, as of `vit_block`."""
+    """Attention with PyTorch's habits, as in `vit_block`."""
     return functools.partial(
         attention,
         num_heads,
@@ -137,7 +137,7 @@ def torch_mlp(
     dropout_rate: float = 0.0,
     dtype: Any = None,
 ) -> Factory:
-    """The plain MLP with PyTorch's habits, as of `vit_block`."""
+    """The plain MLP with PyTorch's habits, as in `vit_block`."""
     return functools.partial(
         MlpBlock,
         mlp_dim,

@@ -1,5 +1,6 @@
-"""Convolutions padded as PyTorch pads them: the same number of zeros on both sides."""
+"""Convolutions padded as PyTorch pads them, and layers with batch normalisation behind them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ def conv(
     kernel_init: Callable[..., jax.Array] = torch_default,
 ) -> nn.Conv:
     """A square convolution of [N, H, W, C]; to be called in a compact method.
+
+    It is padded by the same number of zeros on both sides, as in PyTorch.
 
     Args:
       padding: Zeros on each side; by default `kernel // 2`. Flax's 'SAME' puts fewer before than
@@ -60,39 +63,67 @@ def average_pool(x: jax.Array, side: int) -> jax.Array:
     return sums / jnp.asarray(side**2, sums.dtype)
 
 
-class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, activation: `conv/kernel`, `norm/…`.
-
-    [N, H, W, C] -> [N, H', W', features].
+class Normed(nn.Module):
+    """A layer without bias, batch normalisation, activation; the norm is called `norm`.
 
     Attributes:
-      padding, groups: As of `conv`.
+      layer: Called as `factory()(x)`; it names its module itself.
       activation: None for none.
       scale_init: Of the norm; zeros let a residual branch start as nothing.
     """
 
-    features: int
-    kernel: int
-    stride: int = 1
-    padding: int | None = None
-    groups: int = 1
+    layer: Callable[..., nn.Module]
     activation: Callable[[jax.Array], jax.Array] | None = None
     scale_init: Callable[..., jax.Array] = nn.initializers.ones
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = conv(
-            self.features,
-            self.kernel,
-            stride=self.stride,
-            padding=self.padding,
-            groups=self.groups,
-            use_bias=False,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
+        x = self.layer()(x)
         x = BatchNorm(
             use_running_average=not train, scale_init=self.scale_init, dtype=self.dtype, name="norm"
         )(x)
         return x if self.activation is None else self.activation(x)
+
+
+def conv_norm(
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    name: str,
+    padding: int | None = None,
+    groups: int = 1,
+    dtype: Any = None,
+    **fields: Any,
+) -> Normed:
+    """A convolution and its norm, `conv/kernel`, `norm/…`: [N, H, W, C] -> [N, H', W', features].
+
+    Args:
+      padding, groups: As in `conv`.
+      **fields: Fields of `Normed`.
+    """
+    layer = functools.partial(
+        conv,
+        features,
+        kernel,
+        stride=stride,
+        padding=padding,
+        groups=groups,
+        use_bias=False,
+        dtype=dtype,
+        name="conv",
+    )
+    return Normed(layer, dtype=dtype, name=name, **fields)
+
+
+def dense_norm(features: int, *, name: str, dtype: Any = None, **fields: Any) -> Normed:
+    """A linear layer and its norm, `dense/kernel` and `norm/…`: [N, …, C] -> [N, …, features].
+
+    Args:
+      **fields: Fields of `Normed`.
+    """
+    layer = functools.partial(
+        nn.Dense, features, use_bias=False, kernel_init=torch_default, dtype=dtype, name="dense"
+    )
+    return Normed(layer, dtype=dtype, name=name, **fields)

@@ -15,6 +15,7 @@ def classify(
     num_classes: int,
     *,
     kernel_init: Callable[..., jax.Array] = normal_02,
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros,
     dtype: Any = None,
     name: str = "head",
 ) -> jax.Array:
@@ -23,5 +24,7 @@ def classify(
     To be called in a compact method: it adds a layer called `name`.
     """
     if num_classes:
-        x = nn.Dense(num_classes, kernel_init=kernel_init, dtype=dtype, name=name)(x)
+        x = nn.Dense(
+            num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, name=name
+        )(x)
     return widened(x)

@@ -5,7 +5,6 @@ variables = model.init(rng, images, train=False)      # images [N, H, W, 3] in [
 logits = model.apply(variables, images, train=False)  # [N, num_classes]
 """
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -82,14 +81,13 @@ def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -
     from vit_jax.families import registry
 
     cls = registry.model_class(registry.family_of(config))
-    # What says which model this is, to those classes that do not keep it.
+    # `family` and `model_name` are dropped unless the class has such a field.
     told = {"family", "model_name"} - set(cls.__dataclass_fields__)
     config = {field: value for field, value in config.items() if field not in told}
     _check_fields(config, cls)
     if config.get("transformer") is not None:
-        # It holds the fields of an encoder, by default the one that the model's module names.
-        encoder = config.get("encoder", sys.modules[cls.__module__].Encoder)
-        _check_fields(config["transformer"], encoder)
+        # It holds the fields of an encoder, by default of the class's own.
+        _check_fields(config["transformer"], config.get("encoder", cls.encoder))
     return cls(num_classes=num_classes, **config)
 
 

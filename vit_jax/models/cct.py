@@ -115,6 +115,7 @@ class CCT(nn.Module):
     hidden_size: int
     transformer: Mapping[str, Any]
     dtype: Any = None
+    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

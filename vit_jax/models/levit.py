@@ -5,7 +5,7 @@ Graham et al. 2021, "LeViT: a Vision Transformer in ConvNet's Clothing for Faste
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,36 +15,14 @@ from flax import linen as nn
 
 from vit_jax.layers.attention import attend
 from vit_jax.layers.block import Block, run_blocks
-from vit_jax.layers.conv import ConvNorm
+from vit_jax.layers.conv import conv_norm, dense_norm
 from vit_jax.layers.drop import DropPath
 from vit_jax.layers.head import classify
-from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import BatchNorm
 from vit_jax.layers.stages import show_map
 
 _VALUE_RATIO = 2  # width of a value in keys; in `DownsampleAttention` twice that
 _MLP_RATIO = 2
-
-
-class DenseNorm(nn.Module):
-    """Linear layer without bias, batch normalisation: `dense/kernel`, `norm/…`."""
-
-    features: int
-    scale_init: Callable[..., jax.Array] = nn.initializers.ones
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.Dense(
-            self.features,
-            use_bias=False,
-            kernel_init=torch_default,
-            dtype=self.dtype,
-            name="dense",
-        )(x)
-        return BatchNorm(
-            use_running_average=not train, scale_init=self.scale_init, dtype=self.dtype, name="norm"
-        )(x)
 
 
 class Attention(nn.Module):
@@ -61,12 +39,13 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         widths = (self.key_dim, self.key_dim, _VALUE_RATIO * self.key_dim)
-        y = DenseNorm(self.num_heads * sum(widths), dtype=self.dtype, name="qkv")(x, train=train)
+        y = dense_norm(self.num_heads * sum(widths), dtype=self.dtype, name="qkv")(x, train=train)
         q, k, v = _split_heads(y, self.num_heads, widths)
         y = attend(q, k, v, bias=_offset_biases(self, self.num_heads, x.shape[1:3]))
         y = nn.hard_swish(y.reshape(*x.shape[:3], -1))
         # A block starts as the identity.
-        out = DenseNorm(x.shape[-1], nn.initializers.zeros, dtype=self.dtype, name="out")
+        zeros = nn.initializers.zeros
+        out = dense_norm(x.shape[-1], scale_init=zeros, dtype=self.dtype, name="out")
         return out(y, train=train)
 
 
@@ -84,16 +63,16 @@ class DownsampleAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         widths = (self.key_dim, 2 * _VALUE_RATIO * self.key_dim)
-        y = DenseNorm(self.num_heads * sum(widths), dtype=self.dtype, name="kv")(x, train=train)
+        y = dense_norm(self.num_heads * sum(widths), dtype=self.dtype, name="kv")(x, train=train)
         k, v = _split_heads(y, self.num_heads, widths)
         y = x[:, ::2, ::2]
         size = y.shape[:3]
         q_width = self.num_heads * self.key_dim
-        y = DenseNorm(q_width, dtype=self.dtype, name="query")(y, train=train)
+        y = dense_norm(q_width, dtype=self.dtype, name="query")(y, train=train)
         (q,) = _split_heads(y, self.num_heads, (self.key_dim,))
         y = attend(q, k, v, bias=_offset_biases(self, self.num_heads, x.shape[1:3], stride=2))
         y = nn.hard_swish(y.reshape(*size, -1))
-        return DenseNorm(self.features, dtype=self.dtype, name="out")(y, train=train)
+        return dense_norm(self.features, dtype=self.dtype, name="out")(y, train=train)
 
 
 class NormMlp(nn.Module):
@@ -104,8 +83,8 @@ class NormMlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         width = x.shape[-1]
-        y = DenseNorm(_MLP_RATIO * width, dtype=self.dtype, name="Dense_0")(x, train=train)
-        last = DenseNorm(width, nn.initializers.zeros, dtype=self.dtype, name="Dense_1")
+        y = dense_norm(_MLP_RATIO * width, dtype=self.dtype, name="Dense_0")(x, train=train)
+        last = dense_norm(width, scale_init=nn.initializers.zeros, dtype=self.dtype, name="Dense_1")
         return last(nn.hard_swish(y), train=train)
 
 
@@ -212,7 +191,7 @@ class LeViT(nn.Module):
         for i, shrunk in enumerate((8, 4, 2, 1)):
             activation = nn.hard_swish if shrunk > 1 else None
             features = self.hidden_sizes[0] // shrunk
-            layer = ConvNorm(
+            layer = conv_norm(
                 features, 3, 2, activation=activation, dtype=self.dtype, name=f"stem_{i}"
             )
             x = layer(x, train=train)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.block import vit_block
-from vit_jax.layers.conv import ConvNorm
+from vit_jax.layers.conv import conv_norm
 from vit_jax.layers.drop import DropPath
 from vit_jax.layers.encoder import Encoder
 from vit_jax.layers.head import classify
@@ -36,7 +36,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         for i, (kernel, stride) in enumerate(((7, 2), (3, 1), (3, 1))):
-            x = ConvNorm(
+            x = conv_norm(
                 self.features,
                 kernel,
                 stride=stride,
@@ -84,6 +84,7 @@ class LVViT(nn.Module):
     residual_divisor: float = 1.0
     stem_features: int = 64
     dtype: Any = None
+    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, mix: jax.Array | None = None):
