@@ -1,4 +1,4 @@
-"""In float32 no model changes a type by itself, in evaluation or training, on any platform."""
+"""What every model returns, in evaluation and training: logits, of which no type was promoted."""
 
 import functools
 
@@ -24,7 +24,7 @@ def config_of(name):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", [*families(), *GOOGLE])
-def test_types_are_not_promoted(name, platform):
+def test_both_modes_return_logits_and_promote_no_type(name, platform):
     model = from_config(config_of(name), num_classes=5)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
@@ -35,7 +35,9 @@ def test_types_are_not_promoted(name, platform):
         return [apply(variables, images, train=train) for train in (False, True)]
 
     images = jax.ShapeDtypeStruct((2, 64, 64, 3), "float32")
-    for leaf in jax.tree.leaves(jax.eval_shape(run, images)):
+    outputs = jax.eval_shape(run, images)
+    assert [logits.shape for logits, _ in outputs] == [(2, 5)] * 2
+    for leaf in jax.tree.leaves(outputs):
         assert leaf.dtype == jnp.float32
 
 

@@ -1,6 +1,6 @@
-"""The linear classifier, and what a model without one returns."""
+"""The linear classifier, what a model without one returns, and models with several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +8,9 @@ from flax import linen as nn
 
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.precision import widened
+
+# The collection in which a model with several heads shows what each of them gives.
+HEADS = "heads"
 
 
 def classify(
@@ -28,3 +31,27 @@ def classify(
             num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, name=name
         )(x)
     return widened(x)
+
+
+def two_heads(module: nn.Module, first: jax.Array, second: jax.Array) -> jax.Array:
+    """The mean of what two heads give, in training and in evaluation alike; it shows both."""
+    show_heads(module, first, second)
+    return (first + second) / 2
+
+
+def show_heads(module: nn.Module, *heads: jax.Array) -> None:
+    """Gives what each head gives, in this order, to whoever looks at `HEADS`; see `heads_of`.
+
+    That of the classes comes first. To be called once, in the compact method of the model.
+    """
+    if not module.is_initializing():  # It is no variable of the model.
+        module.sow(HEADS, "all", heads)
+
+
+def heads_of(output: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What each head gives, of what `output, state = model.apply(…, mutable=[HEADS])` returned.
+
+    A model with one head shows none: what it returns is what its head gives.
+    """
+    shown = state.get(HEADS)
+    return (output,) if shown is None else shown["all"][0]

@@ -15,7 +15,7 @@ from flax import linen as nn
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.drop import LayerScale
 from vit_jax.layers.encoder import Encoder
-from vit_jax.layers.head import classify
+from vit_jax.layers.head import classify, two_heads
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.tokens import patch_tokens, prepend_tokens
 
@@ -52,8 +52,8 @@ class DeiT(nn.Module):
 class DistilledDeiT(nn.Module):
     """DeiT with a second token and head, which learn from a teacher (ibid., section 4).
 
-    Tokens stand in the order class, distillation, patches. Training returns the logits of both
-    heads, evaluation their mean; without classes the mean of the two features.
+    Tokens stand in the order class, distillation, patches. It returns the mean of both heads'
+    logits, or of the two features without classes, and shows both (`vit_jax.layers.head.HEADS`).
 
     Attributes: as of `DeiT`.
     """
@@ -66,14 +66,14 @@ class DistilledDeiT(nn.Module):
     encoder = Encoder
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = patch_tokens(images, self.hidden_size, self.patches["size"], dtype=self.dtype)
         x = prepend_tokens(self, x, "cls", "dist")
         x = AddPositionEmbs(name="posembed_input")(x)
         x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
         logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
         distilled = classify(x[:, 1], self.num_classes, dtype=self.dtype, name="head_dist")
-        return (logits, distilled) if train else (logits + distilled) / 2
+        return two_heads(self, logits, distilled)
 
 
 class DeiT3(nn.Module):

@@ -17,7 +17,7 @@ from vit_jax.layers.attention import attend
 from vit_jax.layers.block import Block, run_blocks
 from vit_jax.layers.conv import conv_norm, dense_norm
 from vit_jax.layers.drop import DropPath
-from vit_jax.layers.head import classify
+from vit_jax.layers.head import classify, two_heads
 from vit_jax.layers.norm import BatchNorm
 from vit_jax.layers.stages import show_map
 
@@ -141,8 +141,9 @@ class Stage(nn.Module):
 class LeViT(nn.Module):
     """Four convolutions, three stages, two heads, of which one learns from a teacher.
 
-    Images [N, H, W, 3] to logits [N, num_classes], float32 or wider: those of both heads in
-    training, their mean in evaluation. The tables of attention biases have the size of the image.
+    Images [N, H, W, 3] to logits [N, num_classes], float32 or wider: the mean of both heads, which
+    it shows (`vit_jax.layers.head.HEADS`). The tables of attention biases have the size of the
+    image.
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the heads would get.
@@ -163,7 +164,7 @@ class LeViT(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = self._stem(images, train)
         sizes = zip(self.hidden_sizes, self.num_heads, self.depths, strict=True)
         for i, (width, heads, depth) in enumerate(sizes):
@@ -184,7 +185,7 @@ class LeViT(nn.Module):
         if not self.num_classes:
             return classify(x, 0)
         logits, distilled = (self._classify(x, name, train) for name in ("head", "head_dist"))
-        return (logits, distilled) if train else (logits + distilled) / 2
+        return two_heads(self, logits, distilled)
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, 3] -> [N, H/16, W/16, D], rounded up."""

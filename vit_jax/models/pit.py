@@ -14,7 +14,7 @@ from flax import linen as nn
 from vit_jax.layers.block import run_blocks, vit_block
 from vit_jax.layers.conv import conv
 from vit_jax.layers.drop import stage_drop_path_rates
-from vit_jax.layers.head import classify
+from vit_jax.layers.head import classify, two_heads
 from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
@@ -99,7 +99,7 @@ class PiT(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Any:
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         (features,) = self._features(images, "cls", train=train)
         return classify(features, self.num_classes, dtype=self.dtype)
 
@@ -126,15 +126,15 @@ class PiT(nn.Module):
 class DistilledPiT(PiT):
     """PiT with a second token and head, which learn from a teacher (ibid., section 4.1).
 
-    Training returns the logits of both heads, evaluation their mean; without classes the mean of
-    the two features.
+    It returns the mean of both heads' logits, or of the two features without classes, and shows
+    both (`vit_jax.layers.head.HEADS`).
 
     Attributes: as of `PiT`.
     """
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Any:
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         features, distilled = self._features(images, "cls", "dist", train=train)
         logits = classify(features, self.num_classes, dtype=self.dtype)
         distilled = classify(distilled, self.num_classes, dtype=self.dtype, name="head_dist")
-        return (logits, distilled) if train else (logits + distilled) / 2
+        return two_heads(self, logits, distilled)

@@ -1,7 +1,7 @@
 """Learning from a teacher's predictions: the losses of DeiT (arXiv:2012.12877, section 4)."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def hard_distillation(logits: jax.Array, teacher: jax.Array) -> jax.Array:
 
 def distilled(
     loss: Loss, kind: Kind, alpha: float, tau: float
-) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
+) -> Callable[[Sequence[jax.Array], Mapping[str, jax.Array]], jax.Array]:
     """(1 - α) loss(class logits, 'label') + α distillation(distillation logits, 'teacher').
 
     Args:
@@ -40,16 +40,15 @@ def distilled(
       tau: Temperature of 'soft'.
 
     Returns:
-      A function of (what the model returns in training, batch) to [N]. The model returns (class
-      logits, distillation logits); of a model with one head both losses are of the same logits.
+      A function of (logits of each head, batch) to [N]. The heads are that of the classes and that
+      of distillation; in a model with one head both losses are of the same logits.
 
     Raises:
       UserError: for settings out of range; from the function, for another number of heads.
     """
     check(kind, alpha, tau)
 
-    def of_all(outputs: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        heads = jax.tree.leaves(outputs)
+    def of_all(heads: Sequence[jax.Array], batch: Mapping[str, jax.Array]) -> jax.Array:
         if len(heads) > 2:
             raise UserError(
                 f"distillation needs a model of one head, or of two (class, distillation); this "
