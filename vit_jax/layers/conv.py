@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import BatchNorm
@@ -70,16 +71,21 @@ class Normed(nn.Module):
       layer: Called as `factory()(x)`; it names its module itself.
       activation: None for none.
       scale_init: Of the norm; zeros let a residual branch start as nothing.
+      mark: Name under which a rematerialised block keeps what the layer gives, see `./remat.py`:
+        the norm's gradient needs that, not what the norm gives.
     """
 
     layer: Callable[..., nn.Module]
     activation: Callable[[jax.Array], jax.Array] | None = None
     scale_init: Callable[..., jax.Array] = nn.initializers.ones
+    mark: str | None = None
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = self.layer()(x)
+        if self.mark is not None:
+            x = checkpoint_name(x, self.mark)
         x = BatchNorm(
             use_running_average=not train, scale_init=self.scale_init, dtype=self.dtype, name="norm"
         )(x)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
 from vit_jax.layers.attention import attend
@@ -56,10 +57,12 @@ class BottleneckAttention(nn.Module):
             kernel_init=nn.initializers.normal(features**-0.5),
             dtype=self.dtype,
         )
-        q, k, v = (project(name=name)(x) for name in ("query", "key", "value"))
+        names = ("query", "key", "value")
+        q, k, v = (checkpoint_name(project(name=name)(x), "qkv") for name in names)
         positions = self._position_scores(q * head_dim**-0.5 if self.scale_positions else q)
         q, k, v = (y.reshape(n, height * width, self.num_heads, head_dim) for y in (q, k, v))
-        return attend(q, k, v, bias=positions).reshape(x.shape)
+        y = checkpoint_name(attend(q, k, v, bias=positions), "attention")
+        return y.reshape(x.shape)
 
     def _position_scores(self, q: jax.Array) -> jax.Array:
         """Queries [N, H, W, heads, d] -> [N, heads, H · W, H · W]."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.layers.attention import attend
 from vit_jax.layers.block import Block, run_blocks
@@ -39,9 +40,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         widths = (self.key_dim, self.key_dim, _VALUE_RATIO * self.key_dim)
-        y = dense_norm(self.num_heads * sum(widths), dtype=self.dtype, name="qkv")(x, train=train)
+        width = self.num_heads * sum(widths)
+        y = dense_norm(width, mark="qkv", dtype=self.dtype, name="qkv")(x, train=train)
         q, k, v = _split_heads(y, self.num_heads, widths)
         y = attend(q, k, v, bias=_offset_biases(self, self.num_heads, x.shape[1:3]))
+        y = checkpoint_name(y, "attention")
         y = nn.hard_swish(y.reshape(*x.shape[:3], -1))
         # A block starts as the identity.
         zeros = nn.initializers.zeros
@@ -83,7 +86,8 @@ class NormMlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         width = x.shape[-1]
-        y = dense_norm(_MLP_RATIO * width, dtype=self.dtype, name="Dense_0")(x, train=train)
+        first = dense_norm(_MLP_RATIO * width, mark="mlp", dtype=self.dtype, name="Dense_0")
+        y = first(x, train=train)
         last = dense_norm(width, scale_init=nn.initializers.zeros, dtype=self.dtype, name="Dense_1")
         return last(nn.hard_swish(y), train=train)
 
