@@ -169,7 +169,7 @@ def run_blocks(
       name: Prefix: the blocks are `{name}_0`, `{name}_1`, … With `scan` there is one, `{name}`,
         and every parameter has a leading axis of `depth` (see `vit_jax.checkpoint.stacked`).
       first: Number of the first block, where something stands between the blocks of one name.
-      drop_path_rate: Of the last block, growing linearly from 0; or that of each block.
+      drop_path_rate: The rate of the last block, growing linearly from 0; or a rate for each block.
       remat: Recompute a block's activations in the backward pass instead of keeping them: all of
         them, or all but those named, such as 'qkv,mlp' (see `./remat.py`).
       scan: Compile one block and loop over it: the compile time no longer grows with the depth.

@@ -70,7 +70,7 @@ class Normed(nn.Module):
     Attributes:
       layer: Called as `factory()(x)`; it names its module itself.
       activation: None for none.
-      scale_init: Of the norm; zeros let a residual branch start as nothing.
+      scale_init: Initialises the norm's scale; zeros let a residual branch start as nothing.
       mark: Name under which a rematerialised block keeps what the layer gives, see `./remat.py`:
         the norm's gradient needs that, not what the norm gives.
     """

@@ -14,7 +14,7 @@ class Encoder(nn.Module):
     """Positions, dropout, blocks, final norm: [N, T, D] -> [N, T, D].
 
     Attributes:
-      dropout_rate: Of the tokens, on the output of each attention, and twice in each MLP.
+      dropout_rate: On the tokens, on the output of each attention, and twice in each MLP.
       attention_dropout_rate: On the attention weights.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
       positions: Called as `factory(name=…)(x)`; None where the tokens have their positions.

@@ -45,7 +45,7 @@ class ConvMlpBlock(nn.Module):
     Attributes:
       mlp_dim: Width of the hidden layer.
       before_conv: Activation of the first layer.
-      kernel_init: Of the convolution.
+      kernel_init: Initialises the convolution.
     """
 
     mlp_dim: int

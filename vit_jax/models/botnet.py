@@ -147,11 +147,11 @@ class BoTNet(nn.Module):
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
       hidden_sizes: Channels of each stage; each but the first halves rows and columns.
-      stages: Of each stage what stands in the middle of its units, 'conv' or 'attention'.
-      num_heads: Of all attention.
+      stages: What stands in the middle of the units of each stage, 'conv' or 'attention'.
+      num_heads: The same in all attention.
       activation: 'relu' or 'silu'.
       drop_path_rate: Stochastic depth of the last unit, growing linearly from 0.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
     """
 

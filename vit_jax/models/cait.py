@@ -27,7 +27,7 @@ class ClassAttentionBlock(nn.Module):
 
     Class token [N, 1, D] and patches [N, T, D] to class token [N, 1, D].
 
-    Attributes: as of `vit_jax.layers.block.Block`; `attention` takes `queries`.
+    Attributes: as in `vit_jax.layers.block.Block`; `attention` takes `queries`.
     """
 
     attention: Factory
@@ -53,7 +53,7 @@ class Encoder(layers.Encoder):
       talk; and
       drop_path_rate: Stochastic depth, the same in every block of the patches (ibid., section 5.1).
       num_class_layers: Class-attention blocks behind the `num_layers` blocks of the patches.
-      layer_scale_init: Of each branch's scale.
+      layer_scale_init: What each element of a branch's scale is at first.
     """
 
     num_class_layers: int = 2

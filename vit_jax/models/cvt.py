@@ -37,13 +37,13 @@ class ConvolutionalVisionTransformer(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      embed_dims, depths, num_heads: Of each stage.
+      embed_dims, depths, num_heads: A value for each stage.
       mlp_ratio: Width of the MLPs, in widths of their stage.
-      activation: Of the MLPs: 'quick_gelu', with which the published weights were trained, or
+      activation: In the MLPs: 'quick_gelu', with which the published weights were trained, or
         'gelu', the erf form, with which Hugging Face runs them.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0 over the blocks
         of the last stage; the others have none, as in the official code.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
 
     Raises:
@@ -109,7 +109,7 @@ class ConvAttention(MultiHeadDotProductAttention):
     before they are projected; that of keys and values halves the map (section 3.2). Tokens before
     those of the map bypass the convolutions.
 
-    Attributes: as of `MultiHeadDotProductAttention`; and
+    Attributes: as in `MultiHeadDotProductAttention`; and
       grid: Height and width of the map.
     """
 
@@ -117,7 +117,7 @@ class ConvAttention(MultiHeadDotProductAttention):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, **fields: Any) -> jax.Array:
-        """`fields`: `bias`, as of `attend`."""
+        """`fields`: `bias`, as in `attend`."""
         n, width = x.shape[0], x.shape[-1]
         tokens = x.reshape(n, -1, width)
         others = tokens.shape[1] - self.grid[0] * self.grid[1]

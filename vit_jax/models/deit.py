@@ -55,7 +55,7 @@ class DistilledDeiT(nn.Module):
     Tokens stand in the order class, distillation, patches. It returns the mean of both heads'
     logits, or of the two features without classes, and shows both (`vit_jax.layers.head.HEADS`).
 
-    Attributes: as of `DeiT`.
+    Attributes: as in `DeiT`.
     """
 
     num_classes: int
@@ -79,8 +79,8 @@ class DistilledDeiT(nn.Module):
 class DeiT3(nn.Module):
     """DeiT with LayerScale and a class token that has no position (arXiv:2204.07118, section 3).
 
-    Attributes: as of `DeiT`; and
-      layer_scale_init: Of each branch's scale.
+    Attributes: as in `DeiT`; and
+      layer_scale_init: What each element of a branch's scale is at first.
     """
 
     num_classes: int

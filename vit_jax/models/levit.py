@@ -103,7 +103,7 @@ class Stage(nn.Module):
     """Shrinking attention where `downsample` says so, then blocks: [N, H, W, D] -> [N, H', W', D'].
 
     Attributes:
-      drop_path_rate: Of every block: it does not grow.
+      drop_path_rate: The same for every block: it does not grow.
     """
 
     features: int
@@ -151,10 +151,10 @@ class LeViT(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the heads would get.
-      hidden_sizes, num_heads, depths: Of each stage.
+      hidden_sizes, num_heads, depths: A value for each stage.
       key_dim: Width of a key.
       drop_path_rate: Stochastic depth, the same in all blocks; the paper has 0.1 in LeViT-384.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
     """
 

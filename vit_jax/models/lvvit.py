@@ -72,7 +72,7 @@ class LVViT(nn.Module):
       patches: {'size': (height, width)} in pixels, even: the stem makes half of it.
       hidden_size: D, the width of a token.
       transformer: Fields of `vit_jax.layers.encoder.Encoder`.
-      residual_divisor: As of `Damped`.
+      residual_divisor: As in `Damped`.
       stem_features: Channels of the stem.
       dtype: Type to compute in; None follows images and parameters.
     """

@@ -49,8 +49,8 @@ class Stage(nn.Module):
     """Blocks of ViT over class tokens [N, P, D] and the tokens of a map [N, H, W, D].
 
     Attributes:
-      drop_path_rates: Of each block.
-      remat: As of `run_blocks`.
+      drop_path_rates: A rate for each block.
+      remat: As in `run_blocks`.
     """
 
     num_heads: int
@@ -81,10 +81,10 @@ class PiT(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      patch_size, stride: Of the overlapping patches, in pixels.
-      hidden_sizes, num_heads, depths: Of each stage.
+      patch_size, stride: Side of the overlapping patches and their distance, in pixels.
+      hidden_sizes, num_heads, depths: A value for each stage.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
@@ -129,7 +129,7 @@ class DistilledPiT(PiT):
     It returns the mean of both heads' logits, or of the two features without classes, and shows
     both (`vit_jax.layers.head.HEADS`).
 
-    Attributes: as of `PiT`.
+    Attributes: as in `PiT`.
     """
 
     @nn.compact

@@ -30,12 +30,12 @@ class PyramidVisionTransformer(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      embed_dims, depths, num_heads: Of each stage.
+      embed_dims, depths, num_heads: A value for each stage.
       mlp_ratios: Width of each stage's MLPs, in widths of the stage.
       sr_ratios: R of each stage: keys and values stand for R × R cells of the map. That of the
         last is 1: its class token lies on no map.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0 over all stages.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
 
     Raises:

@@ -35,11 +35,11 @@ class SwinTransformer(nn.Module):
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
       embed_dim: Width of the first stage; it doubles with every stage.
-      depths, num_heads: Of each stage.
+      depths, num_heads: A value for each stage.
       window_size: Side of the windows, in cells of a map.
       patch_size: In pixels.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0 over all stages.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
 
     Raises:
@@ -134,7 +134,7 @@ class ShiftedWindowAttention(WindowAttention):
     Equation 4, section 3.2 and figure 4. Parameter `relative_position_bias`
     [(2 height - 1) (2 width - 1), heads] has a row for each distance of two cells of a window.
 
-    Attributes: as of `WindowAttention`; and
+    Attributes: as in `WindowAttention`; and
       shift: How many rows and columns go from the beginning to the end.
     """
 

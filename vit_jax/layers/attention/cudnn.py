@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 
 def problem(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
-    """Why cuDNN does not take these on any of its GPUs, shapes as of `cudnn_attention`; or None."""
+    """Why cuDNN does not take these on any of its GPUs, shapes as in `cudnn_attention`; or None."""
     types = sorted({str(x.dtype) for x in (q, k, v)})
     width = q.shape[-1]
     if len(types) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16):
@@ -29,7 +29,7 @@ def cudnn_attention(
     Args:
       q: [N, Q, heads, d].
       k, v: [N, K, heads, d].
-      scale: Of the scores; by default 1 / √d.
+      scale: The scores are multiplied by it; by default 1 / √d.
 
     Returns:
       [N, Q, heads, d].

@@ -40,8 +40,8 @@ class Heads:
 
     Attributes:
       count: Heads.
-      width: Of one head, d. Head h has the lanes h d to (h + 1) d; those after the last are 0.
-      scale: Of the scores, 1 / √d if None.
+      width: d, of one head. Head h has the lanes h d to (h + 1) d; those after the last are 0.
+      scale: The scores are multiplied by it; 1 / √d if None.
     """
 
     count: int
@@ -91,7 +91,7 @@ def packed_attention(
 
     Args:
       qkv: The projection without its bias [B, T, 3L]; see `Heads`.
-      bias: Of the projection, [3L].
+      bias: The bias of the projection, [3L].
       interpret: Run it without a TPU, operation by operation.
 
     Returns:
@@ -197,7 +197,7 @@ def _call(
 
 
 def _cycles(length: int, heads: Heads, products: int, cycles: tuple[float, float]) -> int:
-    """Of one image."""
+    """The estimate for one image."""
     tiles = -(-length // LANES)
     registers = heads.count * -(-length // 8) * tiles
     windows = [heads.window(head) for head in range(heads.count)]
@@ -225,11 +225,11 @@ class _Projection:
         return x.astype(self._ref.dtype)
 
     def query(self, head: int) -> jax.Array:
-        """Of one head, 0 on the lanes of others."""
+        """The queries of one head, 0 on the lanes of others."""
         return _only(self._queries(*self._heads.window(head)), head, self._heads)
 
     def queries(self, head: int) -> jax.Array:
-        """Of all heads in the window of `head`."""
+        """The queries of all heads in the window of `head`."""
         return self._queries(*self._heads.window(head))
 
 
