@@ -36,7 +36,7 @@ def compile_kernels(count: int, width: int, length: int, topology_name: str) -> 
     import jax.numpy as jnp
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    from vit_jax.layers.packed_attention import Heads, packed_attention
+    from vit_jax.layers.attention.packed import Heads, packed_attention
     from vit_jax.plan import topology
 
     heads = Heads(count, width)

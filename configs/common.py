@@ -29,8 +29,8 @@ def get_config() -> ConfigDict:
     config.model = None
     # Type to compute in, 'float32' or 'bfloat16'; parameters and losses stay float32.
     config.dtype = "float32"
-    # What computes attention: 'auto', 'xla', 'packed' (TPU) or 'cudnn' (GPU); the last two fall
-    # back to 'xla' for what they cannot do. See vit_jax/layers/implementation.py.
+    # What computes attention: 'auto', 'xla', 'packed' (TPU) or 'cudnn' (GPU); the last two are an
+    # error where they cannot compute the model. See vit_jax/layers/attention/choice.py.
     config.attend = "auto"
 
     # A TFDS name, or a folder {train,test}/<class>/*.jpg.

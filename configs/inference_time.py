@@ -11,6 +11,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     # See ./models.py.
     config.model_name = "ViT-B_32"
+    # What computes attention, as in ./common.py.
+    config.attend = "auto"
     # Steps before measuring, and steps measured.
     config.initial_steps = 10
     config.steps = 30

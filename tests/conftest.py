@@ -11,3 +11,22 @@ _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+import pytest  # noqa: E402
+
+# What is computed here is float32 from end to end: no type is changed by itself. The families in
+# tests/zoo compute in float64, where Flax's norms promote: tests/models/test_promotion.py has them.
+_STRICT = {"layers", "models"}
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """Implicit promotion of types is an error, except in tests marked `promotes`."""
+    folder = request.path.relative_to(pathlib.Path(__file__).parent).parts[0]
+    if folder not in _STRICT or request.node.get_closest_marker("promotes"):
+        yield
+        return
+    import jax
+
+    with jax.numpy_dtype_promotion("strict"):
+        yield

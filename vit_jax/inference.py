@@ -117,7 +117,10 @@ class LoadedModel:
     def _forward(self):
         import jax
 
-        return jax.jit(functools.partial(self.model.apply, train=False))
+        from vit_jax.layers.attention.choice import attending
+
+        # On one device, by the attention that is chosen around the call.
+        return jax.jit(attending()(functools.partial(self.model.apply, train=False)))
 
 
 def load_model(path: Path, model: str | None = None, *, part: str | None = None) -> LoadedModel:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vit_jax import models
 from vit_jax.devices.sharding import check_batch, make_mesh, replicated, split_batch
 from vit_jax.errors import UserError
+from vit_jax.layers.attention.choice import attending
 from vit_jax.train.loop import make_workdir
 from vit_jax.train.metrics import MetricWriter
 
@@ -26,7 +27,8 @@ def inference_time(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, 
       written to `workdir` too.
 
     Raises:
-      UserError: when batch, num_classes, image_size or steps are not positive.
+      UserError: when batch, num_classes, image_size or steps are not positive, or `config.attend`
+        cannot compute the model.
     """
     for field in ("batch", "num_classes", "image_size", "steps"):
         value: Any = config[field]
@@ -40,7 +42,10 @@ def inference_time(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, 
     full, split = replicated(mesh), split_batch(mesh)
     init = jax.jit(functools.partial(model.init, train=False), out_shardings=full)
     variables = init(jax.random.key(0), jnp.ones((1, *shape[1:])))
-    forward = jax.jit(functools.partial(model.apply, train=False), in_shardings=(full, split))
+    attend: Any = config.get("attend", "auto")
+    attention = attending(attend, mesh)
+    forward = attention(functools.partial(model.apply, train=False))
+    forward = jax.jit(forward, in_shardings=(full, split))
     images = jax.device_put(jnp.ones(shape), split)
 
     logging.info("compiling, then %d steps before measuring", config.initial_steps)

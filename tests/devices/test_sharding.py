@@ -107,15 +107,19 @@ def test_every_mesh_trains_like_one_device_and_keeps_its_layout(mesh, optim, att
 
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_kernel_is_taken_where_heads_are_not_split(mesh):
-    """Where they are the program is that of 'xla', to the letter."""
+    """Where they are it is refused by its name, and 'auto' takes what 'xla' is, to the letter."""
     key, batch = jax.random.key(1), {"image": IMAGES, "label": LABELS}
-    packed, xla = (build(MESHES[mesh], attend=name) for name in ("packed", "xla"))
-    state = jax.eval_shape(packed.init, key)
-    taken = kernels(packed.train_step, state, batch, key)
-    assert len(taken) == (0 if "model" in mesh else 4)  # forward and backward of two blocks
-    if "model" in mesh:
-        programs = [e.train_step.lower(state, batch, key).as_text() for e in (packed, xla)]
-        assert programs[0] == programs[1]
+    if "model" not in mesh:
+        packed = build(MESHES[mesh], attend="packed")
+        taken = kernels(packed.train_step, jax.eval_shape(packed.init, key), batch, key)
+        assert len(taken) == 4  # forward and backward of two blocks
+        return
+    with pytest.raises(UserError, match=r"model=\d splits the heads"):
+        build(MESHES[mesh], attend="packed")
+    auto, xla = (build(MESHES[mesh], attend=name) for name in ("auto", "xla"))
+    state = jax.eval_shape(auto.init, key)
+    programs = [e.train_step.lower(state, batch, key).as_text() for e in (auto, xla)]
+    assert programs[0] == programs[1]
 
 
 def test_layout_of_heads_hidden_units_and_moments():

@@ -10,6 +10,7 @@ from zoo_cases import Case
 
 from vit_jax.checkpoint import from_torch
 from vit_jax.layers.drop import DropPath
+from vit_jax.layers.head import HEADS, heads_of
 from vit_jax.models import feature_maps
 from vit_jax.parity.figures import relative_error
 from vit_jax.tree import arrays
@@ -28,11 +29,12 @@ def our_step(case: Case) -> Step:
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), case.variables)
 
         def forward(variables, images):
-            return case.model.apply(variables, images, train=True, mutable=["batch_stats"])
+            collections = ["batch_stats", HEADS]
+            return case.model.apply(variables, images, train=True, mutable=collections)
 
         output, state = jax.device_get(jax.jit(forward)(wide, case.images))
-    outputs = output if isinstance(output, tuple) else (output,)
-    return Step(outputs, arrays(state.get("batch_stats", {})))
+    assert output.shape == (len(case.images), case.num_classes)
+    return Step(heads_of(output, state), arrays(state.get("batch_stats", {})))
 
 
 def their_step(case: Case) -> Step:

@@ -9,10 +9,14 @@ import pytest
 
 from vit_jax.errors import UserError
 from vit_jax.layers.attention import MultiHeadDotProductAttention, attend
-from vit_jax.layers.cudnn_attention import cudnn_attention
-from vit_jax.layers.implementation import Attending, attending
+from vit_jax.layers.attention.choice import attending
+from vit_jax.layers.attention.cudnn import cudnn_attention
+
+# In 16-bit types `jax.nn.dot_product_attention` promotes.
+pytestmark = pytest.mark.promotes
 
 answer = jax.nn.dot_product_attention
+on_gpu = functools.partial(attending, platform="gpu")
 
 
 @pytest.fixture
@@ -28,7 +32,6 @@ def asked(monkeypatch):
         return answer(q, k, v, scale=scale, key_value_seq_lengths=key_value_seq_lengths)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
-    monkeypatch.setattr(Attending, "platform", "gpu")
     return calls
 
 
@@ -73,42 +76,63 @@ def test_a_key_too_many_would_be_seen():
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_it_is_asked_for_what_attend_gets(asked, name, scale):
     qkv = inputs(16, 18)
-    got = jax.jit(attending(name)(functools.partial(attend, scale=scale)))(*qkv)
+    got = jax.jit(on_gpu(name)(functools.partial(attend, scale=scale)))(*qkv)
     assert asked == [((2, 16, 2, 16), (2, 18, 2, 16), scale)]
     wide = [x.astype(jnp.float32) for x in qkv]
-    plain = jax.jit(attending("xla")(functools.partial(attend, scale=scale)))(*wide)
+    plain = jax.jit(on_gpu("xla")(functools.partial(attend, scale=scale)))(*wide)
     assert error(got, plain) < 0.03  # bfloat16
     assert len(asked) == 1
     assert got.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("fields", "taken"),
-    [
-        ({}, True),
-        ({"dtype": jnp.float16}, True),
-        ({"dtype": jnp.float32}, False),
-        ({"width": 128, "values": 128}, True),
-        ({"width": 136, "values": 136}, False),
-        ({"width": 12, "values": 12}, False),
-        ({"values": 32}, False),
-    ],
-    ids=str,
-)
-def test_what_it_cannot_do_is_computed_plainly(asked, fields, taken):
-    jax.eval_shape(attending("cudnn")(attend), *inputs(**fields))
-    assert bool(asked) == taken
+CANNOT = {
+    "plain": ({}, None),
+    "float16": ({"dtype": jnp.float16}, None),
+    "float32": ({"dtype": jnp.float32}, "float32, not bfloat16 or float16"),
+    "128": ({"width": 128, "values": 128}, None),
+    "136": ({"width": 136, "values": 136}, "heads are 136 wide, not a multiple of 8 up to 128"),
+    "12": ({"width": 12, "values": 12}, "heads are 12 wide"),
+    "values": ({"values": 32}, "values are 32 wide and keys 16"),
+}
 
 
-def test_windows_and_mixed_types_are_computed_plainly(asked):
-    def calls(q, k, v):
-        attend(*(x[:, None] for x in (q, k, v)))
-        attend(q, k, v.astype(jnp.float32))
-        attend(q, k, v, bias=jnp.zeros((1, 1, 17, 17)))
-        attend(q, k, v, on_weights=lambda weights: weights)
-        attend(q, k, v, on_scores=lambda scores: scores)
+@pytest.mark.parametrize("what", CANNOT)
+def test_what_it_cannot_do_is_computed_plainly_unless_it_was_asked_for(asked, what):
+    fields, reason = CANNOT[what]
+    jax.eval_shape(on_gpu("auto")(attend), *inputs(**fields))
+    assert bool(asked) == (reason is None)
+    if reason is not None:
+        with pytest.raises(UserError, match=f"attend='cudnn' cannot .*: {reason}"):
+            jax.eval_shape(on_gpu("cudnn")(attend), *inputs(**fields))
 
-    jax.eval_shape(attending("cudnn")(calls), *inputs())
+
+# Attentions for which cuDNN is not asked, whatever their size is.
+OTHER_KINDS = {
+    "windows": lambda q, k, v: attend(*(x[:, None] for x in (q, k, v))),
+    "a bias": lambda q, k, v: attend(q, k, v, bias=jnp.zeros((1, 1, 17, 17))),
+    "weights": lambda q, k, v: attend(q, k, v, on_weights=lambda weights: weights),
+    "scores": lambda q, k, v: attend(q, k, v, on_scores=lambda scores: scores),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_KINDS)
+def test_other_kinds_are_an_error_only_where_there_is_nothing_else(asked, what):
+    other = OTHER_KINDS[what]
+    jax.eval_shape(on_gpu("auto")(other), *inputs())
+    with pytest.raises(UserError, match=f"no attention of this model .*{what}"):
+        jax.eval_shape(on_gpu("cudnn")(other), *inputs())
+    assert not asked
+
+    def both(q, k, v):
+        return other(q, k, v), attend(q, k, v)
+
+    jax.eval_shape(on_gpu("cudnn")(both), *inputs())
+    assert len(asked) == 1
+
+
+def test_mixed_types_are_computed_plainly(asked):
+    q, k, v = inputs()
+    jax.eval_shape(on_gpu("auto")(attend), q, k, v.astype(jnp.float32))
     assert not asked
 
 
@@ -118,7 +142,7 @@ def test_windows_and_mixed_types_are_computed_plainly(asked):
         ({}, {}, True),
         ({"dropout_rate": 0.5}, {}, True),
         ({"dropout_rate": 0.5}, {"train": True}, False),
-        ({}, {"mutable": ["intermediates"]}, False),
+        ({}, {"mutable": ["intermediates"]}, True),
         ({}, {"bias": np.zeros((1, 1, 5, 5), np.float32)}, False),
     ],
     ids=["plain", "no dropout", "dropout", "looking", "bias"],
@@ -129,17 +153,19 @@ def test_layer(asked, fields, call, taken):
 
     def run(x):
         variables = layer.init(jax.random.key(0), x, train=False)
-        asked.clear()  # Nobody looks at the weights there.
+        assert not asked
         rngs = {"dropout": jax.random.key(1)}
         layer.apply({"params": variables["params"]}, x, rngs=rngs, **{"train": False, **call})
 
-    jax.eval_shape(attending("auto")(run), x)
+    jax.eval_shape(on_gpu("auto")(run), x)
     assert bool(asked) == taken
+    if not taken:
+        with pytest.raises(UserError, match=r"dropout of its weights|its scores have a bias"):
+            jax.eval_shape(on_gpu("cudnn")(run), x)
 
 
-def test_only_gpus_have_it_and_they_have_no_kernel_for_tpus(monkeypatch):
+def test_only_gpus_have_it_and_they_have_no_kernel_for_tpus():
     with pytest.raises(UserError, match="needs NVIDIA GPUs"), attending("cudnn"):
         pass
-    monkeypatch.setattr(Attending, "platform", "gpu")
-    with pytest.raises(UserError, match="kernel for TPUs"), attending("packed"):
+    with pytest.raises(UserError, match="kernel for TPUs"), on_gpu("packed"):
         pass

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from kernels import kernels
 
 from vit_jax.errors import UserError
 from vit_jax.layers.attention import MultiHeadDotProductAttention
-from vit_jax.layers.implementation import attending
-from vit_jax.layers.packed_attention import Heads, packed_attention, supports
+from vit_jax.layers.attention.choice import attending
+from vit_jax.layers.attention.packed import Heads, packed_attention, problem
 
 # (tokens, heads, width): pairs in a register, heads that cross registers, odd counts.
 CASES = [(197, 2, 64), (50, 3, 64), (65, 5, 80), (17, 5, 32), (10, 1, 16), (33, 2, 128)]
@@ -79,8 +80,9 @@ def test_the_scale_matters():
 
 
 def test_lengths_that_do_not_fit_the_chip_are_left_to_others():
-    assert supports(577, Heads(16, 64))
-    assert not supports(4096, Heads(16, 64))
+    assert problem(577, Heads(16, 64)) is None
+    assert "4096 tokens" in str(problem(4096, Heads(16, 64)))
+    assert "129 heads" in str(problem(17, Heads(129, 8)))
 
 
 @pytest.mark.parametrize("meshed", [False, True])
@@ -114,16 +116,25 @@ def test_the_layer_has_one_tree_and_one_result(meshed, qkv_bias):
     assert error(flat["auto"], flat["xla"]) == 0
 
 
-def test_what_looks_at_the_weights_falls_back():
+def test_looking_at_the_weights_changes_nothing():
     layer = MultiHeadDotProductAttention(num_heads=2)
     x = jax.random.normal(jax.random.key(0), (1, 5, 16))
-    variables = layer.init(jax.random.key(1), x, train=False)
-    with attending("packed"):
-        _, sown = layer.apply(
-            {"params": variables["params"]}, x, train=False, mutable=["intermediates"]
-        )
+    params = {"params": layer.init(jax.random.key(1), x, train=False)["params"]}
+
+    @attending("packed")
+    def looking(x):
+        return layer.apply(params, x, train=False, mutable=["intermediates"])
+
+    @attending("packed")
+    def plainly(x):
+        return layer.apply(params, x, train=False)
+
+    assert kernels(looking, x) == ["packed_attention_forward"]
+    (y, sown), expected = jax.jit(looking)(x), jax.jit(plainly)(x)
+    np.testing.assert_array_equal(y, expected)
     (weights,) = flax.traverse_util.flatten_dict(sown["intermediates"], sep="/").values()
     assert weights[0].shape == (1, 2, 5, 5)
+    np.testing.assert_allclose(weights[0].sum(-1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["cudnn", "flash"])

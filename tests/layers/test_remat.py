@@ -10,8 +10,8 @@ from recipes import flatten, random_images, random_params
 
 from vit_jax.checkpoint.stacked import stack_blocks, unstack_blocks
 from vit_jax.errors import UserError
-from vit_jax.layers.implementation import attending
-from vit_jax.layers.packed_attention import LANES
+from vit_jax.layers.attention.choice import attending
+from vit_jax.layers.attention.packed import LANES
 from vit_jax.models import from_config
 
 DEPTH, WIDTH, HIDDEN, HEADS = 2, 32, 64, 2

@@ -9,8 +9,8 @@ from kernels import kernels
 from recipes import GOLDEN, flatten, golden_json, random_images, random_params, sha256
 
 from vit_jax.configs.models import MODEL_CONFIGS
-from vit_jax.layers.implementation import attending
-from vit_jax.layers.packed_attention import Heads
+from vit_jax.layers.attention.choice import attending
+from vit_jax.layers.attention.packed import Heads
 from vit_jax.models import from_config, get_model
 
 SHAPES = golden_json("shapes.json")
@@ -53,12 +53,12 @@ def test_logits_of_full_size_models(name):
     np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-5 * golden["logits"].std())
 
 
-def small_model(name, attend):
+def small_model(name, attend, platform=None):
     """What gives its logits, its variables, its images, and the figures."""
     golden = SMALL[name]
     model = from_config(golden["config"], num_classes=golden["num_classes"])
     params = random_params(param_shapes(model, golden["image"]), golden["scale"])
-    forward = attending(attend)(functools.partial(model.apply, train=False))
+    forward = attending(attend, platform=platform)(functools.partial(model.apply, train=False))
     images = random_images((2, *golden["image"], 3))
     return forward, {"params": params}, images, np.load(GOLDEN / f"small_{name}.npz")
 
@@ -67,10 +67,12 @@ def error(got, wanted):
     return np.abs(got - wanted).max() / wanted.std()
 
 
-@pytest.mark.parametrize("attend", ["auto", "xla", "packed"])
+@pytest.mark.parametrize(
+    ("attend", "platform"), [("auto", None), ("xla", None), ("packed", None), ("auto", "tpu")]
+)
 @pytest.mark.parametrize("name", SMALL)
-def test_logits_of_small_models(name, attend):
-    forward, variables, images, figures = small_model(name, attend)
+def test_logits_of_small_models(name, attend, platform):
+    forward, variables, images, figures = small_model(name, attend, platform)
     for key, value in flatten(variables["params"]).items():
         np.testing.assert_array_equal(value, figures[f"param:{key}"])
     blocks = SMALL[name]["config"].get("transformer", {}).get("num_layers", 0)

@@ -124,6 +124,7 @@ def test_remat_and_scan_change_nothing(family, options):
 
 
 @pytest.mark.parametrize("family", TINY)
+@pytest.mark.promotes
 def test_bfloat16_computes_narrow_and_returns_float32(family):
     plain, narrow = build(TINY[family]), build(TINY[family], dtype=jnp.bfloat16)
     params = random_weights(plain)
@@ -224,6 +225,7 @@ def test_fresh_models_start_as_the_original_does():
     assert params["Transformer/posembed_input/pos_embedding"].std() == pytest.approx(0.02, rel=0.2)
 
 
+@pytest.mark.promotes
 def test_gradients_against_finite_differences_in_float64():
     with jax.enable_x64(True):
         for config in TINY.values():

@@ -13,8 +13,9 @@ from shapes import param_shapes
 from vit_jax import checkpoint
 from vit_jax.errors import UserError
 from vit_jax.families.registry import resolve
-from vit_jax.layers import attention, packed_attention
-from vit_jax.layers.implementation import attending, packed_over_mesh
+from vit_jax.layers.attention import choice
+from vit_jax.layers.attention import packed as packed_attention
+from vit_jax.layers.attention.choice import attending, packed_over_mesh
 from vit_jax.models import from_config
 from vit_jax.parity import compare, figures, references, subject
 from vit_jax.parity.figures import FLOAT64_BAR, Drift, Setting, relative_error
@@ -82,7 +83,7 @@ def compared_by(attend, monkeypatch):
         taken.append(qkv.dtype)
         return packed_over_mesh(qkv, bias, heads)
 
-    monkeypatch.setattr(attention, "packed_over_mesh", packed)
+    monkeypatch.setattr(choice, "packed_over_mesh", packed)
     config = resolve("ViT-Ti_16").config.to_dict()
     config["transformer"]["num_layers"] = 1
     with attending(attend):

@@ -6,15 +6,22 @@ import shlex
 
 import jax
 import pytest
+from kernels import equations
+from ml_collections import ConfigDict
 
 from vit_jax import cli, main
+from vit_jax import models as model_lib
 from vit_jax.configs import common, models
 from vit_jax.errors import UserError
-from vit_jax.plan import compiling, fit, topology
+from vit_jax.families import registry
+from vit_jax.families.registry import families, shrunk
+from vit_jax.overrides import changed
+from vit_jax.plan import compiling, fit, space, topology
 from vit_jax.plan.report import Memory, Plan
 from vit_jax.plan.traffic import Traffic, Work
 
 KEEPS = {False: 10, "qkv,attention,mlp": 6, "qkv,attention": 4, True: 1}
+MLP = {"mlp": 5}  # all that a Mixer marks
 SIZES = {"state": 4000}
 LIMIT = 10_000
 
@@ -22,7 +29,9 @@ LIMIT = 10_000
 def needed(batch, devices, remat, accum_steps, fsdp):
     """Activations of the images of a part, the state's share, and what fsdp gathers."""
     images = batch / devices / accum_steps
-    return SIZES["state"] / fsdp + images * KEEPS[remat] + (0 if fsdp == 1 else 0.5 * images)
+    return (
+        SIZES["state"] / fsdp + images * (KEEPS | MLP)[remat] + (0 if fsdp == 1 else 0.5 * images)
+    )
 
 
 @pytest.fixture
@@ -140,12 +149,44 @@ def test_slices_that_do_not_divide_the_batch_are_passed_over(compiled):
     assert {name for name, *_ in compiled} == {"v5e:2x2", "v5e:2x4"}
 
 
-def test_other_models_compute_again_or_not(compiled):
+def test_a_mixer_keeps_what_it_has(compiled):
     model = models.get_mixer_b16_config()
     model.unlock().num_blocks = 1
     found, lines = search(recipe(64, model), "v5e:4x4", "batch")
     assert set(found.settings) == {"batch", "model.remat", "accum_steps", "mesh.fsdp"}
+    assert any("remat mlp" in line for line in lines)
     assert not any("qkv" in line for line in lines)
+
+
+@pytest.mark.parametrize("family", families())
+def test_named_tensors_are_searched_in_every_family_that_has_them(family):
+    """And they are honoured: what is kept by name is not computed again."""
+    config = common.get_config().unlock()
+    first = next(iter(families()[family].architectures))
+    config.model = ConfigDict(shrunk(registry.resolve(first).config.to_dict()))
+    config.pp.crop = 64
+    field, values = space.remat(config)
+    # The MLP of BoTNet is a convolution, which has no name.
+    names = "qkv,attention" if family == "botnet" else "qkv,attention,mlp"
+    assert values == tuple(dict.fromkeys([False, names, "qkv,attention", True]))
+    products = [_products(changed(config, {field: value}).model) for value in values]
+    assert products == sorted(products)
+    assert len(set(products)) == len(products)
+
+
+def _products(config):
+    """How many products a gradient takes."""
+    model = model_lib.from_config(config, num_classes=3)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32")
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+    def loss(params, rest, x):
+        return model.apply({**rest, "params": params}, x, train=False).sum()
+
+    rest = {name: x for name, x in variables.items() if name != "params"}
+    program = jax.make_jaxpr(jax.grad(loss))(variables["params"], rest, images)
+    kinds = ("dot_general", "conv_general_dilated")
+    return sum(equation.primitive.name in kinds for equation in equations(program))
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(compiled):

@@ -17,6 +17,7 @@ from vit_jax.configs import models as model_configs
 from vit_jax.devices.sharding import AXES, AxisType, make_mesh
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess
+from vit_jax.layers.head import HEADS, heads_of, two_heads
 from vit_jax.train import engine as engine_lib
 from vit_jax.train import loop
 from vit_jax.train.distill import distilled
@@ -67,7 +68,7 @@ def test_one_head_learns_from_both():
     hard = jnp.eye(5)[teacher.argmax(-1)]
     want = 0.75 * softmax_cross_entropy(logits, batch["label"])
     want += 0.25 * softmax_cross_entropy(logits, hard)
-    np.testing.assert_allclose(objective(logits, batch), want, rtol=1e-5)
+    np.testing.assert_allclose(objective([logits], batch), want, rtol=1e-5)
     with pytest.raises(UserError, match="this one has 3"):
         objective((logits,) * 3, batch)
 
@@ -102,7 +103,7 @@ class TwoHeads(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool):
         x = x.reshape(x.shape[0], -1)
         heads = [nn.Dense(self.num_classes, name=name)(x) for name in ("head", "head_dist")]
-        return tuple(heads) if train else sum(heads) / 2
+        return two_heads(self, *heads)
 
 
 IMAGES = random_images((8, SIZE, SIZE, 3))
@@ -145,7 +146,10 @@ def test_the_teacher_judges_the_mixed_images():
 
     mixing_key = jax.random.split(jax.random.fold_in(key, 3))[0]
     mixed = mixing(mixing_key, {k: jnp.asarray(v) for k, v in BATCH.items()})
-    outputs = model.apply({"params": params}, mixed["image"], train=True)
+    outputs = heads_of(
+        *model.apply({"params": params}, mixed["image"], train=True, mutable=[HEADS])
+    )
+    assert len(outputs) == 2
     want = objective(outputs, {**mixed, "teacher": teach(weight, mixed["image"])}).mean()
     np.testing.assert_allclose(scalars["loss"], want, rtol=1e-5)
     unmixed = objective(outputs, {**mixed, "teacher": teach(weight, jnp.asarray(IMAGES))}).mean()

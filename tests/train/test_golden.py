@@ -11,7 +11,7 @@ from recipes import GOLDEN, flatten, unflatten
 
 from vit_jax import utils
 from vit_jax.configs import common
-from vit_jax.layers.implementation import attending
+from vit_jax.layers.attention.choice import attending
 from vit_jax.models import from_config
 from vit_jax.train.optimizers import make_optimizer
 from vit_jax.train.state import TrainState

@@ -98,13 +98,13 @@ def test_heads_count_alike():
     by_token = np.stack([-(labels[:, None, None] * log_softmax(tokens)).sum(-1)]).mean((0, 2, 3))
     batch = {"label": jnp.float32(labels)}
     of = of_heads(get_loss("softmax"))
-    np.testing.assert_allclose(of(jnp.float32(LOGITS), batch), reference(labels), rtol=1e-5)
-    np.testing.assert_allclose(of(jnp.float32(tokens), batch), by_token, rtol=1e-5)
+    np.testing.assert_allclose(of([jnp.float32(LOGITS)], batch), reference(labels), rtol=1e-5)
+    np.testing.assert_allclose(of([jnp.float32(tokens)], batch), by_token, rtol=1e-5)
     both = of((jnp.float32(LOGITS), jnp.float32(tokens)), batch)
     np.testing.assert_allclose(both, (reference(labels) + by_token) / 2, rtol=1e-5)
     # Nothing is added to the loss of one head.
     alone = get_loss("softmax")(jnp.float32(LOGITS), batch["label"])
-    np.testing.assert_array_equal(of(jnp.float32(LOGITS), batch), alone)
+    np.testing.assert_array_equal(of([jnp.float32(LOGITS)], batch), alone)
 
 
 def log_softmax(x):

@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from zoo_cases import Case
 
+from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.talking_heads import TalkingHeadsAttention
 from vit_jax.models import cait, from_config
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
@@ -51,16 +52,17 @@ def test_weights_that_the_formula_needs_are_seen():
 def test_another_formula_is_seen(wrong, monkeypatch):
     """The class token's part has no fields to change: its functions are."""
     this = case(SMALL)
+    config = this.config
     if wrong == "gelu":
         plain = functools.partial(cait.torch_mlp, activation=nn.gelu)
         monkeypatch.setattr(cait, "torch_mlp", plain)
     elif wrong == "eps":
-        monkeypatch.setattr(cait, "LayerNorm", functools.partial(nn.LayerNorm, epsilon=1e-5))
+        config = {**config, "transformer": {**config["transformer"], "norm": LayerNorm5}}
     elif wrong == "query":
         monkeypatch.setattr(cait, "ClassAttentionBlock", NormedTwice)
     else:
         monkeypatch.setattr(cait, "ClassAttentionBlock", PatchesOnly)
-    ours = this.ours(from_config(this.config, num_classes=this.num_classes))
+    ours = this.ours(from_config(config, num_classes=this.num_classes))
     assert relative_error(ours, this.theirs()) > FLOAT64_BAR
 
 

@@ -14,6 +14,7 @@ from zoo_cases import Case, resizing
 from vit_jax.checkpoint.names import shapes_of
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.drop import LayerScale
+from vit_jax.layers.head import HEADS, heads_of
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 
@@ -85,7 +86,10 @@ def test_training_returns_both_logits():
         theirs = module.train()(torch.from_numpy(this.images).permute(0, 3, 1, 2))
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), this.variables)
-        ours = jax.jit(lambda v, x: this.model.apply(v, x, train=True))(wide, this.images)
+        apply = jax.jit(lambda v, x: this.model.apply(v, x, train=True, mutable=[HEADS]))
+        output, state = apply(wide, this.images)
+    ours = heads_of(output, state)
+    assert relative_error(np.asarray(output), this.ours64) <= FLOAT64_BAR
     for one, other in zip(ours, theirs, strict=True):
         assert relative_error(np.asarray(one), other.numpy()) <= FLOAT64_BAR
     mean = (np.asarray(ours[0]) + np.asarray(ours[1])) / 2

@@ -12,6 +12,7 @@ from zoo_golden import Golden
 
 from vit_jax.checkpoint import from_torch
 from vit_jax.layers.block import vit_block
+from vit_jax.layers.head import HEADS, heads_of
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.models import from_config, lvvit
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
@@ -92,12 +93,14 @@ def test_logits_are_the_official_codes(tiny):
 
 
 def train(model, variables, images, mix=None):
-    """Outputs and new statistics of a training pass in float64."""
+    """What the heads give and new statistics of a training pass in float64."""
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
-        apply = functools.partial(model.apply, train=True, mutable=["batch_stats"])
-        outputs, state = jax.jit(apply)(wide, images, mix=mix)
-        return jax.device_get((outputs, state["batch_stats"]))
+        apply = functools.partial(model.apply, train=True, mutable=["batch_stats", HEADS])
+        output, state = jax.device_get(jax.jit(apply)(wide, images, mix=mix))
+    logits, of_tokens = heads_of(output, state)
+    np.testing.assert_allclose(output, logits + of_tokens.max(1) / 2, rtol=1e-12)
+    return (logits, of_tokens), state["batch_stats"]
 
 
 def test_training_with_mixed_tokens_is_the_official_codes(tiny):

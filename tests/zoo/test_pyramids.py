@@ -47,10 +47,8 @@ class Pyramid(Case):
     @functools.cached_property
     def outputs(self) -> tuple[np.ndarray, list[np.ndarray]]:
         def forward(variables, images):
-            logits, state = self.model.apply(
-                variables, images, train=False, mutable=["intermediates"]
-            )
-            found = state["intermediates"]
+            logits, state = self.model.apply(variables, images, train=False, mutable=["stage_maps"])
+            found = state["stage_maps"]
             return logits, [found[f"stage_map_{i}"][0] for i in range(len(self.config["depths"]))]
 
         with jax.enable_x64(True):

@@ -13,7 +13,7 @@ from vit_jax.bench.measuring import Subject
 from vit_jax.configs import common
 from vit_jax.devices.sharding import make_mesh
 from vit_jax.families import registry
-from vit_jax.layers.implementation import attending
+from vit_jax.layers.attention.choice import attending
 from vit_jax.train import engine as engine_lib
 from vit_jax.train.log import device_memory
 

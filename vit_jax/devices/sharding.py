@@ -8,6 +8,7 @@ units (Shoeybi et al. 2019, arXiv:1909.08053). The compiler inserts the communic
 
 import collections
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,9 +20,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.checkpoint.stacked import stacked_names
 from vit_jax.errors import UserError, suggest
+from vit_jax.layers.axes import AXES, BATCH_AXES
 from vit_jax.tree import arrays, unflatten
-
-AXES = ("data", "fsdp", "model")
 
 # Name of a parameter -> axes of its dimensions, () for none, or 'fsdp' for the widest dimension
 # that divides. Names are unscanned; the first rule that matches the whole name holds.
@@ -78,13 +78,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """Examples are split over 'data' and 'fsdp'; the devices along 'model' share theirs."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Examples are split over `BATCH_AXES`; the devices along 'model' share theirs."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts `split_batch` cuts."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch(name: str, size: int, mesh: Mesh, accum_steps: int = 1) -> None:

@@ -1,5 +1,6 @@
 """Features of a frozen model over a dataset, for the probes of `vit_jax.evaluate.fewshot`."""
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ class FeatureModel:
     def __init__(self, weights: inference.Weights):
         import jax
 
+        from vit_jax.layers.attention.choice import attending
         from vit_jax.models import from_config
 
         known = weights.model
@@ -32,7 +34,8 @@ class FeatureModel:
         model = from_config(known.config, num_classes=0)
         self._preprocess = known.preprocess
         self._variables = jax.device_put(_without_head(weights.for_model()))
-        self._forward = jax.jit(lambda variables, x: model.apply(variables, x, train=False))
+        # On one device, by the attention that is chosen around the call.
+        self._forward = jax.jit(attending()(functools.partial(model.apply, train=False)))
 
     @classmethod
     def load(

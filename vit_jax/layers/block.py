@@ -118,7 +118,7 @@ def torch_attention(
     attention_dropout_rate: float = 0.0,
     dtype: Any = None,
 ) -> Factory:
-    """Attention with PyTorch's habits, as of `vit_block`."""
+    """Attention with PyTorch's habits, as in `vit_block`."""
     return functools.partial(
         attention,
         num_heads,
@@ -137,7 +137,7 @@ def torch_mlp(
     dropout_rate: float = 0.0,
     dtype: Any = None,
 ) -> Factory:
-    """The plain MLP with PyTorch's habits, as of `vit_block`."""
+    """The plain MLP with PyTorch's habits, as in `vit_block`."""
     return functools.partial(
         MlpBlock,
         mlp_dim,
@@ -169,7 +169,7 @@ def run_blocks(
       name: Prefix: the blocks are `{name}_0`, `{name}_1`, … With `scan` there is one, `{name}`,
         and every parameter has a leading axis of `depth` (see `vit_jax.checkpoint.stacked`).
       first: Number of the first block, where something stands between the blocks of one name.
-      drop_path_rate: Of the last block, growing linearly from 0; or that of each block.
+      drop_path_rate: The rate of the last block, growing linearly from 0; or a rate for each block.
       remat: Recompute a block's activations in the backward pass instead of keeping them: all of
         them, or all but those named, such as 'qkv,mlp' (see `./remat.py`).
       scan: Compile one block and loop over it: the compile time no longer grows with the depth.

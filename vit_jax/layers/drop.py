@@ -32,7 +32,7 @@ class LayerScale(nn.Module):
     Touvron et al. 2021 (CaiT, arXiv:2103.17239), equation 4.
 
     Attributes:
-      init: Of every element of `gamma`.
+      init: What every element of `gamma` is at first.
     """
 
     init: float

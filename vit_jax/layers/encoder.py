@@ -1,6 +1,6 @@
 """The stack of blocks of models whose tokens keep one resolution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,15 +11,16 @@ from vit_jax.layers.norm import LayerNorm
 
 
 class Encoder(nn.Module):
-    """Dropout, blocks, final norm: [N, T, D] -> [N, T, D].
+    """Positions, dropout, blocks, final norm: [N, T, D] -> [N, T, D].
 
     Attributes:
-      dropout_rate: Of the tokens, on the output of each attention, and twice in each MLP.
+      dropout_rate: On the tokens, on the output of each attention, and twice in each MLP.
       attention_dropout_rate: On the attention weights.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
+      positions: Called as `factory(name=…)(x)`; None where the tokens have their positions.
       block: Sizes and rates to the factory of a block, as `vit_block`.
-      norm: Of the output, called as `factory(name=…, dtype=…)(x)`.
-      remat, scan: As of `run_blocks`.
+      norm: Called as `factory(name=…, dtype=…)(x)` with the output of the last block.
+      remat, scan: As in `run_blocks`.
     """
 
     num_layers: int
@@ -28,6 +29,7 @@ class Encoder(nn.Module):
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
+    positions: Factory | None = None
     block: Callable[..., Factory] = vit_block
     norm: Factory = LayerNorm
     remat: bool | str = False
@@ -36,22 +38,39 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        block = self.block(
+        x = self.run(self.prepare(x, train), train)
+        return self.norm(dtype=self.dtype, name="encoder_norm")(x)
+
+    def prepare(self, x: jax.Array, train: bool) -> jax.Array:
+        """What the first block gets."""
+        if self.positions is not None:
+            x = self.positions(name="posembed_input")(x)
+        return nn.Dropout(self.dropout_rate, name="Dropout_0")(x, deterministic=not train)
+
+    def run(self, x: jax.Array, train: bool) -> jax.Array:
+        """What the last block gives."""
+        return run_blocks(
+            self.make_block(),
+            x,
+            depth=self.num_layers,
+            name="encoderblock",
+            train=train,
+            drop_path_rate=self.drop_path_rates(),
+            remat=self.remat,
+            scan=self.scan,
+        )
+
+    def make_block(self, **fields: Any) -> Factory:
+        """What makes a block; `fields` are arguments of `block` beside sizes and rates."""
+        return self.block(
             self.num_heads,
             self.mlp_dim,
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
             dtype=self.dtype,
+            **fields,
         )
-        x = nn.Dropout(self.dropout_rate, name="Dropout_0")(x, deterministic=not train)
-        x = run_blocks(
-            block,
-            x,
-            depth=self.num_layers,
-            name="encoderblock",
-            train=train,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan=self.scan,
-        )
-        return self.norm(dtype=self.dtype, name="encoder_norm")(x)
+
+    def drop_path_rates(self) -> float | Sequence[float]:
+        """As `run_blocks` takes them."""
+        return self.drop_path_rate

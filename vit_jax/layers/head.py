@@ -1,13 +1,16 @@
-"""The linear classifier, and what a model without one returns."""
+"""The linear classifier, what a model without one returns, and models with several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.init import normal_02
+from vit_jax.layers.precision import widened
+
+# The collection in which a model with several heads shows what each of them gives.
+HEADS = "heads"
 
 
 def classify(
@@ -15,6 +18,7 @@ def classify(
     num_classes: int,
     *,
     kernel_init: Callable[..., jax.Array] = normal_02,
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros,
     dtype: Any = None,
     name: str = "head",
 ) -> jax.Array:
@@ -23,5 +27,31 @@ def classify(
     To be called in a compact method: it adds a layer called `name`.
     """
     if num_classes:
-        x = nn.Dense(num_classes, kernel_init=kernel_init, dtype=dtype, name=name)(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = nn.Dense(
+            num_classes, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, name=name
+        )(x)
+    return widened(x)
+
+
+def two_heads(module: nn.Module, first: jax.Array, second: jax.Array) -> jax.Array:
+    """The mean of what two heads give, in training and in evaluation alike; it shows both."""
+    show_heads(module, first, second)
+    return (first + second) / 2
+
+
+def show_heads(module: nn.Module, *heads: jax.Array) -> None:
+    """Gives what each head gives, in this order, to whoever looks at `HEADS`; see `heads_of`.
+
+    That of the classes comes first. To be called once, in the compact method of the model.
+    """
+    if not module.is_initializing():  # It is no variable of the model.
+        module.sow(HEADS, "all", heads)
+
+
+def heads_of(output: Any, state: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What each head gives, of what `output, state = model.apply(…, mutable=[HEADS])` returned.
+
+    A model with one head shows none: what it returns is what its head gives.
+    """
+    shown = state.get(HEADS)
+    return (output,) if shown is None else shown["all"][0]

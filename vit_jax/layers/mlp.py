@@ -45,7 +45,7 @@ class ConvMlpBlock(nn.Module):
     Attributes:
       mlp_dim: Width of the hidden layer.
       before_conv: Activation of the first layer.
-      kernel_init: Of the convolution.
+      kernel_init: Initialises the convolution.
     """
 
     mlp_dim: int
@@ -57,7 +57,7 @@ class ConvMlpBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         del train
         dense: dict[str, Any] = {"kernel_init": normal_02, "dtype": self.dtype}
-        y = nn.Dense(self.mlp_dim, name="Dense_0", **dense)(x)
+        y = checkpoint_name(nn.Dense(self.mlp_dim, name="Dense_0", **dense)(x), "mlp")
         if self.before_conv is not None:
             y = self.before_conv(y)
         y = conv(

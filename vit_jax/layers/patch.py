@@ -7,8 +7,8 @@ import jax
 from flax import linen as nn
 
 from vit_jax.errors import UserError
+from vit_jax.layers.attention.choice import on_cpu
 from vit_jax.layers.conv import conv
-from vit_jax.layers.implementation import on_cpu
 from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import LayerNorm5
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.init import normal_02
+from vit_jax.layers.precision import widened
 
 
 def sequence_pool(x: jax.Array, *, dtype: Any = None, name: str = "attention_pool") -> jax.Array:
@@ -17,6 +18,6 @@ def sequence_pool(x: jax.Array, *, dtype: Any = None, name: str = "attention_poo
     method: it adds a layer called `name`.
     """
     scores = nn.Dense(1, kernel_init=normal_02, dtype=dtype, name=name)(x)
-    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    scores = widened(scores)
     weights = jax.nn.softmax(scores, axis=1).astype(x.dtype)
     return jnp.einsum("ntp,ntd->nd", weights, x)

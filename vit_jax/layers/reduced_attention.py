@@ -18,7 +18,7 @@ from vit_jax.layers.tokens import map_tokens
 class PooledReduction(nn.Module):
     """The map averaged to `size`², whatever its size is: [N, H, W, D] -> [N, size, size, D].
 
-    Of "linear" attention (Wang et al. 2022, arXiv:2106.13797, section 3).
+    It belongs to "linear" attention (Wang et al. 2022, arXiv:2106.13797, section 3).
     """
 
     size: int = 7
@@ -38,7 +38,7 @@ class ReducedAttention(MultiHeadDotProductAttention):
     Spatial-reduction attention: Wang et al. 2021 (arXiv:2102.12122), section 3.3.
     [N, H, W, D] -> [N, H, W, D].
 
-    Attributes: as of `MultiHeadDotProductAttention`; and
+    Attributes: as in `MultiHeadDotProductAttention`; and
       reduction: Called as `factory(name=…)(x)`, map to map; None for the map itself. The paper's
         is a `PatchEmbedding` of R × R patches (equation 3).
     """
@@ -47,7 +47,7 @@ class ReducedAttention(MultiHeadDotProductAttention):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, **fields: Any) -> jax.Array:
-        """`fields`: `bias`, as of `attend`."""
+        """`fields`: `bias`, as in `attend`."""
         reduced = x if self.reduction is None else self.reduction(name="reduction")(x)
         y = super().__call__(map_tokens(reduced), queries=map_tokens(x), train=train, **fields)
         return y.reshape(x.shape)

@@ -1,6 +1,6 @@
 """What a rematerialised block keeps for its backward pass, by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -10,6 +10,26 @@ from vit_jax.errors import UserError, suggest
 # Tensors of a block, by the names under which the layers mark them. Keeping them costs, a token,
 # 3 D of queries, keys and values, D of the attention's output, the width of the hidden layer.
 KEPT = ("qkv", "attention", "mlp")
+
+
+def marked(program: Any) -> tuple[str, ...]:
+    """Which of `KEPT` a traced program marks, in that order.
+
+    Args:
+      program: A jaxpr.
+    """
+    found = set(_marks(program))
+    return tuple(name for name in KEPT if name in found)
+
+
+def _marks(program: Any) -> Iterator[str]:
+    for equation in program.eqns:
+        if equation.primitive.name == "name":
+            yield equation.params["name"]
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _marks(inner)
 
 
 def save_only(names: str) -> Callable[..., Any]:

@@ -26,13 +26,8 @@ class TalkingHeadsAttention(MultiHeadDotProductAttention):
         return lambda scores: self._mix(scores, "scores_mix")
 
     def _on_weights(self, train: bool) -> Callable[[jax.Array], jax.Array]:
-        after = super()._on_weights(train)
-
-        def on_weights(weights: jax.Array) -> jax.Array:
-            weights = self._mix(weights, "weights_mix")
-            return weights if after is None else after(weights)
-
-        return on_weights
+        after = super()._on_weights(train) or self._seen
+        return lambda weights: after(self._mix(weights, "weights_mix"))
 
     def _mix(self, x: jax.Array, name: str) -> jax.Array:
         """[N, heads, Q, K] -> [N, heads, Q, K]."""

@@ -39,7 +39,7 @@ class WindowAttention(MultiHeadDotProductAttention):
     Where windows do not divide the map, zeros are added below and to the right of it. They are
     attended to like the others, as in timm.
 
-    Attributes: as of `MultiHeadDotProductAttention`; and
+    Attributes: as in `MultiHeadDotProductAttention`; and
       window: Height and width.
     """
 

@@ -5,7 +5,6 @@ variables = model.init(rng, images, train=False)      # images [N, H, W, 3] in [
 logits = model.apply(variables, images, train=False)  # [N, num_classes]
 """
 
-import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +62,11 @@ def feature_maps(model: "nn.Module", variables: Mapping[str, Any], images: Any) 
       UserError: for a model without stages.
     """
     from vit_jax.errors import UserError
+    from vit_jax.layers.stages import STAGE_MAPS
 
-    _, state = model.apply(variables, images, train=False, mutable=["intermediates"])
-    stages = {k: v[0] for k, v in state["intermediates"].items() if k.startswith("stage_map_")}
+    state: Any
+    _, state = model.apply(variables, images, train=False, mutable=[STAGE_MAPS])
+    stages = {name: x for name, (x,) in state.get(STAGE_MAPS, {}).items()}
     if not stages:
         raise UserError(f"{type(model).__name__} has no stages: its tokens keep one resolution")
     return [stages[f"stage_map_{i}"] for i in range(len(stages))]
@@ -80,14 +81,13 @@ def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -
     from vit_jax.families import registry
 
     cls = registry.model_class(registry.family_of(config))
-    # What says which model this is, to those classes that do not keep it.
+    # `family` and `model_name` are dropped unless the class has such a field.
     told = {"family", "model_name"} - set(cls.__dataclass_fields__)
     config = {field: value for field, value in config.items() if field not in told}
     _check_fields(config, cls)
     if config.get("transformer") is not None:
-        # It holds the fields of an encoder, by default the one that the model's module names.
-        encoder = config.get("encoder", sys.modules[cls.__module__].Encoder)
-        _check_fields(config["transformer"], encoder)
+        # It holds the fields of an encoder, by default of the class's own.
+        _check_fields(config["transformer"], config.get("encoder", cls.encoder))
     return cls(num_classes=num_classes, **config)
 
 

@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
 from vit_jax.layers.attention import attend
-from vit_jax.layers.block import Factory, run_blocks
-from vit_jax.layers.conv import ConvNorm, max_pool
+from vit_jax.layers.block import Factory
+from vit_jax.layers.conv import average_pool, conv_norm, max_pool
 from vit_jax.layers.drop import DropPath, stage_drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.norm import BatchNorm
+from vit_jax.layers.stages import Stage, run_stages, show_map
 
 ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
 _STEM = (24, 32, 64)  # channels
@@ -55,10 +57,12 @@ class BottleneckAttention(nn.Module):
             kernel_init=nn.initializers.normal(features**-0.5),
             dtype=self.dtype,
         )
-        q, k, v = (project(name=name)(x) for name in ("query", "key", "value"))
+        names = ("query", "key", "value")
+        q, k, v = (checkpoint_name(project(name=name)(x), "qkv") for name in names)
         positions = self._position_scores(q * head_dim**-0.5 if self.scale_positions else q)
         q, k, v = (y.reshape(n, height * width, self.num_heads, head_dim) for y in (q, k, v))
-        return attend(q, k, v, bias=positions).reshape(x.shape)
+        y = checkpoint_name(attend(q, k, v, bias=positions), "attention")
+        return y.reshape(x.shape)
 
     def _position_scores(self, q: jax.Array) -> jax.Array:
         """Queries [N, H, W, heads, d] -> [N, heads, H · W, H · W]."""
@@ -78,7 +82,7 @@ class BottleneckAttention(nn.Module):
 
 
 class AttentionNorm(nn.Module):
-    """Attention where `ConvNorm` would stand: [N, H, W, D] -> [N, H / stride, W / stride, D].
+    """Attention where `conv_norm` would stand: [N, H, W, D] -> [N, H / stride, W / stride, D].
 
     Attributes:
       stride: 2 averages the result over squares of 2×2.
@@ -102,8 +106,7 @@ class AttentionNorm(nn.Module):
             )
         x = self.attention(name="attention")(x)
         if self.stride > 1:
-            window = (self.stride, self.stride)
-            x = nn.avg_pool(x, window, strides=window)
+            x = average_pool(x, self.stride)
         norm = BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")
         return self.activation(norm(x))
 
@@ -123,7 +126,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, drop_path_rate: float, *, train: bool) -> jax.Array:
-        layer = functools.partial(ConvNorm, dtype=self.dtype)
+        layer = functools.partial(conv_norm, dtype=self.dtype)
         inside = self.features // _BOTTLENECK
         y = layer(inside, 1, activation=self.activation, name="reduce")(x, train=train)
         y = self.mix(inside, self.stride, name="mix")(y, train=train)
@@ -136,46 +139,6 @@ class Unit(nn.Module):
         return self.activation(x + y)
 
 
-class Stage(nn.Module):
-    """Units, the first of which has the stride.
-
-    Attributes:
-      mixes: What stands in the middle of each unit.
-      drop_path_rates: Of each unit.
-    """
-
-    features: int
-    stride: int
-    mixes: Sequence[Factory]
-    drop_path_rates: Sequence[float]
-    activation: Any
-    remat: bool | str = False
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        units = [
-            functools.partial(
-                Unit,
-                self.features,
-                self.stride if i == 0 else 1,
-                mix,
-                self.activation,
-                dtype=self.dtype,
-            )
-            for i, mix in enumerate(self.mixes)
-        ]
-        return run_blocks(
-            units,
-            x,
-            depth=len(units),
-            name="unit",
-            train=train,
-            drop_path_rate=self.drop_path_rates,
-            remat=self.remat,
-        )
-
-
 class BoTNet(nn.Module):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
@@ -184,11 +147,11 @@ class BoTNet(nn.Module):
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
       hidden_sizes: Channels of each stage; each but the first halves rows and columns.
-      stages: Of each stage what stands in the middle of its units, 'conv' or 'attention'.
-      num_heads: Of all attention.
+      stages: What stands in the middle of the units of each stage, 'conv' or 'attention'.
+      num_heads: The same in all attention.
       activation: 'relu' or 'silu'.
       drop_path_rate: Stochastic depth of the last unit, growing linearly from 0.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
@@ -206,7 +169,7 @@ class BoTNet(nn.Module):
         activation = ACTIVATIONS[self.activation]
         x = images
         for i, features in enumerate(_STEM):
-            layer = ConvNorm(
+            layer = conv_norm(
                 features,
                 3,
                 2 if i == 0 else 1,
@@ -215,28 +178,34 @@ class BoTNet(nn.Module):
                 name=f"stem_{i}",
             )
             x = layer(x, train=train)
-        self.sow("intermediates", "stage_map_0", x)
-        x = max_pool(x)
-        mixes = self._mixes(activation)
+        show_map(self, 0, x)
         rates = stage_drop_path_rates(self.drop_path_rate, [len(kinds) for kinds in self.stages])
-        for i, kinds in enumerate(self.stages):
-            stage = Stage(
-                self.hidden_sizes[i],
-                stride=1 if i == 0 else 2,
-                mixes=[mixes[kind] for kind in kinds],
-                drop_path_rates=rates[i],
-                activation=activation,
-                remat=self.remat,
-                dtype=self.dtype,
-                name=f"stage_{i}",
-            )
-            x = stage(x, train=train)
-            self.sow("intermediates", f"stage_map_{i + 1}", x)
+        stages = [self._stage(i, own, activation) for i, own in enumerate(rates)]
+        x, _ = run_stages(self, max_pool(x), stages, train=train, first=1)
         return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
+
+    def _stage(self, i: int, drop_path_rates: Sequence[float], activation: Any) -> Factory:
+        """Units, the first of which has the stride."""
+        mixes = self._mixes(activation)
+        units = [
+            functools.partial(
+                Unit,
+                self.hidden_sizes[i],
+                2 if i > 0 and j == 0 else 1,
+                mixes[kind],
+                activation,
+                dtype=self.dtype,
+            )
+            for j, kind in enumerate(self.stages[i])
+        ]
+        return functools.partial(
+            Stage, lambda size: units, drop_path_rates, block_name="unit", remat=self.remat
+        )
 
     def _mixes(self, activation: Any) -> dict[str, Factory]:
         def conv(features: int, stride: int, *, name: str) -> nn.Module:
-            return ConvNorm(features, 3, stride, activation=activation, dtype=self.dtype, name=name)
+            fields = {"activation": activation, "dtype": self.dtype, "name": name}
+            return conv_norm(features, 3, stride, **fields)
 
         attend = functools.partial(BottleneckAttention, self.num_heads, dtype=self.dtype)
 

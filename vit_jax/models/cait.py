@@ -5,22 +5,21 @@ Touvron et al. 2021, "Going deeper with Image Transformers" (arXiv:2103.17239). 
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vit_jax.layers.block import Factory, run_blocks, torch_attention, torch_mlp, vit_block
+from vit_jax.layers import encoder as layers
+from vit_jax.layers.block import Factory, torch_attention, torch_mlp
 from vit_jax.layers.drop import LayerScale
 from vit_jax.layers.head import classify
 from vit_jax.layers.init import normal_02
-from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.talking_heads import TalkingHeadsAttention
-from vit_jax.layers.tokens import map_tokens
+from vit_jax.layers.tokens import patch_tokens
 
 
 class ClassAttentionBlock(nn.Module):
@@ -28,7 +27,7 @@ class ClassAttentionBlock(nn.Module):
 
     Class token [N, 1, D] and patches [N, T, D] to class token [N, 1, D].
 
-    Attributes: as of `vit_jax.layers.block.Block`; `attention` takes `queries`.
+    Attributes: as in `vit_jax.layers.block.Block`; `attention` takes `queries`.
     """
 
     attention: Factory
@@ -47,58 +46,44 @@ class ClassAttentionBlock(nn.Module):
         return cls + self.residual(name="residual_1")(y, 0.0, train=train)
 
 
-class Encoder(nn.Module):
+class Encoder(layers.Encoder):
     """Blocks of the patches [N, T, D], then those of the class token [1, 1, D]: [N, D].
 
-    Attributes:
-      num_class_layers: Class-attention blocks behind the `num_layers` blocks of the patches.
-      layer_scale_init: Of each branch's scale.
+    Attributes: as in `vit_jax.layers.encoder.Encoder`, for the blocks of the patches, whose heads
+      talk; and
       drop_path_rate: Stochastic depth, the same in every block of the patches (ibid., section 5.1).
-      remat, scan: As of `run_blocks`, for the blocks of the patches.
+      num_class_layers: Class-attention blocks behind the `num_layers` blocks of the patches.
+      layer_scale_init: What each element of a branch's scale is at first.
     """
 
-    num_layers: int
-    mlp_dim: int
-    num_heads: int
     num_class_layers: int = 2
     layer_scale_init: float = 1e-5
-    dropout_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    remat: bool = False
-    scan: bool = False
-    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array, cls: jax.Array, *, train: bool) -> jax.Array:
-        residual = functools.partial(LayerScale, self.layer_scale_init)
-        fields: dict[str, Any] = {"dropout_rate": self.dropout_rate, "dtype": self.dtype}
-        norm = functools.partial(LayerNorm, dtype=self.dtype)
-        x = run_blocks(
-            vit_block(
-                self.num_heads,
-                self.mlp_dim,
-                attention=TalkingHeadsAttention,
-                residual=residual,
-                **fields,
-            ),
-            x,
-            depth=self.num_layers,
-            name="encoderblock",
-            train=train,
-            drop_path_rate=(self.drop_path_rate,) * self.num_layers,
-            remat=self.remat,
-            scan=self.scan,
-        )
+        norm = functools.partial(self.norm, dtype=self.dtype)
+        x = self.run(x, train)
         cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        fields: dict[str, Any] = {"dropout_rate": self.dropout_rate, "dtype": self.dtype}
         for i in range(self.num_class_layers):
             cls = ClassAttentionBlock(
                 attention=torch_attention(self.num_heads, **fields),
                 mlp=torch_mlp(self.mlp_dim, **fields),
                 norm=norm,
-                residual=residual,
+                residual=self.residual(),
                 name=f"classblock_{i}",
             )(cls, x, train=train)
         return norm(name="encoder_norm")(cls[:, 0])
+
+    def make_block(self) -> Factory:
+        talking = {"attention": TalkingHeadsAttention, "residual": self.residual()}
+        return super().make_block(**talking)
+
+    def residual(self) -> Factory:
+        return functools.partial(LayerScale, self.layer_scale_init)
+
+    def drop_path_rates(self) -> Sequence[float]:
+        return (self.drop_path_rate,) * self.num_layers
 
 
 class CaiT(nn.Module):
@@ -117,13 +102,12 @@ class CaiT(nn.Module):
     hidden_size: int
     transformer: Mapping[str, Any]
     dtype: Any = None
+    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = embed_patches(
-            images, self.hidden_size, self.patches["size"], dtype=self.dtype, name="embedding"
-        )
-        x = AddPositionEmbs(name="posembed_input")(map_tokens(x))
+        x = patch_tokens(images, self.hidden_size, self.patches["size"], dtype=self.dtype)
+        x = AddPositionEmbs(name="posembed_input")(x)
         cls = self.param("cls", normal_02, (1, 1, self.hidden_size))
         encoder = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})
         x = encoder(x, cls, train=train)

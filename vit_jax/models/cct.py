@@ -31,7 +31,7 @@ class Tokenizer(nn.Module):
     [N, H, W, 3] -> [N, H', W', features]; each layer divides the sides by 2 `stride`, rounding up.
 
     Attributes:
-      features: Of the last layer; those before it have `hidden`.
+      features: Channels of the last layer; those before it have `hidden`.
     """
 
     features: int
@@ -60,7 +60,7 @@ class Tokenizer(nn.Module):
 class CompactBlock(nn.Module):
     """x += attention(norm(x)); x = norm(x); x += mlp(x): the second norm is in the residual stream.
 
-    [N, T, D] -> [N, T, D]. Attributes: as of `vit_jax.layers.block.Block`.
+    [N, T, D] -> [N, T, D]. Attributes: as in `vit_jax.layers.block.Block`.
     """
 
     attention: Factory
@@ -115,6 +115,7 @@ class CCT(nn.Module):
     hidden_size: int
     transformer: Mapping[str, Any]
     dtype: Any = None
+    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -21,6 +21,7 @@ from vit_jax.layers.interpolation import half_pixel_weights, torch_bicubic
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
+from vit_jax.layers.stages import show_map
 from vit_jax.layers.tokens import prepend_tokens
 
 # Kernel, stride and padding of the three convolutions that stand for a patch (ibid., section 4.1,
@@ -97,8 +98,8 @@ class MultiScaleEncoder(nn.Module):
     Tokens [N, 1 + T, D] of every branch, to the same.
 
     Attributes:
-      num_heads, mlp_ratios, depths: Of each branch.
-      drop_path_rates: Of each block of the deepest branch; the last one is that of the fusion too.
+      num_heads, mlp_ratios, depths: A value for each branch.
+      drop_path_rates: A rate for each block of the deepest branch; the fusion has the last one too.
     """
 
     num_heads: Sequence[int]
@@ -140,13 +141,13 @@ class CrossViT(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D₀ + D₁] that the heads would get.
-      patch_sizes, image_scales: Of each of the two branches; it sees the image resized by its
-        scale (bicubic, PyTorch's), rounded down.
-      hidden_sizes, num_heads, mlp_ratios: Of each branch.
+      patch_sizes, image_scales: A value for each of the two branches; it sees the image resized by
+        its scale (bicubic, PyTorch's), rounded down.
+      hidden_sizes, num_heads, mlp_ratios: A value for each branch.
       depths: Blocks of each branch in each encoder.
       conv_embedding: Patches by `ConvEmbedding` (the models with a dagger).
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
@@ -179,7 +180,7 @@ class CrossViT(nn.Module):
             )
             branches = encoder(branches, train=train)
         for i, x in enumerate(branches):
-            self.sow("intermediates", f"stage_map_{i}", x[:, 1:].reshape(maps[i].shape))
+            show_map(self, i, x[:, 1:].reshape(maps[i].shape))
         features = [
             LayerNorm(dtype=self.dtype, name=f"encoder_norm_{i}")(x)[:, 0]
             for i, x in enumerate(branches)

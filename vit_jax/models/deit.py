@@ -15,10 +15,9 @@ from flax import linen as nn
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.drop import LayerScale
 from vit_jax.layers.encoder import Encoder
-from vit_jax.layers.head import classify
-from vit_jax.layers.patch import embed_patches
+from vit_jax.layers.head import classify, two_heads
 from vit_jax.layers.position import AddPositionEmbs
-from vit_jax.layers.tokens import map_tokens, prepend_tokens
+from vit_jax.layers.tokens import patch_tokens, prepend_tokens
 
 
 class DeiT(nn.Module):
@@ -39,10 +38,11 @@ class DeiT(nn.Module):
     hidden_size: int
     transformer: Mapping[str, Any]
     dtype: Any = None
+    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = _patch_tokens(self, images)
+        x = patch_tokens(images, self.hidden_size, self.patches["size"], dtype=self.dtype)
         x = prepend_tokens(self, x, "cls")
         x = AddPositionEmbs(name="posembed_input")(x)
         x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
@@ -52,10 +52,10 @@ class DeiT(nn.Module):
 class DistilledDeiT(nn.Module):
     """DeiT with a second token and head, which learn from a teacher (ibid., section 4).
 
-    Tokens stand in the order class, distillation, patches. Training returns the logits of both
-    heads, evaluation their mean; without classes the mean of the two features.
+    Tokens stand in the order class, distillation, patches. It returns the mean of both heads'
+    logits, or of the two features without classes, and shows both (`vit_jax.layers.head.HEADS`).
 
-    Attributes: as of `DeiT`.
+    Attributes: as in `DeiT`.
     """
 
     num_classes: int
@@ -63,23 +63,24 @@ class DistilledDeiT(nn.Module):
     hidden_size: int
     transformer: Mapping[str, Any]
     dtype: Any = None
+    encoder = Encoder
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool):
-        x = _patch_tokens(self, images)
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = patch_tokens(images, self.hidden_size, self.patches["size"], dtype=self.dtype)
         x = prepend_tokens(self, x, "cls", "dist")
         x = AddPositionEmbs(name="posembed_input")(x)
         x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
         logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
         distilled = classify(x[:, 1], self.num_classes, dtype=self.dtype, name="head_dist")
-        return (logits, distilled) if train else (logits + distilled) / 2
+        return two_heads(self, logits, distilled)
 
 
 class DeiT3(nn.Module):
     """DeiT with LayerScale and a class token that has no position (arXiv:2204.07118, section 3).
 
-    Attributes: as of `DeiT`; and
-      layer_scale_init: Of each branch's scale.
+    Attributes: as in `DeiT`; and
+      layer_scale_init: What each element of a branch's scale is at first.
     """
 
     num_classes: int
@@ -88,10 +89,11 @@ class DeiT3(nn.Module):
     transformer: Mapping[str, Any]
     layer_scale_init: float = 1e-6
     dtype: Any = None
+    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = _patch_tokens(self, images)
+        x = patch_tokens(images, self.hidden_size, self.patches["size"], dtype=self.dtype)
         x = AddPositionEmbs(name="posembed_input")(x)
         x = prepend_tokens(self, x, "cls")
         residual = functools.partial(LayerScale, self.layer_scale_init)
@@ -99,11 +101,3 @@ class DeiT3(nn.Module):
         fields = {"dtype": self.dtype, "block": block, **self.transformer}
         x = Encoder(name="Transformer", **fields)(x, train=train)
         return classify(x[:, 0], self.num_classes, dtype=self.dtype)
-
-
-def _patch_tokens(model: Any, images: jax.Array) -> jax.Array:
-    """[N, H, W, 3] -> [N, T, D], row by row."""
-    size = model.patches["size"]
-    return map_tokens(
-        embed_patches(images, model.hidden_size, size, dtype=model.dtype, name="embedding")
-    )

@@ -5,45 +5,25 @@ Graham et al. 2021, "LeViT: a Vision Transformer in ConvNet's Clothing for Faste
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.layers.attention import attend
 from vit_jax.layers.block import Block, run_blocks
-from vit_jax.layers.conv import ConvNorm
+from vit_jax.layers.conv import conv_norm, dense_norm
 from vit_jax.layers.drop import DropPath
-from vit_jax.layers.head import classify
-from vit_jax.layers.init import torch_default
+from vit_jax.layers.head import classify, two_heads
 from vit_jax.layers.norm import BatchNorm
+from vit_jax.layers.stages import show_map
 
 _VALUE_RATIO = 2  # width of a value in keys; in `DownsampleAttention` twice that
 _MLP_RATIO = 2
-
-
-class DenseNorm(nn.Module):
-    """Linear layer without bias, batch normalisation: `dense/kernel`, `norm/…`."""
-
-    features: int
-    scale_init: Callable[..., jax.Array] = nn.initializers.ones
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.Dense(
-            self.features,
-            use_bias=False,
-            kernel_init=torch_default,
-            dtype=self.dtype,
-            name="dense",
-        )(x)
-        return BatchNorm(
-            use_running_average=not train, scale_init=self.scale_init, dtype=self.dtype, name="norm"
-        )(x)
 
 
 class Attention(nn.Module):
@@ -60,12 +40,15 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         widths = (self.key_dim, self.key_dim, _VALUE_RATIO * self.key_dim)
-        y = DenseNorm(self.num_heads * sum(widths), dtype=self.dtype, name="qkv")(x, train=train)
+        width = self.num_heads * sum(widths)
+        y = dense_norm(width, mark="qkv", dtype=self.dtype, name="qkv")(x, train=train)
         q, k, v = _split_heads(y, self.num_heads, widths)
         y = attend(q, k, v, bias=_offset_biases(self, self.num_heads, x.shape[1:3]))
+        y = checkpoint_name(y, "attention")
         y = nn.hard_swish(y.reshape(*x.shape[:3], -1))
         # A block starts as the identity.
-        out = DenseNorm(x.shape[-1], nn.initializers.zeros, dtype=self.dtype, name="out")
+        zeros = nn.initializers.zeros
+        out = dense_norm(x.shape[-1], scale_init=zeros, dtype=self.dtype, name="out")
         return out(y, train=train)
 
 
@@ -83,16 +66,16 @@ class DownsampleAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         widths = (self.key_dim, 2 * _VALUE_RATIO * self.key_dim)
-        y = DenseNorm(self.num_heads * sum(widths), dtype=self.dtype, name="kv")(x, train=train)
+        y = dense_norm(self.num_heads * sum(widths), dtype=self.dtype, name="kv")(x, train=train)
         k, v = _split_heads(y, self.num_heads, widths)
         y = x[:, ::2, ::2]
         size = y.shape[:3]
         q_width = self.num_heads * self.key_dim
-        y = DenseNorm(q_width, dtype=self.dtype, name="query")(y, train=train)
+        y = dense_norm(q_width, dtype=self.dtype, name="query")(y, train=train)
         (q,) = _split_heads(y, self.num_heads, (self.key_dim,))
         y = attend(q, k, v, bias=_offset_biases(self, self.num_heads, x.shape[1:3], stride=2))
         y = nn.hard_swish(y.reshape(*size, -1))
-        return DenseNorm(self.features, dtype=self.dtype, name="out")(y, train=train)
+        return dense_norm(self.features, dtype=self.dtype, name="out")(y, train=train)
 
 
 class NormMlp(nn.Module):
@@ -103,8 +86,9 @@ class NormMlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         width = x.shape[-1]
-        y = DenseNorm(_MLP_RATIO * width, dtype=self.dtype, name="Dense_0")(x, train=train)
-        last = DenseNorm(width, nn.initializers.zeros, dtype=self.dtype, name="Dense_1")
+        first = dense_norm(_MLP_RATIO * width, mark="mlp", dtype=self.dtype, name="Dense_0")
+        y = first(x, train=train)
+        last = dense_norm(width, scale_init=nn.initializers.zeros, dtype=self.dtype, name="Dense_1")
         return last(nn.hard_swish(y), train=train)
 
 
@@ -119,7 +103,7 @@ class Stage(nn.Module):
     """Shrinking attention where `downsample` says so, then blocks: [N, H, W, D] -> [N, H', W', D'].
 
     Attributes:
-      drop_path_rate: Of every block: it does not grow.
+      drop_path_rate: The same for every block: it does not grow.
     """
 
     features: int
@@ -161,15 +145,16 @@ class Stage(nn.Module):
 class LeViT(nn.Module):
     """Four convolutions, three stages, two heads, of which one learns from a teacher.
 
-    Images [N, H, W, 3] to logits [N, num_classes], float32 or wider: those of both heads in
-    training, their mean in evaluation. The tables of attention biases have the size of the image.
+    Images [N, H, W, 3] to logits [N, num_classes], float32 or wider: the mean of both heads, which
+    it shows (`vit_jax.layers.head.HEADS`). The tables of attention biases have the size of the
+    image.
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the heads would get.
-      hidden_sizes, num_heads, depths: Of each stage.
+      hidden_sizes, num_heads, depths: A value for each stage.
       key_dim: Width of a key.
       drop_path_rate: Stochastic depth, the same in all blocks; the paper has 0.1 in LeViT-384.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
@@ -183,7 +168,7 @@ class LeViT(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool):
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         x = self._stem(images, train)
         sizes = zip(self.hidden_sizes, self.num_heads, self.depths, strict=True)
         for i, (width, heads, depth) in enumerate(sizes):
@@ -199,19 +184,19 @@ class LeViT(nn.Module):
                 name=f"stage_{i}",
             )
             x = stage(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+            show_map(self, i, x)
         x = x.mean((1, 2))
         if not self.num_classes:
             return classify(x, 0)
         logits, distilled = (self._classify(x, name, train) for name in ("head", "head_dist"))
-        return (logits, distilled) if train else (logits + distilled) / 2
+        return two_heads(self, logits, distilled)
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
         """[N, H, W, 3] -> [N, H/16, W/16, D], rounded up."""
         for i, shrunk in enumerate((8, 4, 2, 1)):
             activation = nn.hard_swish if shrunk > 1 else None
             features = self.hidden_sizes[0] // shrunk
-            layer = ConvNorm(
+            layer = conv_norm(
                 features, 3, 2, activation=activation, dtype=self.dtype, name=f"stem_{i}"
             )
             x = layer(x, train=train)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.block import vit_block
-from vit_jax.layers.conv import ConvNorm
+from vit_jax.layers.conv import conv_norm
 from vit_jax.layers.drop import DropPath
 from vit_jax.layers.encoder import Encoder
-from vit_jax.layers.head import classify
+from vit_jax.layers.head import classify, show_heads
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
@@ -36,7 +36,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         for i, (kernel, stride) in enumerate(((7, 2), (3, 1), (3, 1))):
-            x = ConvNorm(
+            x = conv_norm(
                 self.features,
                 kernel,
                 stride=stride,
@@ -62,17 +62,17 @@ class Damped(nn.Module):
 
 
 class LVViT(nn.Module):
-    """Images [N, H, W, 3] to logits, float32 or wider.
+    """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
-    Training returns the class token's logits [N, num_classes] and those of every patch
-    [N, T, num_classes]; evaluation the former plus half of the latter's maximum over the patches.
+    They are the class token's plus half of the maximum of the patches' over the patches. It shows
+    both (`vit_jax.layers.head.HEADS`): [N, num_classes] and [N, T, num_classes].
 
     Attributes:
-      num_classes: 0 returns what evaluation makes of the features [N, D] that the heads would get.
+      num_classes: 0 returns the same of the features [N, D] that the heads would get.
       patches: {'size': (height, width)} in pixels, even: the stem makes half of it.
       hidden_size: D, the width of a token.
       transformer: Fields of `vit_jax.layers.encoder.Encoder`.
-      residual_divisor: As of `Damped`.
+      residual_divisor: As in `Damped`.
       stem_features: Channels of the stem.
       dtype: Type to compute in; None follows images and parameters.
     """
@@ -84,9 +84,12 @@ class LVViT(nn.Module):
     residual_divisor: float = 1.0
     stem_features: int = 64
     dtype: Any = None
+    encoder = Encoder
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool, mix: jax.Array | None = None):
+    def __call__(
+        self, images: jax.Array, *, train: bool, mix: jax.Array | None = None
+    ) -> jax.Array:
         """`mix` [rows, columns] of booleans marks patches to take from another image (MixToken,
         ibid., section 3.3): image i of N shows those of image N - 1 - i there, and their logits are
         given where they came from.
@@ -109,7 +112,8 @@ class LVViT(nn.Module):
         logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
         of_tokens = classify(x[:, 1:], self.num_classes, dtype=self.dtype, name="head_tokens")
         of_tokens = _exchange(of_tokens, mix)
-        return (logits, of_tokens) if train else logits + jnp.max(of_tokens, axis=1) / 2
+        show_heads(self, logits, of_tokens)
+        return logits + jnp.max(of_tokens, axis=1) / 2
 
 
 def _exchange(x: jax.Array, mix: jax.Array | None) -> jax.Array:

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.block import run_blocks
 from vit_jax.layers.drop import DropPath
+from vit_jax.layers.head import classify
 from vit_jax.layers.mlp import MlpBlock
 from vit_jax.layers.norm import LayerNorm
-from vit_jax.layers.patch import embed_patches
+from vit_jax.layers.tokens import patch_tokens
 
 
 class MixerBlock(nn.Module):
@@ -54,16 +54,14 @@ class MlpMixer(nn.Module):
     channels_mlp_dim: int
     model_name: str | None = None
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     scan: bool = False
     dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-        x = embed_patches(
-            inputs, self.hidden_dim, self.patches["size"], dtype=self.dtype, name="stem"
-        )
-        x = x.reshape(x.shape[0], -1, x.shape[-1])
+        size = self.patches["size"]
+        x = patch_tokens(inputs, self.hidden_dim, size, dtype=self.dtype, name="stem")
         x = run_blocks(
             functools.partial(
                 MixerBlock, self.tokens_mlp_dim, self.channels_mlp_dim, dtype=self.dtype
@@ -77,11 +75,5 @@ class MlpMixer(nn.Module):
             scan=self.scan,
         )
         x = LayerNorm(dtype=self.dtype, name="pre_head_layer_norm")(x).mean(axis=1)
-        if self.num_classes:
-            x = nn.Dense(
-                self.num_classes,
-                dtype=self.dtype,
-                kernel_init=nn.initializers.zeros,
-                name="head",
-            )(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        zeros = nn.initializers.zeros
+        return classify(x, self.num_classes, kernel_init=zeros, dtype=self.dtype)

@@ -14,11 +14,12 @@ from flax import linen as nn
 from vit_jax.layers.block import run_blocks, vit_block
 from vit_jax.layers.conv import conv
 from vit_jax.layers.drop import stage_drop_path_rates
-from vit_jax.layers.head import classify
+from vit_jax.layers.head import classify, two_heads
 from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
+from vit_jax.layers.stages import show_map
 from vit_jax.layers.tokens import prepend_tokens
 
 _MLP_RATIO = 4
@@ -48,8 +49,8 @@ class Stage(nn.Module):
     """Blocks of ViT over class tokens [N, P, D] and the tokens of a map [N, H, W, D].
 
     Attributes:
-      drop_path_rates: Of each block.
-      remat: As of `run_blocks`.
+      drop_path_rates: A rate for each block.
+      remat: As in `run_blocks`.
     """
 
     num_heads: int
@@ -80,10 +81,10 @@ class PiT(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      patch_size, stride: Of the overlapping patches, in pixels.
-      hidden_sizes, num_heads, depths: Of each stage.
+      patch_size, stride: Side of the overlapping patches and their distance, in pixels.
+      hidden_sizes, num_heads, depths: A value for each stage.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
@@ -98,7 +99,7 @@ class PiT(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Any:
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         (features,) = self._features(images, "cls", train=train)
         return classify(features, self.num_classes, dtype=self.dtype)
 
@@ -117,7 +118,7 @@ class PiT(nn.Module):
                 x, tokens = Pooling(width, dtype=self.dtype, name=f"pool_{i}")(x, tokens)
             stage = Stage(heads, rates[i], self.remat, dtype=self.dtype, name=f"stage_{i}")
             x, tokens = stage(x, tokens, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+            show_map(self, i, x)
         tokens = LayerNorm(dtype=self.dtype, name="encoder_norm")(tokens)
         return [tokens[:, i] for i in range(len(names))]
 
@@ -125,15 +126,15 @@ class PiT(nn.Module):
 class DistilledPiT(PiT):
     """PiT with a second token and head, which learn from a teacher (ibid., section 4.1).
 
-    Training returns the logits of both heads, evaluation their mean; without classes the mean of
-    the two features.
+    It returns the mean of both heads' logits, or of the two features without classes, and shows
+    both (`vit_jax.layers.head.HEADS`).
 
-    Attributes: as of `PiT`.
+    Attributes: as in `PiT`.
     """
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Any:
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         features, distilled = self._features(images, "cls", "dist", train=train)
         logits = classify(features, self.num_classes, dtype=self.dtype)
         distilled = classify(distilled, self.num_classes, dtype=self.dtype, name="head_dist")
-        return (logits, distilled) if train else (logits + distilled) / 2
+        return two_heads(self, logits, distilled)

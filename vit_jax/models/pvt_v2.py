@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from vit_jax.layers.block import Block, Factory, run_blocks, torch_attention
+from vit_jax.layers.block import Block, Factory, torch_attention
 from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.init import he_depthwise, he_fan_out
@@ -19,6 +19,7 @@ from vit_jax.layers.mlp import ConvMlpBlock
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import PatchEmbedding
 from vit_jax.layers.reduced_attention import PooledReduction, ReducedAttention
+from vit_jax.layers.stages import Stage, run_stages
 
 
 class PyramidVisionTransformerV2(nn.Module):
@@ -26,12 +27,12 @@ class PyramidVisionTransformerV2(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      embed_dims, depths, num_heads: Of each stage.
+      embed_dims, depths, num_heads: A value for each stage.
       mlp_ratios: Width of each stage's MLPs, in widths of the stage.
       sr_ratios: R of each stage: keys and values stand for R × R cells of the map.
       linear: Whether keys and values come from a map of 7 × 7 averages instead (section 3).
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0 over all stages.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
 
     Raises:
@@ -46,80 +47,48 @@ class PyramidVisionTransformerV2(nn.Module):
     sr_ratios: Sequence[int] = (8, 4, 2, 1)
     linear: bool = False
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = images
         rates = stage_drop_path_rates(self.drop_path_rate, self.depths)
-        for i, width in enumerate(self.embed_dims):
-            kernel, stride = (7, 4) if i == 0 else (3, 2)
-            x = Stage(
-                embedding=functools.partial(
-                    PatchEmbedding, width, kernel, stride, kernel // 2, kernel_init=he_fan_out
-                ),
-                reduction=self._reduction(width, self.sr_ratios[i]),
-                num_heads=self.num_heads[i],
-                mlp_dim=int(width * self.mlp_ratios[i]),
-                before_conv=nn.relu if self.linear else None,
-                drop_path_rates=rates[i],
-                remat=self.remat,
-                dtype=self.dtype,
-                name=f"stage_{i}",
-            )(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+        stages = [self._stage(i, own) for i, own in enumerate(rates)]
+        x, _ = run_stages(self, images, stages, train=train)
         return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
+
+    def _stage(self, i: int, drop_path_rates: Sequence[float]) -> Factory:
+        """Overlapping patches, blocks, norm."""
+        width, (kernel, stride) = self.embed_dims[i], (7, 4) if i == 0 else (3, 2)
+        norm = functools.partial(LayerNorm, dtype=self.dtype)
+        reduction = self._reduction(width, self.sr_ratios[i])
+        attention = functools.partial(ReducedAttention, reduction=reduction)
+        block = functools.partial(
+            Block,
+            attention=torch_attention(self.num_heads[i], attention=attention, dtype=self.dtype),
+            mlp=functools.partial(
+                ConvMlpBlock,
+                int(width * self.mlp_ratios[i]),
+                nn.relu if self.linear else None,
+                kernel_init=he_depthwise,
+                dtype=self.dtype,
+            ),
+            norm=norm,
+        )
+        patches = functools.partial(PatchEmbedding, width, kernel, stride, kernel // 2)
+        return functools.partial(
+            Stage,
+            lambda size: [block] * len(drop_path_rates),
+            drop_path_rates,
+            embedding=functools.partial(
+                patches, kernel_init=he_fan_out, dtype=self.dtype, name="embedding"
+            ),
+            norm=functools.partial(norm, name="norm"),
+            remat=self.remat,
+        )
 
     def _reduction(self, width: int, ratio: int) -> Factory | None:
         init = {"kernel_init": he_fan_out, "dtype": self.dtype}
         if self.linear:
             return functools.partial(PooledReduction, **init)
         return None if ratio == 1 else functools.partial(PatchEmbedding, width, ratio, **init)
-
-
-class Stage(nn.Module):
-    """Overlapping patches, blocks, norm: [N, H, W, C] -> [N, H', W', D].
-
-    Attributes:
-      embedding: Called as `factory(dtype=…, name=…)(x)`.
-      reduction: As of `ReducedAttention`.
-      before_conv: As of `ConvMlpBlock`.
-      drop_path_rates: Of each block.
-    """
-
-    embedding: Factory
-    reduction: Factory | None
-    num_heads: int
-    mlp_dim: int
-    before_conv: Any
-    drop_path_rates: Sequence[float]
-    remat: bool = False
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = self.embedding(dtype=self.dtype, name="embedding")(x)
-        attention = functools.partial(ReducedAttention, reduction=self.reduction)
-        block = functools.partial(
-            Block,
-            attention=torch_attention(self.num_heads, attention=attention, dtype=self.dtype),
-            mlp=functools.partial(
-                ConvMlpBlock,
-                self.mlp_dim,
-                self.before_conv,
-                kernel_init=he_depthwise,
-                dtype=self.dtype,
-            ),
-            norm=functools.partial(LayerNorm, dtype=self.dtype),
-        )
-        x = run_blocks(
-            block,
-            x,
-            depth=len(self.drop_path_rates),
-            name="encoderblock",
-            train=train,
-            drop_path_rate=self.drop_path_rates,
-            remat=self.remat,
-        )
-        return LayerNorm(dtype=self.dtype, name="norm")(x)

@@ -39,6 +39,7 @@ class SimpleViT(nn.Module):
     transformer: Mapping[str, Any]
     representation_size: int | None = None
     dtype: Any = None
+    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from vit_jax.layers.block import run_blocks, vit_block
+from vit_jax.layers.block import Factory, vit_block
 from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import PatchEmbedding
+from vit_jax.layers.stages import Stage, run_stages
 from vit_jax.layers.windows import Size, WindowAttention, padded_size, partition
 
 # Added to the scores of tokens that the shift made neighbours; the official code's figure.
@@ -34,11 +35,11 @@ class SwinTransformer(nn.Module):
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
       embed_dim: Width of the first stage; it doubles with every stage.
-      depths, num_heads: Of each stage.
+      depths, num_heads: A value for each stage.
       window_size: Side of the windows, in cells of a map.
       patch_size: In pixels.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0 over all stages.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
 
     Raises:
@@ -52,7 +53,7 @@ class SwinTransformer(nn.Module):
     window_size: int
     patch_size: int = 4
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact
@@ -62,61 +63,35 @@ class SwinTransformer(nn.Module):
         )
         x = embedding(images)
         rates = stage_drop_path_rates(self.drop_path_rate, self.depths)
-        for i, (num_heads, drop_path_rates) in enumerate(zip(self.num_heads, rates, strict=True)):
-            x = Stage(
-                num_heads,
-                self.window_size,
-                drop_path_rates,
-                merges=i > 0,
-                remat=self.remat,
-                dtype=self.dtype,
-                name=f"stage_{i}",
-            )(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+        stages = [self._stage(i, own) for i, own in enumerate(rates)]
+        x, _ = run_stages(self, x, stages, train=train)
         x = LayerNorm5(dtype=self.dtype, name="encoder_norm")(x)
         return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
 
+    def _stage(self, i: int, drop_path_rates: Sequence[float]) -> Factory:
+        """Patch merging, then blocks whose windows are shifted in every second one (equation 3)."""
+        merging = functools.partial(PatchMerging, dtype=self.dtype, name="merging")
 
-class Stage(nn.Module):
-    """Patch merging, then blocks whose windows are shifted in every second one (equation 3).
+        def blocks(size: Size) -> Sequence[Factory]:
+            window, shift = window_and_shift(size, self.window_size)
+            shifts = [shift if j % 2 else (0, 0) for j in range(len(drop_path_rates))]
+            attention = functools.partial(ShiftedWindowAttention, window=window)
+            return [
+                vit_block(
+                    self.num_heads[i],
+                    4 * self.embed_dim * 2**i,
+                    norm=LayerNorm5,
+                    attention=functools.partial(attention, shift=shift),
+                    dtype=self.dtype,
+                )
+                for shift in shifts
+            ]
 
-    [N, H, W, D] -> [N, H, W, D], or with `merges` [N, ⌈H / 2⌉, ⌈W / 2⌉, 2D].
-
-    Attributes:
-      drop_path_rates: Of each block.
-    """
-
-    num_heads: int
-    window_size: int
-    drop_path_rates: Sequence[float]
-    merges: bool
-    remat: bool = False
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        if self.merges:
-            x = PatchMerging(dtype=self.dtype, name="merging")(x)
-        window, shift = window_and_shift((x.shape[1], x.shape[2]), self.window_size)
-        blocks = [
-            vit_block(
-                self.num_heads,
-                4 * x.shape[-1],
-                norm=LayerNorm5,
-                attention=functools.partial(
-                    ShiftedWindowAttention, window=window, shift=shift if j % 2 else (0, 0)
-                ),
-                dtype=self.dtype,
-            )
-            for j in range(len(self.drop_path_rates))
-        ]
-        return run_blocks(
+        return functools.partial(
+            Stage,
             blocks,
-            x,
-            depth=len(blocks),
-            name="encoderblock",
-            train=train,
-            drop_path_rate=self.drop_path_rates,
+            drop_path_rates,
+            embedding=merging if i > 0 else None,
             remat=self.remat,
         )
 
@@ -159,7 +134,7 @@ class ShiftedWindowAttention(WindowAttention):
     Equation 4, section 3.2 and figure 4. Parameter `relative_position_bias`
     [(2 height - 1) (2 width - 1), heads] has a row for each distance of two cells of a window.
 
-    Attributes: as of `WindowAttention`; and
+    Attributes: as in `WindowAttention`; and
       shift: How many rows and columns go from the beginning to the end.
     """
 

@@ -72,11 +72,11 @@ class TNT(nn.Module):
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
       patch_size: In pixels of the image; a 'pixel' of the model stands for 4×4 of them.
-      hidden_size, num_heads: Of the Transformer over patches.
-      inner_size, inner_heads: Of that over pixels.
+      hidden_size, num_heads: Width of a token and heads in the Transformer over patches.
+      inner_size, inner_heads: The same in the one over pixels.
       num_layers: Blocks of both.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
     """
 

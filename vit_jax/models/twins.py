@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from vit_jax.layers.block import Factory, run_blocks, vit_block
+from vit_jax.layers.block import Factory, vit_block
 from vit_jax.layers.conditional_position import PositionEncodingGenerator
 from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify
@@ -19,6 +19,7 @@ from vit_jax.layers.init import he_depthwise, he_fan_out
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import PatchEmbedding
 from vit_jax.layers.reduced_attention import ReducedAttention
+from vit_jax.layers.stages import Stage, run_stages
 from vit_jax.layers.windows import WindowAttention
 
 
@@ -27,13 +28,13 @@ class Twins(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      embed_dims, depths, num_heads: Of each stage.
+      embed_dims, depths, num_heads: A value for each stage.
       mlp_ratios: Width of each stage's MLPs, in widths of the stage.
       sr_ratios: R of each stage: keys and values of global attention stand for R × R cells.
       window_size: Side of the windows of local attention, which every block of an even index has
         (SVT, section 3.2); None where all attention is global (PCPVT, section 3.1).
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0 over all stages.
-      remat: As of `run_blocks`.
+      remat: As in `run_blocks`.
       dtype: Type to compute in; None follows images and parameters.
 
     Raises:
@@ -48,31 +49,40 @@ class Twins(nn.Module):
     sr_ratios: Sequence[int] = (8, 4, 2, 1)
     window_size: int | None = None
     drop_path_rate: float = 0.0
-    remat: bool = False
+    remat: bool | str = False
     dtype: Any = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = images
         rates = stage_drop_path_rates(self.drop_path_rate, self.depths)
-        for i, width in enumerate(self.embed_dims):
-            x = Stage(
-                width,
-                patch=4 if i == 0 else 2,
-                attentions=self._attentions(i),
-                num_heads=self.num_heads[i],
-                mlp_dim=int(width * self.mlp_ratios[i]),
-                drop_path_rates=rates[i],
-                remat=self.remat,
-                dtype=self.dtype,
-                name=f"stage_{i}",
-            )(x, train=train)
-            self.sow("intermediates", f"stage_map_{i}", x)
+        stages = [self._stage(i, own) for i, own in enumerate(rates)]
+        x, _ = run_stages(self, images, stages, train=train)
         x = LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
         return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
 
+    def _stage(self, i: int, drop_path_rates: Sequence[float]) -> Factory:
+        """Patches, then blocks, positions after the first of them (section 3.1 and figure 1)."""
+        width, patch = self.embed_dims[i], 4 if i == 0 else 2
+        mlp_dim = int(width * self.mlp_ratios[i])
+        blocks = [
+            vit_block(self.num_heads[i], mlp_dim, attention=attention, dtype=self.dtype)
+            for attention in self._attentions(i)
+        ]
+        patches = functools.partial(PatchEmbedding, width, patch, kernel_init=he_fan_out)
+        return functools.partial(
+            Stage,
+            lambda size: blocks,
+            drop_path_rates,
+            embedding=functools.partial(patches, dtype=self.dtype, name="embedding"),
+            positions=functools.partial(
+                PositionEncodingGenerator, he_depthwise, self.dtype, name="positions"
+            ),
+            positions_after=1,
+            remat=self.remat,
+        )
+
     def _attentions(self, stage: int) -> list[Factory]:
-        """Of each block of a stage."""
+        """A factory for each block of a stage."""
         width, ratio = self.embed_dims[stage], self.sr_ratios[stage]
         reduction = functools.partial(
             PatchEmbedding, width, ratio, kernel_init=he_fan_out, dtype=self.dtype
@@ -85,38 +95,3 @@ class Twins(nn.Module):
         window = (self.window_size, self.window_size)
         nearby = functools.partial(WindowAttention, window=window)
         return [everywhere if j % 2 else nearby for j in range(self.depths[stage])]
-
-
-class Stage(nn.Module):
-    """Patches, then blocks, positions after the first of them: [N, H, W, C] -> [N, H', W', D].
-
-    Section 3.1 and figure 1.
-
-    Attributes:
-      attentions: Of each block, as `vit_block` takes it.
-      drop_path_rates: Of each block.
-    """
-
-    width: int
-    patch: int
-    attentions: Sequence[Factory]
-    num_heads: int
-    mlp_dim: int
-    drop_path_rates: Sequence[float]
-    remat: bool = False
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = PatchEmbedding(
-            self.width, self.patch, kernel_init=he_fan_out, dtype=self.dtype, name="embedding"
-        )(x)
-        blocks = [
-            vit_block(self.num_heads, self.mlp_dim, attention=attention, dtype=self.dtype)
-            for attention in self.attentions
-        ]
-        rates = self.drop_path_rates
-        run = functools.partial(run_blocks, name="encoderblock", train=train, remat=self.remat)
-        x = run(blocks[:1], x, depth=1, drop_path_rate=rates[:1])
-        x = PositionEncodingGenerator(he_depthwise, self.dtype, name="positions")(x)
-        return run(blocks[1:], x, depth=len(blocks) - 1, drop_path_rate=rates[1:], first=1)

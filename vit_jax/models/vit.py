@@ -4,67 +4,40 @@ Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words" (arXiv:2010.11929). Fie
 names are those of the original code. Sizes: `vit_jax.configs.models`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.errors import UserError
-from vit_jax.layers.block import google_block, run_blocks
-from vit_jax.layers.norm import GroupNorm, LayerNorm
+from vit_jax.layers import encoder as layers
+from vit_jax.layers.block import Factory, google_block
+from vit_jax.layers.head import classify
+from vit_jax.layers.norm import GroupNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.resnet import ResNetStage, StdConv
+from vit_jax.layers.tokens import map_tokens, prepend_tokens
 
 CLASSIFIERS = ("token", "gap", "unpooled", "token_unpooled")
 
 
-class Encoder(nn.Module):
-    """Position embedding, blocks, final norm: [N, T, D] -> [N, T, D].
+class Encoder(layers.Encoder):
+    """Positions, dropout, blocks, final norm: [N, T, D] -> [N, T, D].
 
-    Attributes:
-      dropout_rate: After the position embedding, and on the output of each attention and MLP.
-      drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-      remat: Recompute the blocks' activations in the backward pass; see `run_blocks`.
-      scan: Compile one block and loop over it; parameters get a leading axis.
+    Attributes: as in `vit_jax.layers.encoder.Encoder`, with the original's defaults; and
+      add_position_embedding: Whether positions are added, and their dropout with them.
     """
 
-    num_layers: int
-    mlp_dim: int
-    num_heads: int
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
+    positions: Factory | None = AddPositionEmbs
+    block: Callable[..., Factory] = google_block
     add_position_embedding: bool = True
-    drop_path_rate: float = 0.0
-    remat: bool | str = False
-    scan: bool = False
-    dtype: Any = None
 
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        if self.add_position_embedding:
-            x = AddPositionEmbs(name="posembed_input")(x)
-            x = nn.Dropout(self.dropout_rate, name="Dropout_0")(x, deterministic=not train)
-        block = google_block(
-            self.num_heads,
-            self.mlp_dim,
-            dropout_rate=self.dropout_rate,
-            attention_dropout_rate=self.attention_dropout_rate,
-            dtype=self.dtype,
-        )
-        x = run_blocks(
-            block,
-            x,
-            depth=self.num_layers,
-            name="encoderblock",
-            train=train,
-            drop_path_rate=self.drop_path_rate,
-            remat=self.remat,
-            scan=self.scan,
-        )
-        return LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
+    def prepare(self, x: jax.Array, train: bool) -> jax.Array:
+        return super().prepare(x, train) if self.add_position_embedding else x
 
 
 class VisionTransformer(nn.Module):
@@ -108,11 +81,9 @@ class VisionTransformer(nn.Module):
             x, self.hidden_size, self.patches["size"], dtype=self.dtype, name="embedding"
         )
         if self.transformer is not None:
-            x = x.reshape(x.shape[0], -1, x.shape[-1])
+            x = map_tokens(x)
             if self.classifier in ("token", "token_unpooled"):
-                cls = self.param("cls", nn.initializers.zeros, (1, 1, x.shape[-1]))
-                cls = jnp.broadcast_to(cls.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-                x = jnp.concatenate([cls, x], axis=1)
+                x = prepend_tokens(self, x, "cls", init=nn.initializers.zeros)
             x = self.encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(
                 x, train=train
             )
@@ -122,15 +93,13 @@ class VisionTransformer(nn.Module):
             x = x.mean(axis=tuple(range(1, x.ndim - 1)))
         if self.representation_size is not None:
             x = nn.tanh(nn.Dense(self.representation_size, dtype=self.dtype, name="pre_logits")(x))
-        if self.num_classes:
-            x = nn.Dense(
-                self.num_classes,
-                dtype=self.dtype,
-                kernel_init=nn.initializers.zeros,
-                bias_init=nn.initializers.constant(self.head_bias_init),
-                name="head",
-            )(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return classify(
+            x,
+            self.num_classes,
+            kernel_init=nn.initializers.zeros,
+            bias_init=nn.initializers.constant(self.head_bias_init),
+            dtype=self.dtype,
+        )
 
     def _resnet(
         self, x: jax.Array, num_layers: tuple[int, ...], width_factor: float = 1

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.plan import compiling, space, topology
+from vit_jax.plan import compiling, topology
 from vit_jax.plan.report import Plan
 from vit_jax.plan.space import Settings
 from vit_jax.plan.tries import Compiler, Say, Try, Undivided
@@ -55,10 +55,10 @@ def _largest_batch(compiler: Compiler, config: Any, name: str | None) -> Found:
     compiler.move(name)
     # Any batch fits in parts enough: they are for one that does not fit otherwise.
     parts = (1,)
-    if (tried := compiler.compile(_most_sparing(config), parts)).fits:
-        return _fastest(compiler, config, _grown(compiler, tried), parts)
-    if (tried := compiler.compile(_most_sparing(config), compiler.parts)).fits:
-        return _fastest(compiler, config, tried, compiler.parts)
+    if (tried := compiler.compile(_most_sparing(compiler, config), parts)).fits:
+        return _fastest(compiler, _grown(compiler, tried), parts)
+    if (tried := compiler.compile(_most_sparing(compiler, config), compiler.parts)).fits:
+        return _fastest(compiler, tried, compiler.parts)
     raise UserError(
         f"batch={config.batch} does not fit {name or 'this machine'}, sparing all that can be "
         "spared; start from a smaller one with --set batch=…, or look for more devices with "
@@ -104,24 +104,24 @@ def _fewest_chips(compiler: Compiler, config: Any, name: str | None) -> Found:
         except Undivided as problem:
             compiler.say(f"{family}:{shape}: {problem}", True)
             continue
-        tried = compiler.compile(_most_sparing(config), compiler.parts)
+        tried = compiler.compile(_most_sparing(compiler, config), compiler.parts)
         if tried.fits:
-            return _fastest(compiler, config, tried, compiler.parts)
+            return _fastest(compiler, tried, compiler.parts)
     raise UserError(
         f"batch={config.batch} fits no slice of {family} that is known here, sparing all that can "
         "be spared; a smaller batch may, or another family"
     )
 
 
-def _fastest(compiler: Compiler, config: Any, fits: Try, parts: Sequence[int]) -> Found:
-    """Computes no more twice than it must; what fits so far does so for everything."""
-    field, values = space.remat(config)
+def _fastest(compiler: Compiler, fits: Try, parts: Sequence[int]) -> Found:
+    """The fastest value of remat that fits; `fits` is known to, with full rematerialisation."""
+    field, values = compiler.remat
     faster = (compiler.compile({**fits.settings, field: value}, parts) for value in values)
     fits = next(tried for tried in faster if tried.fits)
     assert fits.plan is not None
     return Found(fits.plan, fits.settings, tuple(compiler.tries))
 
 
-def _most_sparing(config: Any) -> Settings:
-    field, values = space.remat(config)
+def _most_sparing(compiler: Compiler, config: Any) -> Settings:
+    field, values = compiler.remat
     return {"batch": config.batch, field: values[-1], "accum_steps": 1, "mesh.fsdp": 1}

@@ -6,17 +6,19 @@ What is computed twice; into how many parts the batch is cut; over how many devi
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
+from vit_jax import models
 from vit_jax.devices.shard_sizes import unsplit
 from vit_jax.devices.sharding import batch_shards, make_mesh, param_shardings
+from vit_jax.layers.remat import marked
 from vit_jax.overrides import changed
 from vit_jax.plan import compiling
 
 # Values of fields of the config, by their dotted names.
 Settings = dict[str, Any]
 
-_KEPT = (False, "qkv,attention,mlp", "qkv,attention", True)
 _PARTS = (1, 2, 4, 8)
 # On a device, of a part of the batch: fewer leave its arithmetic idle.
 _LEAST_IMAGES = 8
@@ -25,10 +27,24 @@ _STRIDE = 16
 
 
 def remat(config: Any) -> tuple[str, tuple[bool | str, ...]]:
-    """The field, and its values from the fastest to the most sparing."""
-    if config.model.get("transformer") is not None:
-        return "model.transformer.remat", _KEPT
-    return "model.remat", (False, True)  # Blocks without these names keep nothing by them.
+    """The field, and its values from the fastest to the most sparing.
+
+    Between nothing and everything stand the tensors that the model's blocks mark: all of them, and
+    all but the hidden layers of MLPs, which are the largest.
+    """
+    nested = config.model.get("transformer") is not None
+    marked = _marked(config)
+    kept = [",".join(marked), ",".join(name for name in marked if name != "mlp")]
+    values = dict.fromkeys([False, *filter(None, kept), True])
+    return "model.transformer.remat" if nested else "model.remat", tuple(values)
+
+
+def _marked(config: Any) -> tuple[str, ...]:
+    """Names of tensors that rematerialised blocks of the model can keep."""
+    model = models.from_config(config.model, num_classes=1)
+    image = jax.ShapeDtypeStruct((1, config.pp.crop, config.pp.crop, 3), "float32")
+    trace = jax.make_jaxpr(lambda x: model.init(jax.random.key(0), x, train=False))
+    return marked(trace(image).jaxpr)
 
 
 def parts(config: Any, devices: Sequence[Any]) -> tuple[int, ...]:

@@ -54,6 +54,7 @@ class Compiler:
 
     def __init__(self, config: Any, num_classes: int, say: Say):
         self._config, self._num_classes, self.say = config, num_classes, say
+        self.remat = space.remat(config)
         self.tries: list[Try] = []
 
     def move(self, name: str | None) -> None:

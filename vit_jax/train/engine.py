@@ -29,8 +29,8 @@ from vit_jax.devices.sharding import (
     split_batch,
 )
 from vit_jax.errors import UserError
-from vit_jax.layers import implementation
-from vit_jax.layers.implementation import attending
+from vit_jax.layers.attention import choice
+from vit_jax.layers.attention.choice import attending
 from vit_jax.train import distill, profiling
 from vit_jax.train.ema import ema_decay, update_ema
 from vit_jax.train.losses import get_loss, of_heads
@@ -213,7 +213,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(f"total_steps={config.total_steps}; expected at least 1")
     if config.dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={config.dtype!r}; expected 'float32' or 'bfloat16'")
-    implementation.check(config.attend, mesh)
+    choice.check(config.attend, mesh)
     check_batch("batch", config.batch, mesh, config.accum_steps)
     check_batch("batch_eval", config.batch_eval, mesh)
     if config.batch_eval_device < 1:

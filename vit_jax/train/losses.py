@@ -1,6 +1,6 @@
 """Losses: logits [N, K] and labels [N, K] to one number an example, [N], in float32 or wider."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
 from vit_jax.errors import UserError, suggest
+from vit_jax.layers.precision import widened
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -17,7 +18,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     `labels` are probabilities, one-hot or soft.
     """
-    return -jnp.sum(labels * jax.nn.log_softmax(_widen(logits)), axis=-1)
+    return -jnp.sum(labels * jax.nn.log_softmax(widened(logits)), axis=-1)
 
 
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -72,22 +73,21 @@ def get_loss(name: str, label_smoothing: float = 0.0) -> Loss:
     return smoothed
 
 
-def of_heads(loss: Loss) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
-    """`loss` of all that a model returns in training: logits, or a tuple of them, one a head.
+def of_heads(loss: Loss) -> Callable[[Sequence[jax.Array], Mapping[str, jax.Array]], jax.Array]:
+    """The mean of `loss` over the logits of a model's heads.
 
     All heads are told the same label and count alike, as models with a head for a teacher train
     without one. Where a head gives logits for tokens, [N, …, K], it is their mean.
 
     Returns:
-      A function of (what the model returns, batch) to [N].
+      A function of (logits of each head, batch) to [N].
     """
 
     def of_head(logits: jax.Array, labels: jax.Array) -> jax.Array:
         tokens = tuple(range(1, logits.ndim - 1))
         return loss(logits, jnp.expand_dims(labels, tokens)).mean(axis=tokens)
 
-    def of_all(outputs: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-        heads = jax.tree.leaves(outputs)
+    def of_all(heads: Sequence[jax.Array], batch: Mapping[str, jax.Array]) -> jax.Array:
         return jnp.mean(jnp.stack([of_head(x, batch["label"]) for x in heads]), axis=0)
 
     return of_all
@@ -114,9 +114,5 @@ def init_head_bias(params: dict[str, Any], value: float) -> dict[str, Any]:
 
 
 def _binary(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    logits = _widen(logits)
+    logits = widened(logits)
     return -(labels * log_sigmoid(logits) + (1.0 - labels) * log_sigmoid(-logits))
-
-
-def _widen(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from vit_jax.errors import UserError
 from vit_jax.evaluate.top_k import counts
+from vit_jax.layers.head import HEADS, heads_of
 from vit_jax.train import batch_parts
 from vit_jax.train.losses import Loss, of_heads, softmax_cross_entropy
 from vit_jax.train.mixing import Mixing
@@ -19,8 +20,8 @@ from vit_jax.train.sam import LossAndGrad
 from vit_jax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
-# (What the model returns, batch) -> one number an example.
-Objective = Callable[[Any, Batch], jax.Array]
+# (What each head of the model gives, batch) -> one number an example.
+Objective = Callable[[tuple[jax.Array, ...], Batch], jax.Array]
 NO_MIXING, SOFTMAX = Mixing(), of_heads(softmax_cross_entropy)
 # (Parameters, running statistics, batch, key) -> ((loss, new statistics), gradient).
 Gradient = Callable[[Any, Any, Batch, jax.Array], tuple[tuple[jax.Array, Any], Any]]
@@ -47,7 +48,7 @@ def make_train_step(
 
     Args:
       accum_steps: Parts into which the batch is cut.
-      objective: Of (what the model returns, batch): one number an example.
+      objective: Given (what each head of the model gives, batch), one number an example.
       mixing: Mixes examples and labels before the forward pass.
       teach: Given `(teacher, images)`, logits of the mixed images: 'teacher' of the batch.
       trained: Puts a stop to gradients of parameters that are frozen.
@@ -60,14 +61,15 @@ def make_train_step(
     def gradient(
         params: Any, statistics: Any, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, Any]:
-        outputs, updated = model.apply(
+        output, updated = model.apply(
             {"params": trained(params), "batch_stats": statistics},
             batch["image"],
             train=True,
             rngs={"dropout": key},
-            mutable=["batch_stats"],
+            mutable=["batch_stats", HEADS],
         )
-        return objective(outputs, batch).mean(), updated["batch_stats"]
+        heads = heads_of(output, updated)
+        return objective(heads, batch).mean(), updated["batch_stats"]
 
     def step(state: TrainState, batch: Batch, key: jax.Array, teacher: Any = None):
         mixing_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))

@@ -21,6 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from vit_jax.layers.precision import wide_type
+
 LANES = 128
 # Of on-chip memory, of which a v5e or v6e core has 128 MiB. What a kernel asks for, the compiler
 # cannot use for what it would keep there before and after it.
@@ -38,8 +40,8 @@ class Heads:
 
     Attributes:
       count: Heads.
-      width: Of one head, d. Head h has the lanes h d to (h + 1) d; those after the last are 0.
-      scale: Of the scores, 1 / √d if None.
+      width: d, of one head. Head h has the lanes h d to (h + 1) d; those after the last are 0.
+      scale: The scores are multiplied by it; 1 / √d if None.
     """
 
     count: int
@@ -61,9 +63,13 @@ class Heads:
         return first // LANES * LANES, -(-end // LANES) * LANES
 
 
-def supports(length: int, heads: Heads) -> bool:
-    """Whether the kernel takes sequences of `length`: a head's scores must fit on the chip."""
-    return heads.count <= LANES and _vmem_bytes(length, heads, itemsize=2) <= _MOST_VMEM
+def problem(length: int, heads: Heads) -> str | None:
+    """Why the kernel does not take sequences of `length`; None if it does."""
+    if heads.count > LANES:
+        return f"{heads.count} heads, and {LANES} at most lie side by side"
+    if _vmem_bytes(length, heads, itemsize=2) > _MOST_VMEM:
+        return f"the scores of {length} tokens do not fit on the chip"
+    return None
 
 
 def _vmem_bytes(length: int, heads: Heads, itemsize: int) -> int:
@@ -85,7 +91,7 @@ def packed_attention(
 
     Args:
       qkv: The projection without its bias [B, T, 3L]; see `Heads`.
-      bias: Of the projection, [3L].
+      bias: The bias of the projection, [3L].
       interpret: Run it without a TPU, operation by operation.
 
     Returns:
@@ -96,7 +102,7 @@ def packed_attention(
 
 def _forward(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool):
     batch, length, _ = qkv.shape
-    wide = jnp.promote_types(qkv.dtype, jnp.float32)
+    wide = wide_type(qkv.dtype)
     out = jax.ShapeDtypeStruct((batch, length, heads.lanes), qkv.dtype)
     sums = jax.ShapeDtypeStruct((batch, _rows(heads), length), wide)
     return _call(
@@ -120,7 +126,7 @@ def _forward_rule(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool
 
 def _backward_rule(heads: Heads, interpret: bool, residuals, gradient: jax.Array):
     qkv, bias, sums = residuals
-    wide = jnp.promote_types(qkv.dtype, jnp.float32)
+    wide = wide_type(qkv.dtype)
     d_qkv, d_bias = _call(
         functools.partial(_backward_kernel, heads=heads),
         (qkv, _row(bias, wide), sums, gradient),
@@ -191,7 +197,7 @@ def _call(
 
 
 def _cycles(length: int, heads: Heads, products: int, cycles: tuple[float, float]) -> int:
-    """Of one image."""
+    """The estimate for one image."""
     tiles = -(-length // LANES)
     registers = heads.count * -(-length // 8) * tiles
     windows = [heads.window(head) for head in range(heads.count)]
@@ -219,11 +225,11 @@ class _Projection:
         return x.astype(self._ref.dtype)
 
     def query(self, head: int) -> jax.Array:
-        """Of one head, 0 on the lanes of others."""
+        """The queries of one head, 0 on the lanes of others."""
         return _only(self._queries(*self._heads.window(head)), head, self._heads)
 
     def queries(self, head: int) -> jax.Array:
-        """Of all heads in the window of `head`."""
+        """The queries of all heads in the window of `head`."""
         return self._queries(*self._heads.window(head))
 
 

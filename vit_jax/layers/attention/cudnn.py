@@ -4,11 +4,17 @@ import jax
 import jax.numpy as jnp
 
 
-def supports(q: jax.Array, k: jax.Array, v: jax.Array) -> bool:
-    """Whether cuDNN takes these, shapes as of `cudnn_attention`, on any of its GPUs."""
-    small = q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float16)
+def problem(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
+    """Why cuDNN does not take these on any of its GPUs, shapes as in `cudnn_attention`; or None."""
+    types = sorted({str(x.dtype) for x in (q, k, v)})
     width = q.shape[-1]
-    return small and q.ndim == 4 and v.shape[-1] == width and width % 8 == 0 and width <= 128
+    if len(types) > 1 or q.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"{' and '.join(types)}, not bfloat16 or float16"
+    if v.shape[-1] != width:
+        return f"values are {v.shape[-1]} wide and keys {width}"
+    if width % 8 or width > 128:
+        return f"heads are {width} wide, not a multiple of 8 up to 128"
+    return None
 
 
 def cudnn_attention(
@@ -23,7 +29,7 @@ def cudnn_attention(
     Args:
       q: [N, Q, heads, d].
       k, v: [N, K, heads, d].
-      scale: Of the scores; by default 1 / √d.
+      scale: The scores are multiplied by it; by default 1 / √d.
 
     Returns:
       [N, Q, heads, d].

@@ -1,0 +1,278 @@
+"""Which program computes attention: the choice, where it holds, and what came of it.
+
+`with attending('packed'):` around what is traced or called. The choice is part of the key under
+which `jax.jit` keeps compiled programs: a function that was compiled under one choice is traced
+again under another.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh, PartitionSpec
+
+from vit_jax.errors import UserError, suggest
+from vit_jax.layers.attention import cudnn, packed
+from vit_jax.layers.axes import BATCH_AXES
+
+# 'packed' is the kernel of ./packed.py, 'cudnn' NVIDIA's flash attention, 'xla' plain operations.
+# 'auto' takes the first on TPU and the second on GPU, both for 16-bit types and where they can
+# compute an attention, and 'xla' for everything else.
+IMPLEMENTATIONS = ("auto", "xla", "packed", "cudnn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attending:
+    """What was asked for.
+
+    Attributes:
+      name: One of `IMPLEMENTATIONS`.
+      mesh: The batch is split over it; None for a program on one device.
+      platform: 'cpu', 'gpu' or 'tpu', for which operations are chosen; None for the platform of
+        the devices.
+      known: Whether somebody said where the program runs. Otherwise it may be split over several
+        devices by shardings that are not seen when it is traced, and a kernel would not compile.
+    """
+
+    name: str = "auto"
+    mesh: Mesh | None = None
+    platform: str | None = None
+    known: bool = False
+
+    @property
+    def devices(self) -> str:
+        """The kind of the devices that run the program: 'cpu', 'gpu' or 'tpu'."""
+        if self.mesh is None:
+            return jax.default_backend()
+        return self.mesh.devices.flat[0].platform
+
+    @property
+    def chosen_for(self) -> str:
+        """The platform for which operations are chosen."""
+        return self.platform or self.devices
+
+    def shards(self) -> int | str:
+        """Into how many parts the batch is cut, or why no kernel can run on its own part."""
+        if self.mesh is None:
+            alone = self.known or jax.device_count() == 1
+            return 1 if alone else "nobody said that the program runs on one device"
+        split = [a for a, n in self.mesh.shape.items() if a not in BATCH_AXES and n > 1]
+        if split:
+            return f"mesh.{split[0]}={self.mesh.shape[split[0]]} splits the heads"
+        parts = 1
+        for size in self.mesh.shape.values():
+            parts *= size
+        return parts
+
+
+@dataclasses.dataclass
+class _Taken:
+    """The programs that attentions got while something was traced, and why they got no other."""
+
+    programs: set[str] = dataclasses.field(default_factory=set)
+    reasons: list[str] = dataclasses.field(default_factory=list)
+
+
+# The value of this context is part of the key of every jit cache.
+_choice = jax.make_user_context(default_value=Attending())
+_taken: contextvars.ContextVar[_Taken | None] = contextvars.ContextVar("taken", default=None)
+
+
+def current() -> Attending:
+    """The choice that holds here."""
+    return _choice.value
+
+
+@contextlib.contextmanager
+def attending(
+    name: str | None = None, mesh: Mesh | None = None, platform: str | None = None
+) -> Iterator[None]:
+    """Chooses attention for what is traced inside; also a decorator of what will be traced.
+
+    Args:
+      name: One of `IMPLEMENTATIONS`; None for what holds around it, at first 'auto'.
+      mesh: The batch is split over its axes `BATCH_AXES`. Without one the program inside must run
+        on one device, of which there may be several.
+      platform: 'cpu', 'gpu' or 'tpu': takes the operations that are chosen there, whatever the
+        devices are. None for what holds around it, at first the platform of the devices.
+
+    Raises:
+      UserError: for an unknown name, or one that the devices cannot run. While something is
+        traced: for a kernel that was asked for by its name and cannot compute an attention as it
+        stands (its type, its size, dropout of its weights), with the reason. At the end: if the
+        kernel that was asked for computes none of the attentions that were traced.
+    """
+    around = current()
+    asked = Attending(name or around.name, mesh, platform or around.platform, known=True)
+    _check(asked)
+    taken = _Taken()
+    token = _taken.set(taken)
+    try:
+        with _choice(asked):
+            yield
+    finally:
+        _taken.reset(token)
+    if taken.programs:
+        _tell(asked, taken)
+
+
+def check(name: str, mesh: Mesh | None = None) -> None:
+    """Raises UserError where `attending` does before anything is traced."""
+    _check(Attending(name, mesh, known=True))
+
+
+def _check(asked: Attending) -> None:
+    name, platform = asked.name, asked.chosen_for
+    if name not in IMPLEMENTATIONS:
+        raise UserError(
+            f"attend={name!r} is unknown.{suggest(name, IMPLEMENTATIONS)} "
+            f"Known: {', '.join(IMPLEMENTATIONS)}"
+        )
+    if name == "cudnn" and platform != "gpu":
+        raise UserError(f"attend='cudnn' needs NVIDIA GPUs; these devices are of kind {platform!r}")
+    if name == "packed" and platform == "gpu":
+        raise UserError("attend='packed' is a kernel for TPUs; these devices are GPUs")
+    if name == "packed" and isinstance(reason := asked.shards(), str):
+        raise _refused(name, reason)
+
+
+def _tell(asked: Attending, taken: _Taken) -> None:
+    others = f" ({'; '.join(taken.reasons)})" if taken.reasons else ""
+    if asked.name in ("packed", "cudnn") and asked.name not in taken.programs:
+        raise UserError(
+            f"attend={asked.name!r}: no attention of this model can be computed by that kernel"
+            f"{others}. Take 'auto' or 'xla'"
+        )
+    if asked.name == "auto":
+        _log(f"attend='auto' took {' and '.join(sorted(taken.programs))}{others}")
+
+
+@functools.cache
+def _log(text: str) -> None:
+    """Logs a text the first time that it is said."""
+    logging.info("%s", text)
+
+
+def _refused(name: str, reason: str) -> UserError:
+    return UserError(
+        f"attend={name!r} cannot compute this attention: {reason}. Take 'auto' or 'xla'"
+    )
+
+
+def _note(program: str, reason: str | None = None) -> None:
+    if (taken := _taken.get()) is not None:
+        taken.programs.add(program)
+        if reason is not None and reason not in taken.reasons:
+            taken.reasons.append(reason)
+
+
+def on_cpu() -> bool:
+    """Whether operations are chosen for CPUs."""
+    return current().chosen_for == "cpu"
+
+
+def needs_weights(reason: str) -> None:
+    """To be called where the attention weights are changed by a setting that can be turned off.
+
+    Raises:
+      UserError: if a kernel was asked for by its name, as kernels have no such weights.
+    """
+    if current().name in ("packed", "cudnn"):
+        raise _refused(current().name, reason)
+
+
+def takes_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, other_kind: str | None) -> bool:
+    """Whether cuDNN computes this attention.
+
+    Args:
+      q, k, v: Shapes as in `attend`.
+      other_kind: Why no kernel computes this kind of attention, if that is so.
+
+    Raises:
+      UserError: where 'cudnn' was asked for, and could compute this kind but for its type or size.
+    """
+    choice = current()
+    if choice.name not in ("auto", "cudnn") or choice.chosen_for != "gpu":
+        return False
+    if other_kind is None and q.ndim != 4:
+        other_kind = "windows"
+    problem = other_kind or cudnn.problem(q, k, v)
+    if problem is None:
+        _note("cudnn")
+        return True
+    if other_kind is None and choice.name == "cudnn":
+        raise _refused("cudnn", problem)
+    _note("xla", problem)
+    return False
+
+
+def takes_packed(x: jax.Array, heads: packed.Heads, dtype: Any, other_kind: str | None) -> bool:
+    """Whether the packed kernel computes self-attention over the tokens `x` [N, T, D].
+
+    Args:
+      dtype: Type to compute in; None for that of `x`.
+      other_kind: Why no kernel computes this kind of attention, if that is so.
+
+    Raises:
+      UserError: where 'packed' was asked for, and could compute this kind but for its size, or
+        for the devices.
+    """
+    choice = current()
+    if choice.name == "auto":
+        if choice.chosen_for != "tpu":
+            return False
+        if (dtype or x.dtype) != jnp.bfloat16:
+            _note("xla", f"{jnp.dtype(dtype or x.dtype)}, not bfloat16")
+            return False
+    elif choice.name != "packed":
+        return False
+    if other_kind is None and x.ndim != 3:
+        other_kind = "windows"
+    problem = other_kind or _not_packed(choice, x, heads)
+    if problem is None:
+        _note("packed")
+        return True
+    if other_kind is None and choice.name == "packed":
+        raise _refused("packed", problem)
+    _note("xla", problem)
+    return False
+
+
+def _not_packed(choice: Attending, x: jax.Array, heads: packed.Heads) -> str | None:
+    shards = choice.shards()
+    if isinstance(shards, str):
+        return shards
+    if x.shape[0] % shards:
+        return f"{shards} devices do not divide {x.shape[0]} images"
+    return packed.problem(x.shape[1], heads)
+
+
+def takes_plain() -> None:
+    """Notes that plain operations compute an attention."""
+    _note("xla")
+
+
+def packed_over_mesh(qkv: jax.Array, bias: jax.Array, heads: packed.Heads) -> jax.Array:
+    """`packed_attention`, each device on its own images."""
+    choice = current()
+
+    def attend(qkv: jax.Array, bias: jax.Array) -> jax.Array:
+        return packed.packed_attention(qkv, bias, heads, choice.devices == "cpu")
+
+    if choice.mesh is None:
+        return attend(qkv, bias)
+    axes = tuple(axis for axis in BATCH_AXES if axis in choice.mesh.shape)
+    images = PartitionSpec(axes)
+    return jax.shard_map(
+        attend,
+        mesh=choice.mesh,
+        in_specs=(images, PartitionSpec()),
+        out_specs=images,
+        check_vma=False,  # The kernel's outputs do not say how they vary.
+    )(qkv, bias)
