@@ -152,7 +152,7 @@ def test_no_command_prints_the_help(vit_jax):
         (["train", "--workdir=x"], "required: --config"),
         (
             ["convert", "a", "b", "--to=onnx"],
-            "choose from 'official', 'big_vision', 'orbax', 'timm', 'hf', 'torch', 'tlt', 'vit_py",
+            "unknown format 'onnx'; known: official, big_vision, orbax, timm, hf, tlt, torch,",
         ),
     ],
 )
@@ -380,10 +380,13 @@ def test_a_model_without_a_head(refused, npz, image, tmp_path):
 
 def test_a_scanned_model_in_bfloat16_predicts_like_the_plain_one(npz, image, tmp_path):
     plain = inference.load_model(npz)
-    weights = plain.weights
-    config = {**weights.config, "transformer": {**weights.config["transformer"], "scan": True}}
+    weights, known = plain.weights, plain.weights.model
+    config = {**known.config, "transformer": {**known.config["transformer"], "scan": True}}
     params = {name: x.astype("bfloat16") for name, x in arrays(weights.params).items()}
-    other = dataclasses.replace(weights, config=config, params=unflatten(params))
+    other = inference.Weights(
+        dataclasses.replace(known, config=config),
+        {**weights.variables, "params": unflatten(params)},
+    )
     inference.save_weights(tmp_path / "scanned.npz", other, "official")
     scanned = inference.load_model(tmp_path / "scanned.npz")
     assert "encoderblock" in scanned.variables["params"]["Transformer"]
@@ -394,11 +397,14 @@ def test_a_scanned_model_in_bfloat16_predicts_like_the_plain_one(npz, image, tmp
 
 def test_class_names_that_an_npz_cannot_hold_are_left_out(npz, tmp_path):
     long = [letter * 30_000 for letter in "abc"]
-    weights = dataclasses.replace(inference.load_weights(npz), class_names=long)
+    weights = inference.load_weights(npz)
+    weights = dataclasses.replace(
+        weights, model=dataclasses.replace(weights.model, class_names=long)
+    )
     for to, suffix, names in (("official", "npz", None), ("timm", "safetensors", long)):
         path = tmp_path / f"x.{suffix}"
         inference.save_weights(path, weights, to)
-        assert inference.load_weights(path).class_names == names
+        assert inference.load_weights(path).model.class_names == names
 
 
 def _sparse(path, config, num_classes, num_patches):
@@ -419,7 +425,7 @@ def _sparse(path, config, num_classes, num_patches):
 def test_every_model_is_recognised_by_its_parameters(name, tmp_path):
     config = MODEL_CONFIGS[name]
     with open_source(_sparse(tmp_path / "x", config, 7, 16 * 16)) as source:
-        weights = inference.described(source)
+        weights = source.facts.model()
     assert (weights.name, weights.class_names) == (name, None)
     # A ResNet shrinks the image before it is cut into patches, sixteen- or thirty-two-fold.
     resnets = {"R+ViT-Ti_16": 32, "R50+ViT-B_16": 16}
@@ -431,7 +437,7 @@ def test_a_pretrained_file_keeps_its_size_its_names_and_its_pre_logits(tmp_path)
     config = MODEL_CONFIGS["ViT-Ti_16"].copy_and_resolve_references()
     config.unlock().representation_size = 50
     with open_source(_sparse(tmp_path / "x", config, 21843, 24**2)) as source:
-        weights = inference.described(source)
+        weights = source.facts.model()
     assert weights.preprocess.size == 384
     assert weights.config["representation_size"] == 50
     assert weights.class_names is not None
@@ -522,7 +528,7 @@ def test_convert_there_and_back_is_exact(vit_jax, npz, tmp_path):
     ]
     assert vit_jax("convert", there, back, "--to=official")[0] == 0
     first, last = inference.load_weights(npz), inference.load_weights(back)
-    assert first.preprocess == last.preprocess
+    assert first.model == last.model
     assert first.class_names == last.class_names == CLASSES
     ours, theirs = arrays(first.params), arrays(last.params)
     assert ours.keys() == theirs.keys()
@@ -613,7 +619,7 @@ def test_inspect_says_what_a_run_is(vit_jax, workdir):
     fields = json.loads(vit_jax("inspect", workdir, "--json")[1])
     assert (fields["num_params"], fields["models"]) == (num_params, [])
     assert "tensors" not in fields
-    assert fields["preprocess"]["size"] == inference.load_weights(workdir).preprocess.size
+    assert fields["preprocess"]["size"] == inference.load_weights(workdir).model.preprocess.size
 
 
 def test_inspect_tells_models_and_zero_heads(vit_jax, tmp_path):

@@ -159,6 +159,12 @@ def load_weights(path: Path, model: str | None = None, *, part: str | None = Non
     """
     with open_source(path, model, part=part) as source:
         known = source.facts.model()
+        if not (source.facts.models or source.facts.recorded or model):
+            raise UserError(
+                f"{str(path)!r} holds the parameters of no registered model, and nothing in it "
+                "says how it wants its images. Name the model that it should be, --model=NAME, to "
+                "see where they differ; `vit-jax models` lists the names"
+            )
         size = known.image_size
         if size is None or size[0] != size[1]:
             raise UserError(f"{str(path)!r}: its images are not square, as images here are")

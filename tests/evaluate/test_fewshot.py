@@ -1,5 +1,6 @@
 """Probes against scikit-learn, and on files and runs through the command line."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
 from vit_jax import cli, inference
+from vit_jax.checkpoint.facts import Model
 from vit_jax.configs import models as model_configs
 from vit_jax.errors import UserError
 from vit_jax.evaluate import features, fewshot
@@ -157,7 +159,8 @@ def weights(request):
 
     params = unstack_blocks(jax.device_get(variables["params"]))
     params["head"]["kernel"] = np.random.default_rng(0).normal(size=(10, 7)).astype(np.float32)
-    return inference.Weights("testing", config, params, Preprocess(size=16), None)
+    known = Model("testing", config, 7, (16, 16), Preprocess(size=16), None)
+    return inference.Weights(known, {"params": params, "batch_stats": {}})
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +183,7 @@ def test_features_are_what_the_head_gets(weights, checkpoint):
 def test_a_file_without_a_head_will_do(weights, tmp_path):
     params = {k: v for k, v in weights.params.items() if k != "head"}
     assert "head/kernel" not in arrays(params)
-    bare = inference.Weights(weights.name, weights.config, params, weights.preprocess, None)
+    bare = dataclasses.replace(weights, variables={"params": params, "batch_stats": {}})
     images = np.ones((2, 16, 16, 3), np.float32)
     np.testing.assert_array_equal(
         features.FeatureModel(bare)(images), features.FeatureModel(weights)(images)

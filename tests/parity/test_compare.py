@@ -170,7 +170,7 @@ def test_a_file_at_its_own_size_and_at_another(tmp_path, to, image_size):
     assert found.verdict == "same"
     assert found.weights == str(path)
     assert found.image_size == (image_size or (48, 48))
-    assert [note.startswith("position embeddings resized") for note in found.notes] == (
+    assert [note.startswith("resized from images of") for note in found.notes] == (
         [True] if image_size else []
     )
 
@@ -258,7 +258,7 @@ def test_verdicts(error, error32, noise, verdict):
         ({"image_size": (32, 50)}, "32×50 (height × width) does not divide into patches of 8×8"),
         ({"image_size": (0, 8)}, "does not divide"),
         ({"model": "ViT-B_17"}, "Did you mean 'ViT-B_16'"),
-        ({"model": MIXER, "against": "hf"}, "neither hybrids nor Mixers"),
+        ({"model": MIXER, "against": "hf"}, "has no layout 'hf'"),
         ({"model": TINY | {"classifier": "gap"}, "against": "hf"}, "class token"),
         ({"model": TINY | {"representation_size": 8}}, "pre_logits"),
         ({"weights": "no.npz", "num_classes": None}, "no such file or directory 'no.npz'"),
@@ -286,7 +286,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 def test_a_mixer_has_one_size():
     shapes = param_shapes(MIXER, num_classes=5, num_patches=24)
     params = unflatten(subject.random_params(shapes, seed=0))
-    with pytest.raises(UserError, match="a Mixer takes one image size only"):
+    with pytest.raises(UserError, match="takes images of one size only"):
         compare(MIXER, weights=params, image_size=(64, 64))
 
 

@@ -195,7 +195,7 @@ def test_a_failed_report_leaves_the_old_one(vit_jax, prepared, tmp_path, monkeyp
         (("--model=ViT-Ti_16", "--against=tim"), "invalid choice: 'tim'"),
         (("--model=ViT-Ti_16", "--images=0"), "--images must be at least 1"),
         (("--model=ViT-Ti_16", "--weights=no.npz"), "no such file or directory 'no.npz'"),
-        (("--model=Mixer-B_16", "--against=hf", "--image-size=16"), "nor Mixers"),
+        (("--model=Mixer-B_16", "--against=hf", "--image-size=16"), "has no layout 'hf'"),
         (("--model=simple_vit_s_16",), "SimpleViT is proven against figures of big_vision"),
     ],
 )

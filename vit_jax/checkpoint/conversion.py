@@ -104,7 +104,7 @@ def convert(
       UserError: if the source is unreadable, cannot be held by the target, or nothing can be
         written to `dst`.
     """
-    target = _target(to)
+    target = target_of(to)
     with open_source(src, model, image_size, part=part) as source:
         plan = _planned(source, image_size, resize_method, num_classes, drop_pre_logits, dtype)
         layout = _layout(to, target, plan)
@@ -403,7 +403,8 @@ def targets() -> dict[str, Target]:
     return _KNOWN | {name: Target(_STATE_DICT, _write_state_dict) for name in sorted(others)}
 
 
-def _target(to: str) -> Target:
+def target_of(to: str) -> Target:
+    """The target of that name; UserError for an unknown one."""
     if to not in targets():
         raise UserError(f"unknown format {to!r}; known: {', '.join(targets())}")
     return targets()[to]

@@ -49,6 +49,10 @@ def resized(
             return None  # nothing says that as many patches lay otherwise
         if old is not None and (old[0] // stride[0], old[1] // stride[1]) == grid:
             return None
+    if old is None and family.resize is None and family.num_patches is not None:
+        raise UserError(
+            f"{names.called(config)} takes images of one size only, not of {new} pixels"
+        )
     if old is None:
         raise UserError(
             "the weights' grid of patches is neither square nor recorded, so that they cannot be "

@@ -72,6 +72,7 @@ class Facts:
       num_classes: 0 means that there is no head.
       preprocess: As recorded in the file, else the model's own; None without a model.
       class_names: As recorded in the file; None if they are not.
+      recorded: Whether the file says which model it is.
       history: The conversions that it has been through, oldest first.
       notes: What a reader should know.
       steps: What is done beyond renaming when it is read, in words.
@@ -99,6 +100,7 @@ class Facts:
     num_classes: int
     preprocess: Preprocess | None
     class_names: list[str] | None
+    recorded: bool
     history: list[dict[str, Any]]
     notes: tuple[str, ...]
     steps: tuple[str, ...]

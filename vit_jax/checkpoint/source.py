@@ -218,6 +218,7 @@ def _facts(
     common = {
         "path": path,
         "format": "hf" if is_directory else archive.format,
+        "recorded": found.config is not None,
         "history": found.history,
         "skipped": tuple(skipped),
         "metadata": archive.metadata,

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", help="weights to read")
     parser.add_argument("dst", metavar="DST", help="file or directory to write")
-    parser.add_argument("--to", required=True, choices=_targets(), help="format of DST")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        help="format of DST: official, big_vision, orbax, timm, hf, or another that the model's "
+        "family has, such as torch, tlt or vit_pytorch",
+    )
     parser.add_argument("--model", metavar="NAME", help="model in SRC, where it is not clear")
     common.add_checkpoint_option(parser)
     common.add_part_option(parser)
@@ -45,16 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast to")
 
 
-def _targets() -> dict[str, tuple[str, ...]]:
-    """Format -> how its files are called; () for a directory."""
-    from vit_jax.checkpoint.conversion import targets
-
-    return {name: target.suffixes for name, target in targets().items()}
-
-
 def run(args: argparse.Namespace) -> None:
+    from vit_jax.checkpoint import conversion
+
     src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
-    suffixes = _targets()[args.to]
+    suffixes = conversion.target_of(args.to).suffixes
     if suffixes and dst.suffix not in suffixes:
         raise UserError(
             f"--to {args.to} writes {' or '.join(suffixes)} files; got DST {args.dst!r}"
@@ -62,10 +63,8 @@ def run(args: argparse.Namespace) -> None:
     if src.exists() and dst.exists() and src.samefile(dst):
         raise UserError(f"SRC and DST are the same file, {args.dst!r}")
 
-    from vit_jax import checkpoint
-
     with _progress() as progress:
-        done = checkpoint.convert(
+        done = conversion.convert(
             common.checkpoint(args.src, args.checkpoint),
             dst,
             to=args.to,

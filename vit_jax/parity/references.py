@@ -10,14 +10,13 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vit_jax.checkpoint import names
 from vit_jax.errors import UserError, suggest
-from vit_jax.families.family import Difference
-from vit_jax.families.registry import get as family
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from vit_jax.families.family import Difference
 
 # Layout of the family -> module of `vit_jax.parity.libraries`.
 REFERENCES = {"timm": "timm", "hf": "hf", "tlt": "tlt", "vit_pytorch": "vit_pytorch"}
@@ -33,6 +32,8 @@ class Point(NamedTuple):
 
 
 def _points(config: Config, layout: str, module: "torch.nn.Module") -> list[Point]:
+    from vit_jax.checkpoint import names
+
     del module
     return [Point(*pair) for pair in names.layout_of(config, layout).points(config)]
 
@@ -87,8 +88,10 @@ class Library:
         """Where the two sides can be compared on the way, first to last."""
         return self.points_of(config, self.layout, module)
 
-    def differences(self, config: Config) -> list[Difference]:
+    def differences(self, config: Config) -> "list[Difference]":
         """What the library ships otherwise than we compute."""
+        from vit_jax.checkpoint import names
+
         return names.layout_of(config, self.layout).differences(config)
 
 
@@ -98,10 +101,13 @@ def default_for(config: Config) -> str:
     Raises:
       UserError: where no library that can be installed has the family.
     """
-    reference = family(config).reference
+    from vit_jax.families.registry import get as family_of
+
+    family = family_of(config)
+    reference = family.reference
     if reference not in REFERENCES:
         raise UserError(
-            f"{family(config).title} is proven against figures of {reference}, which no package "
+            f"{family.title} is proven against figures of {reference}, which no package "
             f"holds; there is nothing to compare it with here. References: {', '.join(REFERENCES)}"
         )
     return reference
