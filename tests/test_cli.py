@@ -529,7 +529,7 @@ def test_convert_there_and_back_is_exact(vit_jax, npz, tmp_path):
     assert vit_jax("convert", there, back, "--to=official")[0] == 0
     first, last = inference.load_weights(npz), inference.load_weights(back)
     assert first.model == last.model
-    assert first.class_names == last.class_names == CLASSES
+    assert first.model.class_names == last.model.class_names == CLASSES
     ours, theirs = arrays(first.params), arrays(last.params)
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -10,6 +10,7 @@ from absl import logging
 from kernels import kernels
 
 from vit_jax import inference, models
+from vit_jax.checkpoint.facts import Model
 from vit_jax.configs.inference_time import get_config as get_inference_time_config
 from vit_jax.configs.models import get_testing_config
 from vit_jax.errors import UserError
@@ -263,7 +264,8 @@ def weights():
     shapes = jax.eval_shape(init, jax.random.key(0), jnp.ones((1, 16, 16, 3)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: np.float32(rng.normal(size=x.shape)), shapes["params"])
-    return inference.Weights("tiny", config, params, Preprocess(16), None)
+    known = Model("tiny", config, 3, (16, 16), Preprocess(16), None)
+    return inference.Weights(known, {"params": params, "batch_stats": {}})
 
 
 def runner_of(kind, weights):

@@ -12,6 +12,7 @@ from flax import linen as nn
 from recipes import GOLDEN, flatten, random_images
 
 from vit_jax import inference, models, train
+from vit_jax.checkpoint.facts import Model
 from vit_jax.configs import common
 from vit_jax.configs import models as model_configs
 from vit_jax.devices.sharding import AXES, AxisType, make_mesh
@@ -85,7 +86,8 @@ def write_teacher(path, num_classes: int = CLASSES, size: int = SIZE, name="teac
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes["params"])
     names = [str(i) for i in range(num_classes)]
-    weights = inference.Weights("teacher", config, params, Preprocess(size), names)
+    known = Model("teacher", config, num_classes, (size, size), Preprocess(size), names)
+    weights = inference.Weights(known, {"params": params, "batch_stats": {}})
     inference.save_weights(path / name, weights, "official")
     return path / name
 

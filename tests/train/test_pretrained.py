@@ -80,5 +80,5 @@ def test_another_model_is_refused(tmp_path):
     params = flatten(params_of(3, 4))
     other = {n.replace("encoderblock_0", "encoderblock_7"): x for n, x in params.items()}
     checkpoint.save(tmp_path / "src.npz", unflatten(other))
-    with pytest.raises(UserError, match="does not fit the model"):
+    with pytest.raises(UserError, match="tensors do not fit"):
         fine_tuned(tmp_path / "src.npz")

@@ -8,6 +8,7 @@ timm has them. `NAME.TAG` names one of the published weights of an architecture.
 import dataclasses
 import functools
 import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,26 +18,8 @@ from vit_jax.errors import UserError, suggest
 from vit_jax.families.family import Architecture, Config, Family, Weights
 from vit_jax.families.preprocess import Preprocess
 
-# Modules beside this one that hold `FAMILIES`, in the order in which models are listed.
-_MODULES = (
-    "vit",
-    "mixer",
-    "deit",
-    "cait",
-    "cct",
-    "lvvit",
-    "simple_vit",
-    "levit",
-    "pit",
-    "tnt",
-    "crossvit",
-    "botnet",
-    "swin",
-    "pvt",
-    "pvt_v2",
-    "twins",
-    "cvt",
-)
+# Listed first; the others follow by the alphabet.
+_FIRST = ("vit", "mixer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +58,24 @@ class ModelSpec:
 def families() -> Mapping[str, Family]:
     """Every family by name; ValueError where two modules claim one name."""
     found: dict[str, Family] = {}
-    for module in _MODULES:
+    for module in _modules():
         new = importlib.import_module(f"vit_jax.families.{module}").FAMILIES
         if twice := found.keys() & new.keys():
             raise ValueError(f"family {sorted(twice)} is registered twice")
         found |= new
     return found
+
+
+def _modules() -> list[str]:
+    """The modules beside this one that hold `FAMILIES`: those called as one of `vit_jax.models`."""
+    import vit_jax.families
+    import vit_jax.models
+
+    here, linen = (
+        {module.name for module in pkgutil.iter_modules(package.__path__)}
+        for package in (vit_jax.families, vit_jax.models)
+    )
+    return [*_FIRST, *sorted((here & linen) - {*_FIRST})]
 
 
 @functools.cache
