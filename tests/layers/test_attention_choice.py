@@ -272,7 +272,7 @@ def runner_of(kind, weights):
     """What predicts and evaluates, or what a probe looks at, as a function of images."""
     if kind == "features":
         return FeatureModel(weights)
-    model = from_config(weights.config, num_classes=3)
+    model = from_config(weights.model.config, num_classes=3)
     return inference.LoadedModel(weights, model, {"params": weights.params}).logits
 
 
@@ -289,7 +289,7 @@ def test_predictions_and_probes_run_what_is_asked_for(kind, weights, monkeypatch
     assert not taken
     with attending("packed"):
         other = run(images)
-    blocks = weights.config["transformer"]["num_layers"]
+    blocks = weights.model.config["transformer"]["num_layers"]
     assert len(taken) == blocks
     assert all(asked.known and asked.mesh is None for asked in taken)
     assert np.abs(other - plain).max() > 0
