@@ -184,10 +184,23 @@ def _timm_model(name: str, tag: str, args: Mapping[str, Any], found: Recorded) -
             f"{found.by} says that this is timm's {name!r}, which no model here is; `vit-jax "
             "models` lists what there is"
         )
-    if len({m.family for m in models}) == 1:
-        found.family = models[0].family
-    if not set(args) - {"img_size", "num_classes", "act_layer"}:
-        found.candidates = tuple(m.name for m in models)
+    # timm computes its Vision Transformers with another GELU than the original: for weights that are
+    # not known to be the original's, its name does not tell whose numerics they were trained with.
+    if all(_tells_numerics(m, tag, args) for m in models):
+        if len({m.family for m in models}) == 1:
+            found.family = models[0].family
+        if not set(args) - {"img_size", "num_classes", "act_layer"}:
+            found.candidates = tuple(m.name for m in models)
+
+
+def _tells_numerics(model: ModelSpec, tag: str, args: Mapping[str, Any]) -> bool:
+    """Whether a name of timm, with a tag and arguments, is that of weights for our model."""
+    known = families()[model.family].architectures
+    activation = families()[model.family].layouts["timm"].build.act_layer
+    if activation is None or args.get("act_layer") == activation:
+        return True
+    copies = (_timm_copy(w) for a in known.values() for w in a.weights.values())
+    return tag in {copy.rpartition(".")[2] for copy in copies if copy}
 
 
 def timm_models(name: str, tag: str = "") -> list[ModelSpec]:
