@@ -184,8 +184,8 @@ def _timm_model(name: str, tag: str, args: Mapping[str, Any], found: Recorded) -
             f"{found.by} says that this is timm's {name!r}, which no model here is; `vit-jax "
             "models` lists what there is"
         )
-    # timm computes its Vision Transformers with another GELU than the original: for weights that are
-    # not known to be the original's, its name does not tell whose numerics they were trained with.
+    # timm computes its Vision Transformers with another GELU than the original. Unless weights are
+    # known to be the original's, the name does not tell which GELU they were trained with.
     if all(_tells_numerics(m, tag, args) for m in models):
         if len({m.family for m in models}) == 1:
             found.family = models[0].family
