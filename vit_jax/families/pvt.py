@@ -126,6 +126,9 @@ def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
     return edits
 
 
+_NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+
+
 def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     # Its tables are for a square. It reads them as any map of as many cells.
     side = math.isqrt(math.prod(image_size))
@@ -145,8 +148,8 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "patch_sizes": [4, 2, 2, 2],
         "strides": [4, 2, 2, 2],
         "qkv_bias": True,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
+        "num_channels": 3,
+        **_NUMERICS,
     }
 
 
@@ -184,7 +187,8 @@ FAMILIES = {
                     ("PvtForImageClassification", None),
                     _write_hf,
                     _read_hf,
-                    processor="PvtImageProcessor",
+                    shipped=_NUMERICS,
+                    ours=_NUMERICS,
                     eps={r"patch_embeddings|attention\.self": 1e-5},
                 ),
             ),

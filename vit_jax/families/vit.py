@@ -512,6 +512,7 @@ def _timm_differences(config: Config) -> list[Difference]:
 
 # --- Hugging Face ---------------------------------------------------------------------------------
 
+
 def _hf(config: Config) -> Table:
     """`ViTForImageClassification`; UserError for what Hugging Face has no model for."""
     if config.get("representation_size") is not None:
