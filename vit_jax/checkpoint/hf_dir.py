@@ -183,6 +183,7 @@ def config_json(
         "torch_dtype": dtype,  # its name before transformers 5
     }
     if num_classes:
+        fields["num_labels"] = num_classes  # PVT's config does not count the labels
         names = class_names or [f"LABEL_{i}" for i in range(num_classes)]
         fields["id2label"] = {str(i): name for i, name in enumerate(names)}
         fields["label2id"] = {name: i for i, name in enumerate(names)}

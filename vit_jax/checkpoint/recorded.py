@@ -289,7 +289,8 @@ def _hugging_face_family(config: Mapping[str, Any], notes: list[str]) -> tuple[s
     Where none of a type's families has its numerics, it is the first, and a note says which one
     is closer.
     """
-    kind, classes = config.get("model_type"), config.get("architectures") or []
+    kind, classes = config.get("model_type"), config.get("architectures")
+    classes = classes if isinstance(classes, list) else []
     builds = [
         (name, family.layouts["hf"].build)
         for name, family in families().items()
