@@ -228,6 +228,8 @@ def _as_model(about: str, shapes: Shapes, config: Any) -> Candidate:
         return recognise.of_model(config, shapes)
     except UserError as error:
         raise UserError(f"{about}: {error}") from None
+    except KeyError as error:
+        raise UserError(f"{about}: the config of the model has no field {error}") from None
 
 
 def _spec(chosen: Candidate) -> ModelSpec | None:

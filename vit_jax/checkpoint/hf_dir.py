@@ -14,9 +14,12 @@ CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 _WEIGHTS = (WEIGHTS, "pytorch_model.bin")
 # transformers' other names for an activation.
-_SAME = {"gelu_pytorch_tanh": ("gelu_new", "gelu_fast")}
+_SAME = {"gelu_pytorch_tanh": ("gelu_new", "gelu_fast"), "gelu": ("gelu_python",)}
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
-_METHODS: dict[int, Any] = {number: name for name, number in _RESAMPLE.items()}
+_METHODS: dict[Any, Any] = {number: name for name, number in _RESAMPLE.items()}
+# What a processor does where its file does not say how it interpolates, in every version.
+_RESAMPLE_OF = {"ViT": 2, "DeiT": 3, "Levit": 3}
+_UNCROPPED = 384  # pixels from which ConvNeXT's processor squashes, and crops nothing
 
 
 def weights(folder: pathlib.Path) -> pathlib.Path:
@@ -58,30 +61,90 @@ def notes(config: Mapping[str, Any], build: HuggingFace) -> list[str]:
     return found
 
 
-def preprocess(fields: Mapping[str, Any] | None) -> Preprocess | None:
-    """What a `preprocessor_config.json` says; None without one, or for a kind that is not ours."""
-    if not fields:
-        return None
-    size = fields.get("size", 224)
-    if isinstance(size, dict):
-        size = size.get("height", size.get("shortest_edge"))
+def require_ours(
+    config: Mapping[str, Any], build: HuggingFace, ours: Config, image_size: Size
+) -> None:
+    """Raises UserError for entries that make a model which no fields of ours make.
+
+    Args:
+      config: A `config.json`.
+      build: How its family is built.
+      ours: What was read from it; written again, it must say the same.
+      image_size: (height, width) in pixels.
+    """
+    for name, wanted in build.write(ours, image_size).items():
+        # The size is the tensors', and what is dropped in training changes no function.
+        if name in build.ours or name == "image_size" or "drop" in name:
+            continue
+        value = config.get(name, wanted)
+        value = list(value) if isinstance(value, tuple) else value
+        if value not in (wanted, [wanted, wanted]):
+            raise UserError(
+                f"{CONFIG} describes a {build.model_type} whose {name} is {value!r}; the model "
+                f"here is one with {wanted!r}"
+            )
+
+
+def preprocess(fields: Mapping[str, Any]) -> Preprocess:
+    """What a `preprocessor_config.json` says.
+
+    Raises:
+      UserError: that says why, for one that does what `Preprocess` cannot say.
+    """
     try:
-        crop = fields.get("crop_size") if fields.get("do_center_crop") else None
-        edge = crop["height"] if isinstance(crop, dict) else crop
-        share = fields.get("crop_pct")
-        if edge is None and share and fields.get("do_resize", True):
-            edge, size = size, size / share  # ConvNeXT's processor: an edge and its share
-        return Preprocess(
-            size=int(edge or size or 0),
-            crop=edge / size if edge else 1.0,
-            resize="shortest" if edge else "squash",
-            method=_METHODS[fields.get("resample", 2)],
-            antialias=True,
-            mean=tuple(fields.get("image_mean", (0.5,) * 3)),
-            std=tuple(fields.get("image_std", (0.5,) * 3)),
-        )
-    except (KeyError, TypeError, ValueError, ArithmeticError):
-        return None
+        return _preprocess(fields)
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"its {PREPROCESSOR} is not used: {error or 'damaged'}") from None
+
+
+def _preprocess(fields: Mapping[str, Any]) -> Preprocess:
+    kind = _kind(fields)
+    if not all(fields.get(f"do_{what}", True) for what in ("resize", "rescale", "normalize")):
+        raise ValueError("it leaves out resizing, rescaling or normalising")
+    if abs(fields.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise ValueError(f"its rescale_factor is {fields['rescale_factor']!r}, not 1 / 255")
+    resample = fields.get("resample", _RESAMPLE_OF.get(kind))
+    if resample not in _METHODS:
+        raise ValueError(f"its resample is {resample!r}, neither bilinear (2) nor bicubic (3)")
+    resized, shortest = _edge(fields.get("size", 224), keeps=kind in ("ConvNext", "Levit"))
+    if kind == "ConvNext":
+        size, shortest = resized, resized < _UNCROPPED
+        share = fields.get("crop_pct") or 224 / 256
+        resized = size / share if shortest else size
+    else:
+        size = resized
+        if kind == "Levit" and shortest:
+            resized = int(256 / 224 * resized)
+        if fields.get("do_center_crop", kind in ("DeiT", "Levit")):
+            size, _ = _edge(fields.get("crop_size", 224))
+        elif shortest:
+            raise ValueError("it keeps the aspect ratio and crops nothing")
+    return Preprocess(
+        size=int(size),
+        crop=size / resized,
+        resize="shortest" if shortest else "squash",
+        method=_METHODS[resample],
+        antialias=True,
+        mean=tuple(fields.get("image_mean", (0.5,) * 3)),
+        std=tuple(fields.get("image_std", (0.5,) * 3)),
+    )
+
+
+def _kind(fields: Mapping[str, Any]) -> str:
+    """Of a processor, without what versions and backends add to its name."""
+    name = str(fields.get("image_processor_type") or fields.get("feature_extractor_type") or "ViT")
+    for end in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
+        name = name.removesuffix(end)
+    return name
+
+
+def _edge(size: Any, *, keeps: bool = False) -> tuple[int, bool]:
+    """Pixels of a size, and whether they are the shorter side's; `keeps`: whether a number is."""
+    if not isinstance(size, dict):
+        return size, keeps
+    if "shortest_edge" in size:
+        return size["shortest_edge"], True
+    return size["height"], False
 
 
 def labels(config: Mapping[str, Any]) -> list[str] | None:
@@ -120,6 +183,7 @@ def config_json(
         "torch_dtype": dtype,  # its name before transformers 5
     }
     if num_classes:
+        fields["num_labels"] = num_classes  # PVT's config does not count the labels
         names = class_names or [f"LABEL_{i}" for i in range(num_classes)]
         fields["id2label"] = {str(i): name for i, name in enumerate(names)}
         fields["label2id"] = {name: i for i, name in enumerate(names)}
@@ -140,10 +204,10 @@ def preprocessor_json(wanted: Preprocess, image_size: Size) -> dict[str, Any]:
         "image_mean": list(wanted.mean),
         "image_std": list(wanted.std),
     }
-    if wanted.resize == "shortest":
-        fields |= {
-            "size": {"shortest_edge": int(min(image_size) / wanted.crop)},
-            "do_center_crop": True,
-            "crop_size": {"height": rows, "width": columns},
-        }
+    if wanted.resize == "shortest" or wanted.crop < 1:
+        edges = {"height": rows, "width": columns}
+        larger = {side: int(edge / wanted.crop) for side, edge in edges.items()}
+        shortest = {"shortest_edge": min(larger.values())}
+        size = shortest if wanted.resize == "shortest" else larger
+        fields |= {"size": size, "do_center_crop": True, "crop_size": edges}
     return fields

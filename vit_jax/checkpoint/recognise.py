@@ -291,10 +291,10 @@ def _closest_size(same: list[Candidate], size: Size | None) -> Candidate:
 
 def _matching_layout(shapes: Shapes, config: Config) -> str:
     """The layout of the config's family with the most of these names."""
-    present = set(shapes)
 
     def hits(layout: str) -> float:
-        wanted = set(names.spelled(config, layout))
+        present = set(names.respelled(shapes, config, layout))
+        wanted = {r.theirs for r in names.rows_for(present, config, layout)}
         return len(present & wanted) / max(len(present | wanted), 1)
 
     return max(names.holding(config), key=hits)

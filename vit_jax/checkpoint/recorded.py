@@ -259,26 +259,51 @@ def _timm_preprocess(fields: Mapping[str, Any]) -> Preprocess | None:
 def _read_hugging_face(
     config: Mapping[str, Any], processor: Mapping[str, Any] | None, found: Recorded
 ) -> None:
-    name, build = _hugging_face_family(config)
+    name, build = _hugging_face_family(config, found.notes)
     found.by, found.family = hf_dir.CONFIG, name
-    try:
-        fields = build.read(config)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{hf_dir.CONFIG} does not describe a {name}: no {error}") from None
+    found.image_size = _size(config.get("image_size"))
     if not isinstance(config.get("num_attention_heads", 1), int | list):
         raise UserError(f"{hf_dir.CONFIG} has no num_attention_heads")
-    found.config = {"family": name, **fields}
-    found.image_size = _size(config.get("image_size"))
-    found.class_names = hf_dir.labels(config)
-    found.preprocess = _sensible(hf_dir.preprocess(processor))
-    if processor is not None and found.preprocess is None:
-        found.notes.append(f"its {hf_dir.PREPROCESSOR} is of a kind that is not read")
+    try:
+        found.config = {"family": name, **build.read(config)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{hf_dir.CONFIG} does not describe a {name}: no {error}") from None
     found.notes += hf_dir.notes(config, build)
+    found.notes += [build.remark] if build.remark else []
+    found.notes += _require_ours(config, build, found)
+    found.class_names = hf_dir.labels(config)
+    if processor is None:
+        return
+    try:
+        found.preprocess = _sensible(hf_dir.preprocess(processor))
+    except (UserError, ValueError) as error:
+        found.notes.append(str(error))
 
 
-def _hugging_face_family(config: Mapping[str, Any]) -> tuple[str, HuggingFace]:
-    """The family of a config.json: by its type, and by its classes where a type has several."""
-    kind, classes = config.get("model_type"), config.get("architectures") or []
+def _require_ours(config: Mapping[str, Any], build: HuggingFace, found: Recorded) -> list[str]:
+    """UserError for a model that is not ours; in words, why transformers does not write one."""
+    assert found.config is not None
+    size = found.image_size or (224, 224)
+    try:
+        build.write(found.config, size)
+    except UserError as error:
+        return [str(error)]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{hf_dir.CONFIG} does not describe a {build.model_type}: {error}"
+        ) from None
+    hf_dir.require_ours(config, build, found.config, size)
+    return []
+
+
+def _hugging_face_family(config: Mapping[str, Any], notes: list[str]) -> tuple[str, HuggingFace]:
+    """The family of a config.json, by its type, its classes and its numerics.
+
+    Where none of a type's families has its numerics, it is the first, and a note says which one
+    is closer.
+    """
+    kind, classes = config.get("model_type"), config.get("architectures")
+    classes = classes if isinstance(classes, list) else []
     builds = [
         (name, family.layouts["hf"].build)
         for name, family in families().items()
@@ -291,7 +316,21 @@ def _hugging_face_family(config: Mapping[str, Any]) -> tuple[str, HuggingFace]:
         raise UserError(
             f"{hf_dir.CONFIG} says that this is a {kind!r} model; types that are read: {known}"
         )
-    return (named or same)[0]
+    if not named:
+        for refused, why in ((c, b.refuses.get(str(c))) for _, b in same for c in classes):
+            if why:
+                raise UserError(f"{hf_dir.CONFIG} says that this is a {refused}: {why}")
+    found = named or same
+    differing = {name: len(hf_dir.notes(config, build)) for name, build in found}
+    closest, first = min(differing, key=lambda name: differing[name]), found[0][0]
+    if not differing[closest]:
+        return closest, dict(found)[closest]
+    if differing[closest] < differing[first]:
+        notes.append(
+            f"taken for a {families()[first].title}; {families()[closest].title} differs in less: "
+            f"name one of its models to have it read as that"
+        )
+    return found[0]
 
 
 # --- checks ---------------------------------------------------------------------------------------

@@ -117,7 +117,19 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "depth": list(config["depths"]),
         "embed_dim": list(config["embed_dims"]),
         "num_heads": list(config["num_heads"]),
+        "num_channels": 3,
         "mlp_ratio": [float(config.get("mlp_ratio", 4))] * stages,
+        "patch_sizes": [7, *[3] * (stages - 1)],
+        "patch_stride": [4, *[2] * (stages - 1)],
+        "patch_padding": [2, *[1] * (stages - 1)],
+        "qkv_bias": [True] * stages,
+        "cls_token": [i == stages - 1 for i in range(stages)],
+        "qkv_projection_method": ["dw_bn"] * stages,
+        "kernel_qkv": [3] * stages,
+        "padding_kv": [1] * stages,
+        "stride_kv": [2] * stages,
+        "padding_q": [1] * stages,
+        "stride_q": [1] * stages,
         "drop_path_rate": [0.0] * stages,
         "drop_rate": [0.0] * stages,
         "attention_drop_rate": [0.0] * stages,
@@ -125,12 +137,17 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
 
 
 def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+    config = {
         "embed_dims": tuple(fields["embed_dim"]),
         "depths": tuple(fields["depth"]),
         "num_heads": tuple(fields["num_heads"]),
-        "activation": "quick_gelu",
+        "activation": "gelu",
     }
+    ratios = set(fields.get("mlp_ratio", [4]))
+    if len(ratios) != 1 or any(ratio != int(ratio) for ratio in ratios):
+        raise ValueError(f"whole mlp_ratio for all stages, but {sorted(ratios)}")
+    ratio = int(ratios.pop())
+    return config if ratio == 4 else config | {"mlp_ratio": ratio}
 
 
 def _quick_gelu(config: Config) -> bool:
@@ -160,10 +177,11 @@ FAMILIES = {
                     ("CvtForImageClassification", None),
                     _write_hf,
                     _read_hf,
-                    processor="ConvNextImageProcessor",
                     activations=lambda config: (
                         {r"\.intermediate$": "quick_gelu"} if _quick_gelu(config) else {}
                     ),
+                    remark="transformers computes CvT with GELU in its erf form; the published "
+                    "weights were trained with x σ(1.702 x), as the registered models compute",
                 ),
             ),
             "torch": Layout(torch),

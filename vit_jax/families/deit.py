@@ -9,7 +9,19 @@ Names: DeiT and DeiT III: the Vision Transformer's names, a second token and hea
 from collections.abc import Callable
 from typing import Any
 
-from vit_jax.families.family import Architecture, Config, Family, Layout, Timm, Weights
+from vit_jax.families import hf
+from vit_jax.families.family import (
+    Architecture,
+    Config,
+    Difference,
+    Family,
+    HuggingFace,
+    Layout,
+    Pairs,
+    Size,
+    Timm,
+    Weights,
+)
 from vit_jax.families.parts import (
     CONV,
     DENSE,
@@ -97,6 +109,88 @@ def _timm(table: Callable[[Config], Table]) -> Layout:
     return Layout(table, points=encoder_points(), build=Timm(timm_args))
 
 
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+# Its DeiT always has a distillation token; one without is its ViT with the erf form of GELU.
+_EPS = Difference("LayerNorm eps", "1e-6", "1e-12")
+_SHIPPED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
+_OURS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+_TEACHER_HEADS = ("cls_classifier.", "distillation_classifier.")
+
+
+def _hf_body(config: Config) -> Table:
+    transformer = config["transformer"]
+    return hf.encoder(transformer["num_layers"], transformer["num_heads"], POSITIONS)
+
+
+def hf_vit(config: Config) -> Table:
+    """Of `ViTForImageClassification`."""
+    return under("vit", "", _hf_body(config)) + under("classifier", "head", DENSE)
+
+
+def hf_distilled(config: Config) -> Table:
+    """Of `DeiTForImageClassificationWithTeacher`."""
+    rows = _hf_body(config) + rule("embeddings.distillation_token", "dist")
+    return (
+        under("deit", "", rows)
+        + under("cls_classifier", "head", DENSE)
+        + under("distillation_classifier", "head_dist", DENSE)
+    )
+
+
+def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
+    transformer = config["transformer"]
+    return hf.write_encoder(
+        hidden_size=config["hidden_size"],
+        num_layers=transformer["num_layers"],
+        num_heads=transformer["num_heads"],
+        mlp_dim=transformer["mlp_dim"],
+        patch=tuple(config["patches"]["size"]),
+        image_size=image_size,
+        hidden_act=_OURS["hidden_act"],
+        layer_norm_eps=_OURS["layer_norm_eps"],
+    )
+
+
+def _points(prefix: str) -> Callable[[Config], Pairs]:
+    return lambda config: hf.encoder_points(prefix, config["transformer"]["num_layers"])
+
+
+_HF_VIT = Layout(
+    hf_vit,
+    headless=_hf_body,
+    respell=hf.respelling("vit."),
+    points=_points("vit."),
+    differences=lambda config: [_EPS],
+    build=HuggingFace(
+        "vit",
+        ("ViTForImageClassification", "ViTModel"),
+        _write_hf,
+        hf.read_encoder,
+        shipped=_SHIPPED,
+        ours=_OURS,
+    ),
+)
+_HF_DISTILLED = Layout(
+    hf_distilled,
+    respell=hf.respelling("deit.", heads=_TEACHER_HEADS),
+    points=_points("deit."),
+    differences=lambda config: [_EPS],
+    build=HuggingFace(
+        "deit",
+        ("DeiTForImageClassificationWithTeacher", None),
+        _write_hf,
+        hf.read_encoder,
+        shipped=_SHIPPED,
+        ours=_OURS,
+        refuses={
+            "DeiTForImageClassification": "it has a distillation token but the class token's head "
+            "alone, and DeiT here has both or neither"
+        },
+    ),
+)
+
+
 _MAE = Weights(
     imagenet(224), num_classes=0, source="timm/vit_base_patch16_224.mae", licence="CC-BY-NC-4.0"
 )
@@ -114,7 +208,7 @@ FAMILIES = {
             "deit_base_patch16_224": with_weights(_deit("base", 224, 81.8), mae=_MAE),
             "deit_base_patch16_384": _deit("base", 384, 82.9),
         },
-        layouts={"timm": _timm(deit)},
+        layouts={"timm": _timm(deit), "hf": _HF_VIT},
         small=always(SMALL),
         **positions(prefix=1),
     ),
@@ -129,7 +223,7 @@ FAMILIES = {
             "deit_base_distilled_patch16_224": _deit("base", 224, 83.4),
             "deit_base_distilled_patch16_384": _deit("base", 384, 85.2),
         },
-        layouts={"timm": _timm(distilled)},
+        layouts={"timm": _timm(distilled), "hf": _HF_DISTILLED},
         small=always(SMALL),
         **positions(prefix=2),
     ),

@@ -111,24 +111,26 @@ class HuggingFace:
       write: Config and image size to the other entries of `config.json`, such that transformers
         computes what we do as far as its entries can say it.
       read: The reverse: the entries of a `config.json` to our config.
-      processor: The class of its `preprocessor_config.json`.
       shipped: Entries with which transformers ships published weights, and whose values decide
         what is computed.
       ours: The values of these entries with which transformers computes what we do.
       eps: Name patterns (searched) of normalisations whose eps no entry can say, and that eps.
       activations: Name patterns (searched) of modules whose `activation` no entry can say, and the
         activation.
+      refuses: Classes of its models that no model here computes, and why.
+      remark: What a reader of such a directory should know, in words.
     """
 
     model_type: str
     architectures: tuple[str, str | None]
     write: Callable[[Config, Size], dict[str, Any]]
     read: Callable[[Mapping[str, Any]], dict[str, Any]]
-    processor: str = "ViTImageProcessor"
     shipped: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ours: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     eps: Mapping[str, float] = dataclasses.field(default_factory=dict)
     activations: Callable[[Config], Mapping[str, str]] = lambda config: {}
+    refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    remark: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

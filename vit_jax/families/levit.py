@@ -6,21 +6,32 @@ Names: LeViT in timm, with linear layers or with 1×1 convolutions in their plac
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from vit_jax.errors import UserError
 from vit_jax.families.family import (
     Architecture,
     Config,
     Edits,
     Family,
+    HuggingFace,
     Layout,
     Shapes,
     Size,
     Timm,
 )
-from vit_jax.families.parts import BATCH_NORM, DENSE, KERNEL, always, architecture, imagenet
+from vit_jax.families.parts import (
+    BATCH_NORM,
+    DENSE,
+    KERNEL,
+    LINEAR,
+    always,
+    architecture,
+    imagenet,
+)
 from vit_jax.families.resize import resize_posembed, square
 from vit_jax.families.rules import Table, rule, under
 
@@ -138,6 +149,112 @@ def _points(config: Config) -> list[tuple[str, str]]:
     return points
 
 
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+_HF_HEADS = {"head": "classifier", "head_dist": "classifier_distill"}
+
+
+def _hf_body(config: Config) -> Table:
+    """`LevitModel`, which counts attention and MLPs together, and shrinks at a stage's end."""
+    norm = under("batch_norm", "norm", BATCH_NORM)
+    dense_norm = under("linear", "dense", LINEAR) + norm
+    out = BIASES + under("projection", "out", dense_norm)
+    attention = under("module", _ATTENTION, under("queries_keys_values", "qkv", dense_norm) + out)
+    mlp = under("module.linear_up", "Dense_0", dense_norm)
+    mlp += under("module.linear_down", "Dense_1", dense_norm)
+    shrink = under("keys_values", "kv", dense_norm) + under("queries", "query", dense_norm) + out
+
+    conv_norm = under("convolution", "conv", KERNEL) + norm
+    rows = []
+    for i in range(4):
+        rows += under(f"patch_embeddings.embedding_layer_{i + 1}", f"stem_{i}", conv_norm)
+    for i, depth in enumerate(config["depths"]):
+        layers = f"encoder.stages.{i}.layers"
+        for j in range(depth):
+            ours = f"stage_{i}/encoderblock_{j}"
+            rows += under(f"{layers}.{2 * j}", ours, attention)
+            rows += under(f"{layers}.{2 * j + 1}", f"{ours}/MlpBlock_0", mlp)
+        if i + 1 < len(config["depths"]):
+            rows += under(f"{layers}.{2 * depth}", f"stage_{i + 1}/downsample", shrink)
+            rows += under(f"{layers}.{2 * depth + 1}", f"stage_{i + 1}/downsample_mlp", mlp)
+    return rows
+
+
+def _hf(config: Config) -> Table:
+    """Of `LevitForImageClassificationWithTeacher`."""
+    rows = under("levit", "", _hf_body(config))
+    for ours, theirs in _HF_HEADS.items():
+        rows += under(f"{theirs}.batch_norm", f"{ours}_norm", BATCH_NORM)
+        rows += under(f"{theirs}.linear", ours, DENSE)
+    return rows
+
+
+def _hf_points(config: Config) -> list[tuple[str, str]]:
+    points = [("stem_3", "levit.patch_embeddings.embedding_layer_4")]
+    for i, depth in enumerate(config["depths"]):
+        layers = f"levit.encoder.stages.{i}.layers"
+        blocks = range(depth)
+        points += [(f"stage_{i}/encoderblock_{j}", f"{layers}.{2 * j + 1}") for j in blocks]
+        if i + 1 < len(config["depths"]):
+            points.append((f"stage_{i + 1}/downsample", f"{layers}.{2 * depth}"))
+    return points
+
+
+def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
+    rows, columns = image_size
+    if rows != columns or rows % _STRIDE:
+        raise UserError(
+            f"Hugging Face's LeViT takes square images of multiples of {_STRIDE} pixels; got "
+            f"{rows}×{columns}"
+        )
+    if len(config["depths"]) != 3:
+        raise UserError(f"Hugging Face's LeViT has three stages; got {len(config['depths'])}")
+    return {
+        "image_size": rows,
+        "num_channels": 3,
+        "kernel_size": 3,
+        "stride": 2,
+        "padding": 1,
+        "patch_size": _STRIDE,
+        "hidden_sizes": list(config["hidden_sizes"]),
+        "num_attention_heads": list(config["num_heads"]),
+        "depths": list(config["depths"]),
+        "key_dim": [config["key_dim"]] * 3,
+        "mlp_ratio": [2] * 3,
+        "attention_ratio": [2] * 3,
+        "drop_path_rate": 0,
+    }
+
+
+def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
+    widths = set(fields["key_dim"])
+    if len(widths) != 1:
+        raise ValueError(f"one key_dim for all stages, but {sorted(widths)}")
+    return {
+        "hidden_sizes": tuple(fields["hidden_sizes"]),
+        "num_heads": tuple(fields["num_attention_heads"]),
+        "depths": tuple(fields["depths"]),
+        "key_dim": widths.pop(),
+    }
+
+
+_HF = Layout(
+    _hf,
+    headless=_hf_body,
+    points=_hf_points,
+    build=HuggingFace(
+        "levit",
+        ("LevitForImageClassificationWithTeacher", "LevitModel"),
+        _write_hf,
+        _read_hf,
+        refuses={
+            "LevitForImageClassification": "it has one head, and LeViT here has two, whose logits "
+            "are averaged"
+        },
+    ),
+)
+
+
 def _levit_family(title: str, model: str, prefix: str, kernel: str) -> Family:
     return Family(
         title=title,
@@ -151,7 +268,8 @@ def _levit_family(title: str, model: str, prefix: str, kernel: str) -> Family:
                 ignore=(r".*\.attention_bias_idxs",),  # an index that older files hold
                 points=_points,
                 build=Timm(timm_args),
-            )
+            ),
+            "hf": _HF,
         },
         small=always(_SMALL),
         image_size=_image_size,

@@ -126,6 +126,9 @@ def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
     return edits
 
 
+_NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+
+
 def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     # Its tables are for a square. It reads them as any map of as many cells.
     side = math.isqrt(math.prod(image_size))
@@ -142,11 +145,11 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "num_attention_heads": list(config["num_heads"]),
         "mlp_ratios": list(config["mlp_ratios"]),
         "sequence_reduction_ratios": list(config["sr_ratios"]),
-        "patch_sizes": [4, 2, 2, 2],
-        "strides": [4, 2, 2, 2],
+        "patch_sizes": [4, *[2] * (len(strides) - 1)],
+        "strides": [4, *[2] * (len(strides) - 1)],
         "qkv_bias": True,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
+        "num_channels": 3,
+        **_NUMERICS,
     }
 
 
@@ -184,7 +187,8 @@ FAMILIES = {
                     ("PvtForImageClassification", None),
                     _write_hf,
                     _read_hf,
-                    processor="PvtImageProcessor",
+                    shipped=_NUMERICS,
+                    ours=_NUMERICS,
                     eps={r"patch_embeddings|attention\.self": 1e-5},
                 ),
             ),

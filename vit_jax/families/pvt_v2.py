@@ -5,16 +5,30 @@ Top-1: the official README of whai362/PVT.
 Names: Pyramid Vision Transformer v2 in timm.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.families.family import Architecture, Config, Family, Layout, Timm
+from vit_jax.families import hf
+from vit_jax.families.family import (
+    Architecture,
+    Config,
+    Difference,
+    Family,
+    HuggingFace,
+    Layout,
+    Size,
+    Timm,
+)
 from vit_jax.families.parts import (
     CONV,
     DENSE,
     ERF_EPS5,
+    HEADS,
     MLP,
     NORM,
+    OUT,
     PATCH_EMBEDDING,
+    QKV,
     REDUCED_ATTENTION,
     REDUCTION,
     SMALL_STAGES,
@@ -71,6 +85,75 @@ def timm_args(config: Config) -> dict[str, Any]:
     return {name: tuple(config[name]) for name in sizes} | {"linear": config["linear"]}
 
 
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+# One entry says the eps of all normalisations.
+_EPS = Difference("LayerNorm eps of patches and reductions", "1e-5", "1e-6")
+_NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
+
+
+def pvt_v2_hf(config: Config) -> Table:
+    """Of `PvtV2ForImageClassification`."""
+    embedding = under("proj", "conv", CONV) + under("layer_norm", "norm", NORM)
+    rows: Table = []
+    for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):
+        theirs, ours = f"layers.{i}", f"stage_{i}"
+        rows += under(f"{theirs}.patch_embedding", f"{ours}/embedding", embedding)
+        block = _hf_block(reduces=config["linear"] or config["sr_ratios"][i] > 1)
+        for j in range(depth):
+            rows += under(f"{theirs}.blocks.{j}", f"{ours}/encoderblock_{j}", block, heads=heads)
+        rows += under(f"{theirs}.layer_norm", f"{ours}/norm", NORM)
+    return under("pvt_v2.encoder", "", rows) + under("classifier", "head", DENSE)
+
+
+def _hf_block(*, reduces: bool) -> Table:
+    attention = [row for x in QKV for row in under(x, x, HEADS)] + under("proj", "out", OUT)
+    if reduces:
+        attention += under("spatial_reduction", "reduction/conv", CONV)
+        attention += under("layer_norm", "reduction/norm", NORM)
+    return (
+        under("layer_norm_1", "LayerNorm_0", NORM)
+        + under("attention", "MultiHeadDotProductAttention_0", attention)
+        + under("layer_norm_2", "LayerNorm_1", NORM)
+        + under("mlp.dense1", "MlpBlock_0/Dense_0", DENSE)
+        + under("mlp.dwconv.dwconv", "MlpBlock_0/depthwise", CONV)
+        + under("mlp.dense2", "MlpBlock_0/Dense_1", DENSE)
+    )
+
+
+def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
+    stages = len(config["depths"])
+    return {
+        "image_size": hf.one_or_two(image_size),
+        "num_channels": 3,
+        "num_encoder_blocks": stages,
+        "depths": list(config["depths"]),
+        "hidden_sizes": list(config["embed_dims"]),
+        "num_attention_heads": list(config["num_heads"]),
+        "mlp_ratios": list(config["mlp_ratios"]),
+        "sr_ratios": list(config["sr_ratios"]),
+        "linear_attention": config["linear"],
+        "patch_sizes": [7, *[3] * (stages - 1)],
+        "strides": [4, *[2] * (stages - 1)],
+        "qkv_bias": True,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+        **_NUMERICS,
+    }
+
+
+def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "embed_dims": tuple(fields["hidden_sizes"]),
+        "depths": tuple(fields["depths"]),
+        "num_heads": tuple(fields["num_attention_heads"]),
+        "mlp_ratios": tuple(fields["mlp_ratios"]),
+        "sr_ratios": tuple(fields["sr_ratios"]),
+        "linear": fields.get("linear_attention", False),
+    }
+
+
 FAMILIES = {
     "pvt_v2": Family(
         title="PVT v2",
@@ -91,7 +174,21 @@ FAMILIES = {
                 pvt_v2,
                 points=block_points("stages.{i}.blocks.{j}"),
                 build=Timm(timm_args, img_size=False),
-            )
+            ),
+            "hf": Layout(
+                pvt_v2_hf,
+                points=block_points("pvt_v2.encoder.layers.{i}.blocks.{j}"),
+                differences=lambda config: [_EPS],
+                build=HuggingFace(
+                    "pvt_v2",
+                    ("PvtV2ForImageClassification", None),
+                    _write_hf,
+                    _read_hf,
+                    shipped=_NUMERICS,
+                    ours=_NUMERICS,
+                    eps={r"(patch_embedding|attention)\.layer_norm": 1e-5},
+                ),
+            ),
         },
         small=always(SMALL_STAGES),
     ),

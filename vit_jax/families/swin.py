@@ -7,15 +7,19 @@ Names: Swin Transformer in timm, which moved `downsample` to the start of the ne
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from vit_jax.errors import UserError
+from vit_jax.families import hf
 from vit_jax.families.family import (
     Architecture,
     Config,
     Edits,
     Family,
+    HuggingFace,
     Layout,
     Shapes,
     Size,
@@ -23,12 +27,16 @@ from vit_jax.families.family import (
     Weights,
 )
 from vit_jax.families.parts import (
+    CONV,
     DENSE,
     ENCODER_BLOCK,
     ERF_EPS5,
+    HEADS,
     LINEAR,
     NORM,
+    OUT,
     PATCH_EMBEDDING,
+    QKV,
     always,
     block_points,
     imagenet,
@@ -132,6 +140,103 @@ def _resize(config: Config, old: Size, new: Size, method: str) -> Edits:
     return edits
 
 
+# --- Hugging Face ---------------------------------------------------------------------------------
+
+_HF_ATTENTION = [row for x in QKV for row in under(f"self.{x}", x, HEADS)]
+_HF_ATTENTION += rule("self.relative_position_bias_table", "relative_position_bias")
+_HF_ATTENTION += under("output.dense", "out", OUT)
+_BLOCK_OF = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
+_HF_LIVE = tuple(
+    (_BLOCK_OF + live, rf"encoder.layers.\1.blocks.\2.{file}")
+    for live, file in (
+        (r"attention\.q_proj\.", "attention.self.query."),
+        (r"attention\.k_proj\.", "attention.self.key."),
+        (r"attention\.v_proj\.", "attention.self.value."),
+        (r"attention\.o_proj\.", "attention.output.dense."),
+        (r"attention\.relative_position_bias\.", "attention.self."),
+        (r"mlp\.fc1\.", "intermediate.dense."),
+        (r"mlp\.fc2\.", "output.dense."),
+    )
+)
+_NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-5}
+
+
+def _hf_body(config: Config) -> Table:
+    """`SwinModel`, which merges at the end of a stage."""
+    embedding = under("patch_embeddings.projection", "conv", CONV) + under("norm", "norm", NORM)
+    rows = under("embeddings", "embedding", embedding)
+    block = hf.block(_HF_ATTENTION)
+    for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):
+        stage = f"encoder.layers.{i}"
+        if i > 0:
+            merging = f"encoder.layers.{i - 1}.downsample"
+            rows += under(merging, f"stage_{i}/merging", MERGING)
+        for j in range(depth):
+            rows += under(f"{stage}.blocks.{j}", f"stage_{i}/encoderblock_{j}", block, heads=heads)
+    return rows + under("layernorm", "encoder_norm", NORM)
+
+
+def swin_hf(config: Config) -> Table:
+    """Of `SwinForImageClassification`."""
+    return under("swin", "", _hf_body(config)) + under("classifier", "head", DENSE)
+
+
+def _same_in_hf(config: Config, image_size: Size) -> bool:
+    """Whether transformers computes the same for images of that size.
+
+    Its windows are always whole, it shifts both directions or none, and it pads a map before it
+    rolls it, ours afterwards.
+    """
+    patch, window = config["patch_size"], config["window_size"]
+    if any(side % patch for side in image_size):
+        return False
+    rows, columns = (side // patch for side in image_size)
+    for depth in config["depths"]:
+        if min(rows, columns) < window:
+            return False
+        shifts = depth > 1 and max(rows, columns) > window
+        if shifts and (min(rows, columns) == window or rows % window or columns % window):
+            return False
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return True
+
+
+def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
+    if not _same_in_hf(config, image_size):
+        side = config["patch_size"] * config["window_size"] * 2 ** (len(config["depths"]) - 1)
+        raise UserError(
+            f"for images of {image_size[0]}×{image_size[1]} Hugging Face's Swin computes otherwise "
+            f"than the official code: not all its maps are whole windows. Resize the weights to "
+            f"multiples of {side} pixels"
+        )
+    return {
+        "image_size": hf.one_or_two(image_size),
+        "patch_size": config["patch_size"],
+        "num_channels": 3,
+        "embed_dim": config["embed_dim"],
+        "depths": list(config["depths"]),
+        "num_heads": list(config["num_heads"]),
+        "window_size": config["window_size"],
+        "mlp_ratio": 4.0,
+        "qkv_bias": True,
+        "use_absolute_embeddings": False,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+        **_NUMERICS,
+    }
+
+
+def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "embed_dim": fields["embed_dim"],
+        "depths": tuple(fields["depths"]),
+        "num_heads": tuple(fields["num_heads"]),
+        "window_size": fields["window_size"],
+        "patch_size": hf.square(fields["patch_size"]),
+    }
+
+
 FAMILIES = {
     "swin": Family(
         title="Swin",
@@ -154,7 +259,22 @@ FAMILIES = {
                 # The MLP's output is the one that timm gives as tokens.
                 points=block_points("layers.{i}.blocks.{j}.mlp", part="/MlpBlock_0"),
                 build=Timm(timm_args),
-            )
+            ),
+            "hf": Layout(
+                swin_hf,
+                headless=_hf_body,
+                respell=hf.respelling("swin.", _HF_LIVE),
+                ignore=(r".*\.relative_position_index",),
+                points=block_points("swin.encoder.layers.{i}.blocks.{j}"),
+                build=HuggingFace(
+                    "swin",
+                    ("SwinForImageClassification", "SwinModel"),
+                    _write_hf,
+                    _read_hf,
+                    shipped=_NUMERICS,
+                    ours=_NUMERICS,
+                ),
+            ),
         },
         small=always(
             {

@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_jax.configs import models
 from vit_jax.errors import UserError
-from vit_jax.families import released
+from vit_jax.families import hf, released
 from vit_jax.families.family import (
     Architecture,
     Config,
@@ -41,7 +41,6 @@ from vit_jax.families.parts import (
     MLP,
     NORM,
     OUT,
-    QKV,
     merged,
     mlp_ratio,
 )
@@ -513,27 +512,6 @@ def _timm_differences(config: Config) -> list[Difference]:
 
 # --- Hugging Face ---------------------------------------------------------------------------------
 
-_HF_ATTENTION = [row for x in QKV for row in under(f"attention.{x}", x, HEADS)] + under(
-    "output.dense", "out", OUT
-)
-_HF_BLOCK = (
-    under("layernorm_before", "LayerNorm_0", NORM)
-    + under("attention", "MultiHeadDotProductAttention_0", _HF_ATTENTION)
-    + under("layernorm_after", "LayerNorm_1", NORM)
-    + under("intermediate.dense", "MlpBlock_0/Dense_0", DENSE)
-    + under("output.dense", "MlpBlock_0/Dense_1", DENSE)
-)
-# Names in a live model of transformers 5 -> names in the files, which are those of version 4 too.
-_HF_LIVE = (
-    (r"layers\.(\d+)\.attention\.q_proj\.", r"encoder.layer.\1.attention.attention.query."),
-    (r"layers\.(\d+)\.attention\.k_proj\.", r"encoder.layer.\1.attention.attention.key."),
-    (r"layers\.(\d+)\.attention\.v_proj\.", r"encoder.layer.\1.attention.attention.value."),
-    (r"layers\.(\d+)\.attention\.o_proj\.", r"encoder.layer.\1.attention.output.dense."),
-    (r"layers\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
-    (r"layers\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
-    (r"layers\.(\d+)\.(layernorm_\w+)\.", r"encoder.layer.\1.\2."),
-)
-
 
 def _hf(config: Config) -> Table:
     """`ViTForImageClassification`; UserError for what Hugging Face has no model for."""
@@ -554,31 +532,11 @@ def _hf_headless(config: Config) -> Table:
             "Hugging Face's ViT classifies by its class token; this model's classifier is "
             f"{config['classifier']!r}. Use official or timm"
         )
-    rows = (
-        rule("embeddings.cls_token", "cls")
-        + rule("embeddings.position_embeddings", POSITIONS)
-        + under("embeddings.patch_embeddings.projection", "embedding", CONV)
-    )
-    for i in range(config["transformer"]["num_layers"]):
-        rows += under(f"encoder.layer.{i}", f"Transformer/encoderblock_{i}", _HF_BLOCK)
-    rows += under("layernorm", "Transformer/encoder_norm", NORM)
+    transformer = config["transformer"]
+    rows = hf.encoder(transformer["num_layers"], transformer["num_heads"], POSITIONS)
     if config.get("representation_size") is not None:
         rows += under("pooler.dense", "pre_logits", DENSE)
-    return under("", "", rows, heads=config["transformer"]["num_heads"])
-
-
-def _hf_respell(names: Iterable[str]) -> dict[str, str]:
-    """The table's spelling -> the given one, for either version, with or without `vit.`."""
-    names = list(names)
-    head = "classifier."
-    prefix = "vit." if any(n.startswith(head) for n in names) else ""
-    spelled = {}
-    for name in names:
-        file = name.removeprefix("vit.")
-        for live, ours in _HF_LIVE:
-            file = re.sub(f"^{live}", ours, file)
-        spelled[file if file.startswith(head) else prefix + file] = name
-    return spelled
+    return rows
 
 
 def _hf_skeleton(names: Iterable[str]) -> dict[str, Any]:
@@ -595,50 +553,29 @@ def _hf_skeleton(names: Iterable[str]) -> dict[str, Any]:
 
 
 def _hf_points(config: Config) -> Pairs:
-    depth = config["transformer"]["num_layers"]
-    return [
-        ("embedding", "vit.embeddings.patch_embeddings"),
-        ("Transformer/posembed_input", "vit.embeddings"),
-        *((f"Transformer/encoderblock_{i}", f"vit.encoder.layer.{i}") for i in range(depth)),
-        ("Transformer/encoder_norm", "vit.layernorm"),
-    ]
+    first, *others = hf.encoder_points("vit.", config["transformer"]["num_layers"])
+    return [first, ("Transformer/posembed_input", "vit.embeddings"), *others]
 
 
 def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     transformer = config["transformer"]
-    rows, columns = image_size
-    fields: dict[str, Any] = {
-        "hidden_size": config["hidden_size"],
-        "num_hidden_layers": transformer["num_layers"],
-        "num_attention_heads": transformer["num_heads"],
-        "intermediate_size": transformer["mlp_dim"],
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-        "qkv_bias": True,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "num_channels": 3,
-        "image_size": rows if rows == columns else [rows, columns],
-        "patch_size": config["patches"]["size"][0],
-    }
+    fields = hf.write_encoder(
+        hidden_size=config["hidden_size"],
+        num_layers=transformer["num_layers"],
+        num_heads=transformer["num_heads"],
+        mlp_dim=transformer["mlp_dim"],
+        patch=tuple(config["patches"]["size"]),
+        image_size=image_size,
+        hidden_act="gelu_pytorch_tanh",
+        layer_norm_eps=1e-6,
+    )
     if config.get("representation_size") is not None:
         fields |= {"pooler_output_size": config["representation_size"], "pooler_act": "tanh"}
     return fields
 
 
 def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
-    patch = fields.get("patch_size", 16)
-    return {
-        "patches": {"size": (patch, patch)},
-        "hidden_size": fields.get("hidden_size", 768),
-        "transformer": {
-            "num_layers": fields.get("num_hidden_layers", 12),
-            "num_heads": fields["num_attention_heads"],
-            "mlp_dim": fields.get("intermediate_size", 3072),
-        },
-        "classifier": "token",
-        "representation_size": None,
-    }
+    return hf.read_encoder(fields) | {"classifier": "token", "representation_size": None}
 
 
 FAMILIES = {
@@ -659,7 +596,7 @@ FAMILIES = {
             "hf": Layout(
                 _hf,
                 headless=_hf_headless,
-                respell=_hf_respell,
+                respell=hf.respelling("vit."),
                 skeleton=_hf_skeleton,
                 points=_hf_points,
                 differences=lambda config: [GELU, Difference("LayerNorm eps", "1e-6", "1e-12")],

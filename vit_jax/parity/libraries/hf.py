@@ -39,12 +39,13 @@ def _construct(
         raise UserError(f"Hugging Face has no {build.model_type} without a head")
     fields = build.write(config, image_size) | ({} if matched else dict(build.shipped))
     theirs = transformers.AutoConfig.for_model(build.model_type, num_labels=num_classes, **fields)
+    cls, options = getattr(transformers, str(with_head if num_classes else without)), {}
+    if without == "ViTModel" and not num_classes and "pooler.dense.weight" not in state:
+        options = {"add_pooling_layer": False}
     with torch.device("meta"):  # no time for random weights that are replaced at once
-        if num_classes:
-            module = getattr(transformers, with_head)(theirs)
-        else:
-            pooler = {} if "pooler.dense.weight" in state else {"add_pooling_layer": False}
-            module = getattr(transformers, str(without))(theirs, **pooler)
+        module = cls(theirs, **options)
+    if any(x.is_meta for name, x in module.named_buffers() if name not in module.state_dict()):
+        module = cls(theirs, **options)  # Swin computes indices that no file holds
     live = names.respelled(module.state_dict(), config, "hf")
     load(module, {live.get(name, name): x for name, x in state.items()})
     if matched:
