@@ -202,7 +202,7 @@ def test_bfloat16_adamw_and_scan_train(images, tmp_path):
         ({"total_steps": 0}, "total_steps=0"),
         ({"keep_best": "accuracy"}, "keep_best='accuracy'"),
         ({"ema": {"decay": 1.0}}, "ema.decay=1.0"),
-        ({"warmup_steps": 6}, "warmup_steps=6"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
         ({"decay_type": "sine"}, "decay_type='sine'"),
         ({"optim": "adamx"}, "Did you mean 'adamw'"),
         ({"sam": {"rho": 0.1, "rho_min": 0.2}}, "expected 0 <= rho_min <= rho"),

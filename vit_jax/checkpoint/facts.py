@@ -24,6 +24,16 @@ from vit_jax.families.registry import ModelSpec, config_of, get, registered, res
 from vit_jax.families.resize import Grid
 
 
+# What a recorded config with missing fields, or fields of other types, makes of a table or a shape.
+_NO_CONFIG = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """What must be known of a model to use its weights.
@@ -188,7 +198,14 @@ def decide(path: str, shapes: Shapes, found: Recorded, model: Any) -> Decision:
     if model is not None:
         return _named(path, shapes, found, model)
     if found.config is not None:
-        return _recorded(path, shapes, found)
+        try:
+            return _recorded(path, shapes, found)
+        except _NO_CONFIG as error:
+            found.notes.append(
+                f"the config that {found.by} holds is damaged and not used: "
+                f"{type(error).__name__} {error}"
+            )
+            found.config = None
     fitting = recognise.of_tensors(shapes, found.image_size, family=found.family)
     if found.candidates:
         fitting = [c for c in fitting if c.name in found.candidates] or fitting
