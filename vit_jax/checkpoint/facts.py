@@ -200,6 +200,8 @@ def decide(path: str, shapes: Shapes, found: Recorded, model: Any) -> Decision:
     if found.config is not None:
         try:
             return _recorded(path, shapes, found)
+        except UserError:  # it is whole, and the tensors are not its model's
+            raise
         except _NO_CONFIG as error:
             found.notes.append(
                 f"the config that {found.by} holds is damaged and not used: "
