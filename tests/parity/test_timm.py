@@ -1,4 +1,4 @@
-"""Our models against real timm, every weight random (issue 2, "Must hold").
+"""Our models against real timm, every weight random.
 
 Error: max |ours - reference in float64| / std(reference logits).
 """
