@@ -1,14 +1,25 @@
-"""The recorded sizes against the code, and the code against published figures."""
+"""The recorded sizes against the code, and the code against published figures.
+
+Each model is traced once, and everything that a trace tells is checked on it.
+"""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import pytest
+from recipes import golden_json
 
+from vit_jax.checkpoint import names
 from vit_jax.evaluate.flops import count_macs
 from vit_jax.families import fingerprints, generate, sizes
-from vit_jax.families.registry import registered
+from vit_jax.families.registry import families, get, registered
+from vit_jax.tree import arrays
+from vit_jax.variables import named
+
+# Parameters counted by building the reference, buffers left out.
+COUNTS = golden_json("zoo_params.json")["parameters"]
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +44,64 @@ _DISTINCT = {
 }
 
 
-@pytest.mark.parametrize("name", _DISTINCT.values())
-def test_recorded_sizes_are_the_codes(recorded, name):
+def _one_of_each_family() -> list:
+    """The smallest model of each family is traced in every run, the others in slow ones."""
+    known, rows = sizes.recorded(), []
+    for family in families():
+        own = [n for n in _DISTINCT.values() if registered()[n].family == family]
+        own.sort(key=lambda name: known[name].params)
+        rows += own[:1] + [pytest.param(name, marks=pytest.mark.slow) for name in own[1:]]
+    return rows
+
+
+@pytest.mark.parametrize("name", _one_of_each_family())
+def test_one_trace_has_the_recorded_sizes_and_the_names_of_every_table(recorded, name):
     assert recorded[name] == generate.measure(name), "run `python -m vit_jax.families.generate`"
+    _, variables = generate.traced(name)
+    shapes = {n: tuple(x.shape) for n, x in arrays(named(variables)).items()}
+    spec = registered()[name]
+    config, side = spec.config.to_dict(), spec.preprocess.size
+    counted = sum(math.prod(x.shape) for x in arrays(variables["params"]).values())
+    assert counted == COUNTS.get(name, counted)
+    assert names.statistics(config) == arrays(variables.get("batch_stats", {})).keys()
+    if get(config).shapes is not None:  # told without a trace
+        sizes_ = {"num_classes": spec.num_classes, "image_size": (side, side)}
+        assert names.expected_shapes(config, **sizes_) == shapes
+    for layout in names.holding(config):
+        rows = names.table(config, layout)
+        assert {o for r in rows for o in r.ours} == set(shapes), layout
+
+
+@pytest.mark.parametrize("name", registered())
+def test_counts_names_and_image_size(recorded, name):
+    """Nothing is traced: what one trace proves is spread to every model by the recorded sizes."""
+    spec = registered()[name]
+    config, side = spec.config.to_dict(), spec.preprocess.size
+    if name in COUNTS:
+        assert recorded[name].params == COUNTS[name]
+    assert names.default_size(config) == (side, side)
+    for layout in get(config).layouts:
+        if layout in names.holding(config):
+            rows = names.table(config, layout)
+            ours, theirs = [o for r in rows for o in r.ours], [r.theirs for r in rows]
+            assert len(set(ours)) == len(ours)
+            assert len(set(theirs)) == len(theirs)
+
+
+def test_the_references_counts_cover_what_is_registered():
+    """But for the original's own: their shapes are the original code's, see `shapes.json`."""
+    others = {n for n, spec in registered().items() if spec.family not in ("vit", "mixer")}
+    assert COUNTS.keys() == others
+
+
+@pytest.mark.parametrize("family", families())
+def test_the_tables_without_a_head(family):
+    name = next(iter(families()[family].architectures))
+    config = registered()[name].config.to_dict()
+    size = names.default_size(config)
+    shapes = names.expected_shapes(config, num_classes=0, image_size=size)
+    rows = names.table(config, names.LINEN)
+    assert set(shapes) == {o for r in rows for o in r.ours if not o.startswith("head")}
 
 
 def test_names_of_one_model_at_one_size_agree(recorded):

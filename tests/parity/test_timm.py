@@ -1,4 +1,4 @@
-"""Our models against real timm, every weight random and the bars that they must meet.
+"""Our models against real timm, every weight random.
 
 Error: max |ours - reference in float64| / std(reference logits).
 """

@@ -6,10 +6,12 @@ added or changed. A test fails when the files are not up to date.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from vit_jax.errors import UserError
 from vit_jax.families import fingerprints, sizes
@@ -25,11 +27,11 @@ ERRORS = _ROOT / "benchmarks" / "zoo.json"  # measured by benchmarks/zoo.py
 BEGIN, END = "<!-- families: generated -->", "<!-- families: end -->"
 
 
-def measure(name: str) -> Size:
-    """Counts a registered model from its code. Shapes only: no arrays are made."""
+@functools.lru_cache(1)
+def traced(name: str) -> tuple[Any, dict[str, Any]]:
+    """A registered model's program, and its variables as shapes: no arrays are made."""
     import jax
 
-    from vit_jax.evaluate.flops import count_macs
     from vit_jax.models import get_model
 
     spec = resolve(name)
@@ -40,6 +42,16 @@ def measure(name: str) -> Size:
         lambda x: model.init(jax.random.key(0), x, train=False), return_shape=True
     )
     jaxpr, variables = trace(image)
+    return jaxpr, variables
+
+
+def measure(name: str) -> Size:
+    """Counts a registered model from its code."""
+    import jax
+
+    from vit_jax.evaluate.flops import count_macs
+
+    spec, (jaxpr, variables) = resolve(name), traced(name)
     params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
     config = spec.config.to_dict()
     shapes = {n: tuple(leaf.shape) for n, leaf in arrays(named(variables)).items()}

@@ -185,6 +185,7 @@ def _metadata(folder: pathlib.Path) -> dict[str, str]:
         "config": model,
         "preprocess": run["preprocess"],
         "class_names": run["class_names"],
+        "image_size": run["preprocess"]["size"],
     }
     return {"vit_jax": json.dumps(described)}
 
