@@ -43,7 +43,7 @@ from vit_jax.train.state import TrainState
 from vit_jax.tree import arrays
 from vit_jax.variables import collections, named
 
-SIDE = 64
+SIDE = 128
 CLASS_NAMES = [f"kind {i}" for i in range(7)]
 PREPROCESS = Preprocess(
     size=SIDE,

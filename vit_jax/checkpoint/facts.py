@@ -23,7 +23,6 @@ from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import ModelSpec, config_of, get, registered, resolve
 from vit_jax.families.resize import Grid
 
-
 # What a recorded config with missing fields, or fields of other types, makes of a table or a shape.
 _NO_CONFIG = (
     ArithmeticError,
