@@ -35,7 +35,7 @@ class Profiler:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Starts the trace if `step` is in the range; to be called before the step is dispatched."""
+        """Starts the trace if `step` is in the range; to be called before dispatching the step."""
         # The whole range is compared, because a resumed run may start in the middle of the range.
         if self._first <= step <= self._last and not self._tracing:
             jax.profiler.start_trace(self._workdir)

@@ -48,7 +48,7 @@ class TrainState:
 
     @property
     def trained(self) -> dict[str, Any]:
-        """The result of a run: the best parameters, or both collections of a model with BatchNorm."""
+        """The result of a run: the best parameters, or both collections if it has statistics."""
         best = self.best_variables
         return best if best["batch_stats"] else best["params"]
 
