@@ -59,7 +59,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]):
-    """`(config, options)` of a command line; see `run`. The options are attributes."""
+    """The config of a command line, and its other flags as attributes of one object.
+
+    Raises:
+      UserError: as `run` documents.
+    """
     from ml_collections import config_flags
 
     values = flags.FlagValues()
@@ -116,7 +120,7 @@ def _reason(error: BaseException) -> str:
 
 
 def main() -> int:
-    """Exit status 2 and one line on stderr for bad input, 130 for Ctrl-C."""
+    """Runs the process's command line and returns the exit status, as `vit_jax.cli.main` does."""
     from vit_jax import cli
 
     return cli.guarded(lambda: run(sys.argv[1:]), prog="vit_jax.main")

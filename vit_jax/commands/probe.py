@@ -8,7 +8,7 @@ from vit_jax.errors import UserError
 
 PROBES = ("fewshot", "knn")
 
-# Of which probe an option is, its type, and its default there.
+# For each option: the probes that take it, its type, and its default.
 _OPTIONS = {
     "shots": (("fewshot",), int, 10),
     "seed": (("fewshot",), int, 0),
@@ -59,7 +59,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """`top1` of the probe on the split, and what it learnt from.
+    """The accuracy `top1` of the probe on the split, and the settings it learnt with.
 
     Raises:
       UserError: as `inference.load_weights` and `open_source`; for classes that differ between

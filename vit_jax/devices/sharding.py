@@ -70,9 +70,8 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     types = (AxisType.Auto,) * len(AXES)
     try:
         return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
-    except (
-        NotImplementedError
-    ):  # For example, no axis of a 16 x 16 torus gives 128 devices, so its axes must be split.
+    except NotImplementedError:
+        # For example, no axis of a 16 x 16 torus gives 128 devices, so its axes must be split.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(grid, AXES, axis_types=types)
 
