@@ -77,13 +77,13 @@ def parse(argv: Sequence[str]):
     )
     flags.DEFINE_string("workdir", None, "Where the run is written.", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "Of this run.", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "From 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "This one, from 0.", flag_values=values)
     flags.DEFINE_bool(
         "allow_other_config", False, "Go on with a run of another config.", flag_values=values
     )
     flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the config.", flag_values=values)
-    flags.DEFINE_bool("smoke", False, "Three tiny steps of it.", flag_values=values)
+    flags.DEFINE_bool("smoke", False, "Run three tiny steps.", flag_values=values)
     try:
         rest = values(["vit_jax.main", *argv])[1:]
         config = holder.value

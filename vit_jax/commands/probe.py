@@ -22,8 +22,8 @@ _HELP = {
     "seed": ("N", "draws the examples (0)"),
     "l2": ("L2,…", "strengths of the penalty, one of which cross-validation chooses"),
     "k": ("N", "neighbours that vote (20)"),
-    "temperature": ("T", "of their votes exp(cosine / T) (0.07)"),
-    "train_split": ("SPLIT", "to learn from (train)"),
+    "temperature": ("T", "temperature of the neighbours' votes exp(cosine / T) (0.07)"),
+    "train_split": ("SPLIT", "split to learn from (train)"),
 }
 
 
