@@ -15,22 +15,23 @@ from vit_jax.errors import UserError, suggest
 
 
 def get_config() -> ConfigDict:
-    """A locked config: a misspelt field is an error."""
+    """The defaults of every field; the config is locked, so that a misspelt field is an error."""
     config = ConfigDict()
 
     # A checkpoint to start from, of any format that `vit-jax convert` reads: a file or its address,
     # a directory, or the workdir of another run.
     config.pretrained = placeholder(str)
-    # Without it, folder of `<model_name>.npz` to start from; None or '' trains from scratch.
+    # If `pretrained` is not set, the folder of the checkpoint `<model_name>.npz` to start from;
+    # None or '' trains from scratch.
     config.pretrained_dir = "."
-    # AugReg recipes only: a full file name without `.npz`, or its first part for the best one.
+    # For AugReg recipes only: a file name without `.npz`, or its first part for the best such file.
     config.model_or_filename = placeholder(str)
-    # Constructor fields of the model, from ./models.py.
+    # The constructor fields of the model, for example from ./models.py.
     config.model = None
-    # Type to compute in, 'float32' or 'bfloat16'; parameters and losses stay float32.
+    # The type to compute in, 'float32' or 'bfloat16'; parameters and losses stay float32.
     config.dtype = "float32"
-    # What computes attention: 'auto', 'xla', 'packed' (TPU) or 'cudnn' (GPU); the last two are an
-    # error where they cannot compute the model. See vit_jax/layers/attention/choice.py.
+    # The program that computes attention: 'auto', 'xla', 'packed' (TPU) or 'cudnn' (GPU). The last
+    # two are an error if they cannot compute the model. See vit_jax/layers/attention/choice.py.
     config.attend = "auto"
 
     # A TFDS name, or a folder {train,test}/<class>/*.jpg.
@@ -42,10 +43,10 @@ def get_config() -> ConfigDict:
         {
             # Processes that decode and augment images; 0 does it in threads of this process.
             "num_workers": 0,
-            # What a damaged image does: 'raise' ends the run; 'skip' takes the next one in
-            # training, leaves it out of evaluation, and names it at the end.
+            # How a damaged image is treated: 'raise' ends the run. 'skip' takes the next image in
+            # training, leaves the image out of evaluation, and names it at the end of the run.
             "on_error": "raise",
-            # Repeated augmentation: copies of an image in a batch, each augmented differently.
+            # Repeated augmentation: the number of copies of an image, each augmented differently.
             "repeats": 1,
             # ImageNet-ReaL's `real.json` (arXiv:2006.07159): test images, which must be ImageNet's
             # validation images under their own names, have its labels: several, one or none.
@@ -54,24 +55,25 @@ def get_config() -> ConfigDict:
     )
     # Kept for the original's configs. Shuffling here is global and needs no buffer.
     config.shuffle_buffer = 50_000
-    # Batches that lie ready on the devices.
+    # The number of batches that lie ready on the devices.
     config.prefetch = 2
 
-    # Devices along each axis; -1 is the rest. See vit_jax/train/sharding.py.
+    # The number of devices along each axis of the mesh; -1 takes all remaining devices. See
+    # vit_jax/devices/sharding.py.
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "model": 1})
     # Pairs (regex on parameter names, axes of the dimensions), tried before the default ones.
     config.sharding_rules = ()
-    # On TPU: weights that `mesh` splits are gathered in one piece before a product. False lets the
-    # compiler multiply part by part, and read large activations once a part.
+    # On TPU, whether weights that `mesh` splits are gathered in one piece before a product. False
+    # lets the compiler multiply part by part, and read large activations again for each part.
     config.gather_whole = True
 
     # Images per optimizer update, over all devices, and per evaluation step.
     config.batch = 512
     config.batch_eval = 512
-    # Images that a device evaluates at once. It is the one shape that the model is evaluated in, so
-    # that figures are the same to the last bit for any number of devices and any `batch_eval`.
+    # The number of images that a device evaluates at once. The model is evaluated in this shape
+    # only, so that figures are the same to the last bit for any number of devices and `batch_eval`.
     config.batch_eval_device = 16
-    # Parts into which a batch is cut to save memory.
+    # The number of parts into which a training batch is cut to save memory.
     config.accum_steps = 8
     config.total_steps = placeholder(int)
     # Seeds parameters, data order, augmentation and dropout.
@@ -90,9 +92,10 @@ def get_config() -> ConfigDict:
             "per_example": False,
         }
     )
-    # Learning from a teacher too, see vit_jax/train/distill.py: 'none', 'soft' or 'hard', its share
-    # of the loss, the temperature of 'soft', the teacher's checkpoint of any format, and its name
-    # where that does not tell.
+    # Learning also from a teacher, see vit_jax/train/distill.py. `kind` is 'none', 'soft' or
+    # 'hard', `alpha` the teacher's share of the loss, and `tau` the temperature of 'soft'.
+    # `teacher_checkpoint` may have any readable format; `teacher` names its model if the
+    # checkpoint alone does not tell.
     config.distill = ConfigDict(
         {
             "kind": "none",
@@ -102,55 +105,61 @@ def get_config() -> ConfigDict:
             "teacher_checkpoint": placeholder(str),
         }
     )
-    # Bias of a fresh head; None leaves it 0. About -log(classes) for a sigmoid loss.
+    # The bias of a fresh head; None leaves the bias as the model initialises it. For a sigmoid
+    # loss, about -log(number of classes) is useful.
     config.init_head_bias = placeholder(float)
 
-    # 'sgd', 'adamw', 'adafactor', 'lamb' or 'lion', and its constants; None takes its own.
+    # 'sgd', 'adamw', 'adafactor', 'lamb' or 'lion'. A constant that is None takes the optimizer's
+    # default, see vit_jax/train/optimizers.py.
     config.optim = "sgd"
     config.optim_b1 = placeholder(float)
     config.optim_b2 = placeholder(float)
     config.optim_eps = placeholder(float)
     config.optim_clip = placeholder(float)
-    # Type of the momentum.
+    # The type of the momentum.
     config.optim_dtype = "bfloat16"
     config.weight_decay = 0.0
-    # Pairs (regex on parameter names, value); the first match holds, all must be covered. Factors
-    # of the weight decay and of the learning rate, and what stays as it is.
+    # Pairs (regex on parameter names, value). The first regex that matches decides, and every
+    # parameter must be matched. The values are factors of the weight decay, factors of the learning
+    # rate, and whether a parameter is frozen.
     config.decay_rules = ((r"(?:.*/)?kernel", 1.0), (r".*", 0.0))
     config.lr_rules = ((r".*", 1.0),)
     config.freeze_rules = ((r".*", False),)
-    # Factor of the learning rate from each block to the one before it; 1 for none.
+    # The factor by which the learning rate falls from each block to the block before it.
     config.layer_decay = 1.0
-    # Sharpness-aware minimisation: radius (0 for none), GSAM's least radius and alpha, and whether
-    # each of the `accum_steps` parts is perturbed on its own, as the papers do on each device.
+    # Sharpness-aware minimisation, see vit_jax/train/sam.py: the radius `rho` (0 turns SAM off),
+    # GSAM's least radius and alpha, and whether each of the `accum_steps` parts is perturbed
+    # separately, as the papers do on each device.
     config.sam = ConfigDict({"rho": 0.0, "rho_min": 0.0, "alpha": 0.0, "per_part": False})
-    # Gradients are scaled down to this global norm; 0 or None leaves them.
+    # Gradients of a larger global norm are scaled down to this norm; 0 or None turns this off.
     config.grad_norm_clip = 1.0
     config.base_lr = 0.03
     # 'cosine', 'linear', 'rsqrt' or 'constant', between a linear warm-up and a linear cooldown.
     config.decay_type = "cosine"
     config.warmup_steps = 500
     config.cooldown_steps = 0
-    # Steps of 'rsqrt'.
+    # The number of steps that the decay 'rsqrt' divides by.
     config.lr_timescale = 10_000
 
-    # Moving average of the parameters, which is evaluated and exported: weight of the old average
-    # (0 for none), and whether it grows to that from min(decay, (1 + step) / (10 + step)).
+    # The moving average of the parameters, which is evaluated and exported. `decay` is the weight
+    # of the old average (0 turns averaging off); with `warmup` the weight at a step is
+    # min(decay, (1 + step) / (10 + step)).
     config.ema = ConfigDict({"decay": 0.0, "warmup": True})
 
-    # Steps between evaluations, log lines and checkpoints; 0 leaves them to the last step.
+    # The number of steps between evaluations, log lines and checkpoints; with 0 they happen after
+    # the last step only.
     config.eval_every = 100
     config.progress_every = 10
     config.checkpoint_every = 1_000
     # (first step, last step) to trace for TensorBoard's profiler, counted from 1; () for none.
     config.profile = ()
-    # Checkpoints to keep, the newest; 0 keeps all.
+    # The number of newest checkpoints to keep; 0 keeps all.
     config.keep_checkpoints = 3
-    # A figure of the evaluation, 'accuracy_test' or 'loss_test': the checkpoint where it is best
-    # stays too, of those at steps that are evaluated.
+    # A figure of the evaluation, 'accuracy_test' or 'loss_test'. Among the checkpoints at evaluated
+    # steps, the one with the best figure is kept too.
     config.keep_best = placeholder(str)
 
-    # 'train' or 'inference_time'.
+    # The program that the config is for, 'train' or 'inference_time'.
     config.trainer = "train"
     return config.lock()
 
@@ -161,10 +170,10 @@ def _preprocessing() -> ConfigDict:
             # Splits of a TFDS dataset.
             "train": "train",
             "test": "test",
-            # Height and width in pixels that the model gets.
+            # The height and width in pixels of the images that the model gets.
             "crop": 224,
-            # Size to resize to before the crop; None: training crops the original image,
-            # evaluation squashes it to `crop`.
+            # The size in pixels to resize to before the crop. With None, training crops the
+            # original image, and evaluation squashes the image to `crop`.
             "resize": placeholder(int),
             # 'bilinear' without antialiasing, the original's, or 'bicubic' with it.
             "resize_method": "bilinear",
@@ -177,7 +186,7 @@ def _preprocessing() -> ConfigDict:
             # of the resized image, flip), 'digits' (shift, rotation), 'none', or one of the other
             # ways in ../vit_jax/input_pipeline/recipes.py.
             "augment": "inception",
-            # Least share of the image's area that a random window has.
+            # The least share of the image's area that a random window covers.
             "area_min": 0.05,
             # Of 'randaug' and 'deit': RandAugment's operations, their magnitude (its standard
             # deviation), and whose scale that is on: 'torchvision' (30 is the strongest), 'timm'
@@ -193,21 +202,21 @@ def _preprocessing() -> ConfigDict:
             "autoaug_policy": placeholder(tuple),
             # Brightness, contrast and saturation change by up to this; 0 leaves them.
             "color_jitter": 0.0,
-            # Probability of random erasing.
+            # The probability of random erasing.
             "erasing": 0.0,
         }
     )
 
 
 def with_drop_path(model: ConfigDict, rate: float) -> ConfigDict:
-    """A copy of a model's config with this stochastic depth."""
+    """A copy of a model's config with the stochastic depth `rate`."""
     model = ConfigDict(model.to_dict())
     holder = model.transformer if "transformer" in model else model
     holder.drop_path_rate = rate
     return model
 
 
-# A part of the training split stays out, for validation.
+# Each preset keeps a part of the training split out of training, for validation.
 DATASET_PRESETS = {
     "cifar10": {
         "total_steps": 10_000,

@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.model_name = "ViT-B_32"
     # What computes attention, as in ./common.py.
     config.attend = "auto"
-    # Steps before measuring, and steps measured.
+    # The number of steps before the measurement, and the number of measured steps.
     config.initial_steps = 10
     config.steps = 30
     # These three must be set.

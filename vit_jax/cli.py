@@ -1,4 +1,4 @@
-"""`vit-jax <command>`: finds the command and turns whatever goes wrong into one message.
+"""`vit-jax <command>` runs a command, and turns bad input into one message.
 
 To add a command, write `vit_jax/commands/<name>.py` and add its name to `COMMANDS`.
 """

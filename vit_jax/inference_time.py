@@ -1,4 +1,4 @@
-"""Images per second of a forward pass; the original's module of that name."""
+"""Measures images per second of a forward pass, as the original's module of this name does."""
 
 import functools
 import os

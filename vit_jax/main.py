@@ -59,7 +59,11 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]):
-    """`(config, options)` of a command line; see `run`. The options are attributes."""
+    """The config of a command line, and its other flags as attributes of one object.
+
+    Raises:
+      UserError: as `run` documents.
+    """
     from ml_collections import config_flags
 
     values = flags.FlagValues()
@@ -73,13 +77,13 @@ def parse(argv: Sequence[str]):
     )
     flags.DEFINE_string("workdir", None, "Where the run is written.", flag_values=values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "Of this run.", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "From 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "This one, from 0.", flag_values=values)
     flags.DEFINE_bool(
         "allow_other_config", False, "Go on with a run of another config.", flag_values=values
     )
     flags.DEFINE_multi_string("set", [], "FIELD=VALUE of the config.", flag_values=values)
-    flags.DEFINE_bool("smoke", False, "Three tiny steps of it.", flag_values=values)
+    flags.DEFINE_bool("smoke", False, "Run three tiny steps.", flag_values=values)
     try:
         rest = values(["vit_jax.main", *argv])[1:]
         config = holder.value
@@ -116,7 +120,7 @@ def _reason(error: BaseException) -> str:
 
 
 def main() -> int:
-    """Exit status 2 and one line on stderr for bad input, 130 for Ctrl-C."""
+    """Runs the process's command line and returns the exit status, as `vit_jax.cli.main` does."""
     from vit_jax import cli
 
     return cli.guarded(lambda: run(sys.argv[1:]), prog="vit_jax.main")

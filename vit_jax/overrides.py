@@ -1,7 +1,7 @@
-"""`--set FIELD=VALUE`: changes of a config, in fields that it has and in a model's that it has not.
+"""`--set FIELD=VALUE` changes a field of a config, also a model's field that the config leaves out.
 
-ml_collections' own flags, `--config.FIELD=VALUE`, know only the fields that the file sets; a
-model's constructor has more (`model.transformer.scan`).
+ml_collections' own flags, `--config.FIELD=VALUE`, know only the fields that the config sets. A
+model's constructor has more fields, such as `model.transformer.scan`.
 """
 
 import ast
@@ -14,10 +14,14 @@ from vit_jax.errors import UserError
 
 
 def overridden(config: ConfigDict, settings: Sequence[str]) -> tuple[ConfigDict, dict[str, Any]]:
-    """A copy with `settings`, each 'FIELD=VALUE', and what was set: field -> value.
+    """A copy of `config` with `settings` applied, and the settings as a dict of field to value.
+
+    Args:
+      config: A config.
+      settings: Strings 'FIELD=VALUE'.
 
     Raises:
-      UserError: for a setting that is none, or as `changed` does.
+      UserError: for a string without '=', and as `changed` does.
     """
     given = {}
     for setting in settings:
@@ -29,12 +33,12 @@ def overridden(config: ConfigDict, settings: Sequence[str]) -> tuple[ConfigDict,
 
 
 def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """An unlocked copy with other values of these fields, by their dotted names.
+    """An unlocked copy of `config` in which the fields have these values, by their dotted names.
 
-    A field that nothing has is found out later, by `configs.common.with_defaults` or the model.
+    An unknown field is refused only later, by `configs.common.with_defaults` or by the model.
 
     Raises:
-      UserError: for a group of fields that there is not, or a value of another type.
+      UserError: for an unknown group of fields, or a value of another type than the field's.
     """
     config = config.copy_and_resolve_references().unlock()
     for field, value in values.items():

@@ -1,4 +1,4 @@
-"""The original's `utils` module: its names and signatures."""
+"""Functions with the names and signatures of the original's `utils` module."""
 
 import logging as python_logging
 import os
@@ -37,7 +37,7 @@ def accumulate_gradient(
 def add_gfile_logger(
     workdir: str | os.PathLike, *, basename: str = "train", level: int = python_logging.INFO
 ) -> None:
-    """Logs to `workdir/<basename>.log` too, after what stands there."""
+    """Appends all log messages to the file `workdir/<basename>.log` too."""
     path = pathlib.Path(workdir)
     path.mkdir(parents=True, exist_ok=True)
     handler = python_logging.FileHandler(path / f"{basename}.log", encoding="utf-8")

@@ -77,7 +77,7 @@ def _measure(name: str, args: argparse.Namespace) -> "list[Timing]":
     model = models.get_model(name, num_classes=1000)
     work = flops.train_flops(model, args.image_size)
     if work is not None and args.mode == "forward":
-        work /= 3  # The forward pass is one of three.
+        work /= 3  # A training step costs three forward passes.
     kind = jax.devices()[0].device_kind
     return [
         dataclasses.replace(

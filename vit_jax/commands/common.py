@@ -44,12 +44,13 @@ def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
 
 
 def checkpoint(path: str, chosen: str | int | None) -> str:
-    """The checkpoint to read: of a run the chosen one, anything else as it is.
+    """The path of the checkpoint to read: the chosen one of a run, or `path` itself.
 
-    Where there was a choice, a line on stderr says which it was.
+    If a run offers several, a line on stderr says which checkpoint was taken.
 
     Raises:
-      UserError: for a choice that the run does not offer, or a `path` that is no run.
+      UserError: if the run does not have the chosen checkpoint, or if one was chosen and `path` is
+        not a run.
     """
     if chosen is None and not (pathlib.Path(path) / "run.json").is_file():
         return path
@@ -92,7 +93,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
-    """The first names, and how many more there are."""
+    """The first `most` names, and the number of names that are left out."""
     more = f", … and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

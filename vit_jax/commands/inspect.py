@@ -52,7 +52,7 @@ def _require_decision(found: "Facts") -> None:
 
 
 def facts(found: "Facts") -> Iterator[tuple[str, str]]:
-    """What there is to say, one line a fact; what the file does not tell is left out."""
+    """The known facts as pairs (name, text), without the facts that the file does not tell."""
     yield "format", f"{found.format}, layout {found.layout}"
     yield "model", " or ".join(found.models) or _sizes(found.config)
     dtypes = ", ".join(f"{dtype} × {n}" for dtype, n in found.dtypes.items())
@@ -117,7 +117,7 @@ def _images(preprocess: Any) -> str:
 
 
 def _history(found: "Facts") -> Iterator[str]:
-    """The conversions that the file records, newest first; hints, so malformed ones are passed."""
+    """The conversions that the file records, newest first; malformed records are left out."""
     for record in reversed(found.history):
         try:
             source, steps = record["source"], record["steps"]

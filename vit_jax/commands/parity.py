@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _tell(step: str) -> None:
-    """A large model takes minutes: someone who watches is told where it stands."""
+    """Prints the current step on a terminal, because a large model takes minutes."""
     if sys.stderr.isatty():
         print(f"… {step}", file=sys.stderr)
 
@@ -88,7 +88,7 @@ def _print(comparison: "Comparison", path: str | None) -> None:
 
 
 def _require_place(path: pathlib.Path) -> None:
-    """Before minutes of computing: what can be known of where the report goes."""
+    """Raises UserError for a report path that cannot work, before minutes of computing."""
     if path.is_dir():
         raise UserError(f"--report {str(path)!r} is a directory; give a file")
     if not path.parent.is_dir():

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a field of the config, such as batch=4096 or model.transformer.scan=True; repeatable",
     )
     parser.add_argument(
-        "--classes", type=int, default=1000, metavar="N", help="of the dataset (1000)"
+        "--classes", type=int, default=1000, metavar="N", help="classes of the dataset (1000)"
     )
     parser.add_argument(
         "--fit",
@@ -109,13 +109,13 @@ def _config(args: argparse.Namespace) -> "tuple[ConfigDict, dict[str, Any]]":
 
 
 def _say(quiet: bool) -> Callable[[str, bool], None]:
-    """Prints what is tried, as it happens; beside JSON on stderr."""
+    """A function that prints each try of the search, on stderr if stdout is for JSON."""
     file = sys.stderr if quiet else sys.stdout
     return lambda text, ends: print(text, end="\n" if ends else "", file=file, flush=True)
 
 
 def _print_best(file: str, settings: Mapping[str, Any]) -> None:
-    """The settings as a command."""
+    """Prints the settings as a `vit-jax train` command."""
     flags = [f"--set {shlex.quote(f'{field}={value}')}" for field, value in settings.items()]
     print(" ".join(["best: vit-jax train", f"--config={file}", "--workdir=DIR", *flags]))
 

@@ -8,7 +8,7 @@ from vit_jax.errors import UserError
 
 PROBES = ("fewshot", "knn")
 
-# Of which probe an option is, its type, and its default there.
+# For each option: the probes that take it, its type, and its default.
 _OPTIONS = {
     "shots": (("fewshot",), int, 10),
     "seed": (("fewshot",), int, 0),
@@ -22,8 +22,8 @@ _HELP = {
     "seed": ("N", "draws the examples (0)"),
     "l2": ("L2,…", "strengths of the penalty, one of which cross-validation chooses"),
     "k": ("N", "neighbours that vote (20)"),
-    "temperature": ("T", "of their votes exp(cosine / T) (0.07)"),
-    "train_split": ("SPLIT", "to learn from (train)"),
+    "temperature": ("T", "temperature of the neighbours' votes exp(cosine / T) (0.07)"),
+    "train_split": ("SPLIT", "split to learn from (train)"),
 }
 
 
@@ -59,7 +59,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """`top1` of the probe on the split, and what it learnt from.
+    """The accuracy `top1` of the probe on the split, and the settings it learnt with.
 
     Raises:
       UserError: as `inference.load_weights` and `open_source`; for classes that differ between

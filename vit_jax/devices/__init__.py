@@ -1,1 +1,1 @@
-"""Devices: meshes, how arrays lie over them, several hosts, and the compiler's options."""
+"""Devices: meshes, shardings, runs on several hosts, and the compiler's options."""

@@ -1,4 +1,4 @@
-"""Programs compiled once are found again by the next run: on by default."""
+"""The cache of compiled programs on disk, which training turns on by default."""
 
 import os
 import pathlib
@@ -7,9 +7,9 @@ import jax
 
 
 def enable() -> None:
-    """Keeps compiled programs in `~/.cache/vit_jax/xla`, or in $XDG_CACHE_HOME.
+    """Keeps compiled programs in `$XDG_CACHE_HOME/vit_jax/xla`, by default below `~/.cache`.
 
-    What JAX's own JAX_COMPILATION_CACHE_DIR says goes first; an empty one keeps nothing.
+    JAX's own setting JAX_COMPILATION_CACHE_DIR takes precedence; if it is empty, nothing is kept.
     """
     chosen = jax.config.values["jax_compilation_cache_dir"] is not None
     if chosen or "JAX_COMPILATION_CACHE_DIR" in os.environ:

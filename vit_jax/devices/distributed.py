@@ -1,7 +1,7 @@
-"""Joining the processes of a run: several hosts, or several processes on one.
+"""Joins the processes of a run, which may be on several hosts or on one host.
 
-`jax.distributed` does it, and knows most clusters. Here stands when to ask it, so that a run on
-one host waits for nobody, and what goes wrong in words.
+`jax.distributed` does the work and knows most clusters. This module decides when to call it, so
+that a run on one host waits for nobody, and turns its failures into readable messages.
 """
 
 import glob
@@ -15,7 +15,8 @@ import jax
 
 from vit_jax.errors import UserError
 
-# JAX's own limit ends the process without a word that can be read: ours comes first.
+# JAX's own time limit ends the process without a readable message, so it is set to a day, and
+# `initialize` applies a shorter limit of its own.
 _JAX_TIMEOUT = 24 * 3600
 
 
@@ -26,17 +27,19 @@ def initialize(
     *,
     timeout: float = 300.0,
 ) -> None:
-    """Joins the other processes of this run, if there are any; must come before any use of JAX.
+    """Joins the other processes of this run, if it has any; must be called before JAX is used.
+
+    An argument that is None is taken from the cluster: a TPU slice, Slurm, Open MPI, or an indexed
+    Job of Kubernetes. Without a cluster, either all three or none of them must be given.
 
     Args:
-      coordinator: 'host:port' of process 0, any free port.
-      num_processes: How many there are.
-      process_id: This one's number, from 0. What is None is what the cluster says: a TPU slice,
-        Slurm, Open MPI, or an indexed Job of Kubernetes. Without a cluster, all three or none.
-      timeout: Seconds to wait for the others.
+      coordinator: 'host:port' of process 0, with any free port.
+      num_processes: The number of processes.
+      process_id: The number of this process, counted from 0.
+      timeout: The number of seconds to wait for the other processes.
 
     Raises:
-      UserError: for settings that do not fit together; when the others do not come in time.
+      UserError: for settings that do not fit together, and if the processes do not meet in time.
     """
     given = _given(coordinator, num_processes, process_id, os.environ)
     if given.get("num_processes") == 1 or not (given or _in_cluster(os.environ)):
@@ -55,7 +58,7 @@ def initialize(
         if isinstance(error, UserError):
             raise
         if alone_without_cluster and "should be defined" in str(error):
-            return  # accelerators of a cluster's kind, on a host of its own
+            return  # This host has accelerators as clusters have them, but is alone.
         raise UserError(f"the processes of this run cannot join: {error}. {_ADVICE}") from error
 
 
@@ -70,14 +73,15 @@ def _given(
     process_id: int | None,
     env: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The arguments of `jax.distributed.initialize`, checked; empty to leave all to the cluster."""
+    """The checked arguments of `jax.distributed.initialize`; empty if the cluster decides all."""
     coordinator = coordinator or env.get("JAX_COORDINATOR_ADDRESS")
     if coordinator and not coordinator.rpartition(":")[2].isdigit():
         raise UserError(f"--coordinator={coordinator}; expected HOST:PORT of process 0")
     if num_processes is not None and num_processes < 1:
         raise UserError(f"--num_processes={num_processes}; expected at least 1")
     if coordinator and (size := env.get("OMPI_COMM_WORLD_SIZE")):
-        # Open MPI 5 numbers its processes and does not name a host to meet at: JAX wants both.
+        # Open MPI 5 numbers its processes but names no host to meet at. JAX then needs all three
+        # arguments, so the numbers are read from Open MPI's variables.
         num_processes = int(size) if num_processes is None else num_processes
         process_id = int(env["OMPI_COMM_WORLD_RANK"]) if process_id is None else process_id
     if process_id is not None and not 0 <= process_id < (num_processes or process_id + 1):
@@ -97,11 +101,12 @@ def _given(
 
 
 def _in_cluster(env: Mapping[str, str]) -> bool:
-    """Whether this is one of several processes, as far as the environment tells.
+    """Whether this process is one of several, as far as the environment variables tell.
 
-    On a Cloud TPU host only its metadata server knows: there the answer is yes, and JAX asks.
+    On a Cloud TPU host only the metadata server knows. The answer is then True, and JAX asks the
+    server.
     """
-    # An interactive shell in an allocation of many tasks is a step of one.
+    # An interactive shell in an allocation of many tasks is a Slurm step of one task.
     if "SLURM_PROCID" in env and "SLURM_STEP_NODELIST" in env:
         return min(int(env.get(f"SLURM_{k}", 1)) for k in ("NTASKS", "STEP_NUM_TASKS")) > 1
     if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
@@ -141,9 +146,9 @@ def _describe(given: Mapping[str, object], timeout: float) -> str:
 
 
 def _within(timeout: float, call: Callable[[], object], message: str) -> None:
-    """Calls it; raises UserError when it takes longer.
+    """Runs `call`, and raises UserError with `message` if it takes longer than `timeout` seconds.
 
-    It goes on in a thread that nothing waits for: there is no way to call it off.
+    The call cannot be cancelled, so it then continues in a thread that nothing waits for.
     """
     errors: list[BaseException] = []
 

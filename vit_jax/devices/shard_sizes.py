@@ -1,4 +1,4 @@
-"""Whether the 'fsdp' axis does what it is for."""
+"""Checks whether the mesh axis 'fsdp' splits most of the parameters into shards of useful size."""
 
 import math
 from typing import Any
@@ -8,16 +8,20 @@ from jax.sharding import Mesh
 from vit_jax.devices.sharding import MIN_SIZE
 from vit_jax.tree import arrays
 
-# A TPU lays arrays out in tiles of 8 rows: a shard of fewer is padded to as much.
+# A TPU stores arrays in tiles of 8 rows, and pads a shard of fewer rows to 8.
 LEAST_ROWS = 8
 
 
 def unsplit(params: Any, shardings: Any, mesh: Mesh) -> str | None:
-    """One sentence on parameters that 'fsdp' leaves whole or cuts too thin; None where all is well.
+    """A warning about parameters that 'fsdp' leaves whole or cuts into shards of too few rows.
 
     Args:
-      params: Nested dict of arrays or shapes.
-      shardings: Of each, on `mesh`.
+      params: A nested dict of arrays or shapes.
+      shardings: The sharding of each parameter on `mesh`.
+      mesh: The mesh.
+
+    Returns:
+      One sentence, or None if such parameters are less than 1 % of the large ones.
     """
     axis = mesh.shape["fsdp"]
     if axis == 1:

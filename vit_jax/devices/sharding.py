@@ -1,9 +1,9 @@
-"""How arrays lie over the devices: the mesh, the batch, parameters and optimizer state.
+"""Shardings: how the batch, parameters and optimizer state lie on the devices of a mesh.
 
-Three axes. 'data' copies the state and splits the batch. 'fsdp' splits both: every device keeps a
-part of each parameter, its gradient and its optimizer state, and gathers what it needs when it
-needs it (ZeRO stage 3, Rajbhandari et al. 2020, arXiv:1910.02054). 'model' splits heads and hidden
-units (Shoeybi et al. 2019, arXiv:1909.08053). The compiler inserts the communication.
+A mesh has three axes. 'data' copies the state and splits the batch. 'fsdp' splits both: every
+device keeps a part of each parameter, gradient and optimizer state, and parameters are gathered
+when they are needed (ZeRO stage 3, Rajbhandari et al. 2020, arXiv:1910.02054). 'model' splits heads
+and hidden units (Shoeybi et al. 2019, arXiv:1909.08053). The compiler inserts the communication.
 """
 
 import collections
@@ -23,8 +23,9 @@ from vit_jax.errors import UserError, suggest
 from vit_jax.layers.axes import AXES, BATCH_AXES
 from vit_jax.tree import arrays, unflatten
 
-# Name of a parameter -> axes of its dimensions, () for none, or 'fsdp' for the widest dimension
-# that divides. Names are unscanned; the first rule that matches the whole name holds.
+# A pattern of parameter names, and the mesh axis of each dimension. () leaves the parameter whole,
+# and 'fsdp' splits the widest dimension that the axis divides. Names are those of unscanned models,
+# and the first rule that matches the whole name decides.
 Rule = tuple[str, tuple[str | None, ...] | str]
 RULES: tuple[Rule, ...] = (
     (r".*/(query|key|value)/kernel", ("fsdp", "model", None)),
@@ -40,10 +41,11 @@ MIN_SIZE = 2**12
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of `config.mesh`: a size for each axis, where one may be -1, the rest.
+    """The mesh that `config.mesh` describes.
 
     Args:
-      devices: Those of this run by default; a plan gives others.
+      sizes: The number of devices along each axis; one size may be -1, for all remaining devices.
+      devices: The devices of the mesh, by default all devices of this run.
 
     Raises:
       UserError: for an unknown axis, or sizes that the devices do not make up.
@@ -68,27 +70,36 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     types = (AxisType.Auto,) * len(AXES)
     try:
         return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
-    except NotImplementedError:  # A torus of 16 x 16 has no axis of 128: cut one of its own.
+    except NotImplementedError:
+        # For example, no axis of a 16 x 16 torus gives 128 devices, so its axes must be split.
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(grid, AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-    """Examples are split over `BATCH_AXES`; the devices along 'model' share theirs."""
+    """The sharding of a batch: split over `BATCH_AXES`, and copied along the axis 'model'."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts `split_batch` cuts."""
+    """The number of parts into which `split_batch` cuts a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def check_batch(name: str, size: int, mesh: Mesh, accum_steps: int = 1) -> None:
-    """Raises UserError unless the parts of a batch are equal on all devices."""
+    """Raises UserError unless all devices get equal shares of every part of a batch.
+
+    Args:
+      name: The config field that holds `size`, for the message.
+      size: The number of examples in a batch.
+      mesh: The mesh.
+      accum_steps: The number of parts into which the batch is cut.
+    """
     shards = batch_shards(mesh)
     if size <= 0 or size % (shards * max(accum_steps, 1)):
         parts = f" times accum_steps={accum_steps}" if accum_steps > 1 else ""
@@ -102,7 +113,9 @@ def param_shardings(params: Any, mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:
     """A sharding for every leaf of a nested dict of arrays or shapes.
 
     Args:
-      rules: Tried before `RULES`.
+      params: The parameters.
+      mesh: The mesh.
+      rules: Rules that are tried before `RULES`.
 
     Raises:
       UserError: for a rule that matches no parameter, names another number of dimensions, or asks
@@ -120,10 +133,10 @@ def param_shardings(params: Any, mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:
 
 
 def like_params(opt_state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Shardings of an optimizer state: its copies of parameters lie as these do.
+    """The shardings of an optimizer state, in which arrays like a parameter lie as it does.
 
-    A copy is known by its place, which ends in the parameter's name, and its shape. What has
-    another shape (a factored moment) and what is no copy (a counter) stays whole.
+    An array is taken to belong to a parameter if its path ends in the parameter's name and its
+    shape is the same. Every other array (a factored moment, a counter) is whole on every device.
     """
     shapes, by_name = arrays(params), arrays(shardings)
 
@@ -166,7 +179,7 @@ def _spec(
 def _widest(
     shape: tuple[int, ...], mesh: Mesh, spec: tuple[str | None, ...]
 ) -> tuple[str | None, ...]:
-    """Puts 'fsdp' on the widest free dimension that it divides, if there is one."""
+    """Puts 'fsdp' on the widest unsplit dimension that it divides, if any."""
     free = [i for i, n in enumerate(shape) if spec[i] is None and n % mesh.shape["fsdp"] == 0]
     if not free:
         return spec
@@ -183,7 +196,7 @@ def _require_use(rules: Sequence[Rule], names: Iterable[str]) -> None:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole, on the devices."""
+    """Puts arrays onto the devices; every process must hold each array whole."""
     return jax.tree.map(
         lambda x, sharding: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]),
         tree,
@@ -192,9 +205,9 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def to_devices(batches: Iterable[Any], sharding: NamedSharding, ahead: int) -> Iterator[Any]:
-    """The same batches on the devices, `ahead` of them before they are asked for.
+    """The same batches on the devices, of which `ahead` are transferred before they are needed.
 
-    Each process hands in its own rows of the global batch.
+    Each process provides its own rows of the global batch.
     """
     batches = iter(batches)
     ready: collections.deque[Any] = collections.deque()

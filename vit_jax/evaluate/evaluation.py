@@ -13,14 +13,15 @@ from vit_jax.train.engine import Engine
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Figures of one pass: exact counts, and the mean loss, whose sum is rounded but once.
+    """The figures of one pass: exact counts, and the mean loss, whose sum is rounded only once.
 
     Attributes:
-      examples: All of the split.
-      counted: Those with a label.
-      correct: Of these, whose likeliest class is a label.
-      loss: Mean over all examples.
-      correct_top5: Of these, where one of the five likeliest is; None for up to five classes.
+      examples: The number of examples of the split.
+      counted: The number of examples that have a label.
+      correct: The number of counted examples whose likeliest class is one of their labels.
+      loss: The mean loss over all examples.
+      correct_top5: The number of counted examples of which one of the five likeliest classes is a
+        label; None for five classes or fewer.
     """
 
     examples: int
@@ -31,12 +32,12 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """Top-1, 0 to 1."""
+        """The top-1 accuracy, 0 to 1."""
         return self.correct / max(self.counted, 1)
 
     @property
     def figures(self) -> dict[str, float]:
-        """As `metrics.jsonl` names them."""
+        """The figures under the names that `metrics.jsonl` uses."""
         top5 = {}
         if self.correct_top5 is not None:
             top5["accuracy_top5_test"] = self.correct_top5 / max(self.counted, 1)
@@ -49,13 +50,13 @@ class Evaluation:
 
 
 def evaluate(engine: Engine, variables: Any, batches: Iterable[Any], ahead: int) -> Evaluation:
-    """Figures over `batches`, whose padding the mask leaves out.
+    """The figures over `batches`, without their padding.
 
-    They are the same to the last bit in every process, for any number of processes and devices
-    that split the batch, and for any size of it: an example's loss is (see `make_eval_step`), and
-    `fsum` does not depend on the order.
+    The figures are the same to the last bit in every process, for any number of processes and
+    devices that split the batch, and for any batch size. The loss of an example does not depend on
+    these (see `make_eval_step`), and `math.fsum` does not depend on the order of the losses.
     """
-    # What is found stays on the devices until the pass is over: nothing waits within it.
+    # Results stay on the devices until the pass is over, so that no batch waits for a transfer.
     found = [
         engine.eval_step(variables, batch) for batch in to_devices(batches, engine.batch, ahead)
     ]

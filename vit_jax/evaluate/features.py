@@ -16,10 +16,12 @@ from vit_jax.input_pipeline.transforms import Decode, preprocess_image
 
 
 class FeatureModel:
-    """A model without its head: images to what the head would get, in float32.
+    """A model without its head, which turns images into the features that the head would get.
+
+    It computes in float32.
 
     Raises:
-      UserError: for a model with features for each token instead of one for the image.
+      UserError: for a model that gives features for every token instead of the image.
     """
 
     def __init__(self, weights: inference.Weights):
@@ -34,7 +36,7 @@ class FeatureModel:
         model = from_config(known.config, num_classes=0)
         self._preprocess = known.preprocess
         self._variables = jax.device_put(_without_head(weights.for_model()))
-        # On one device, by the attention that is chosen around the call.
+        # The model runs on one device, with the attention that is chosen around the call.
         self._forward = jax.jit(attending()(functools.partial(model.apply, train=False)))
 
     @classmethod
@@ -45,11 +47,11 @@ class FeatureModel:
         return cls(inference.load_weights(path, model, part=part))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """[N, size, size, 3] to [N, D]; compiles once a shape."""
+        """Images [N, size, size, 3] to features [N, D]; compiles once for each shape."""
         return np.asarray(self._forward(self._variables, images))
 
     def prepare(self, record: dict[str, Any], rng: Any = None) -> dict[str, Any]:
-        """A stored example as the model wants it: a pipeline's transform.
+        """Decodes and preprocesses a stored example for this model, as a pipeline's transform.
 
         Raises:
           UserError: for an example with several labels.
@@ -61,7 +63,7 @@ class FeatureModel:
         }
 
     def over(self, batches: Iterable[Any], num_classes: int) -> Examples:
-        """Features and labels of all examples whose mask is not 0, in order."""
+        """The features and labels of all examples whose mask is not 0, in their order."""
         features, labels = [], []
         for batch in batches:
             real = batch["mask"] > 0
@@ -92,9 +94,12 @@ class Subset:
 
 
 def draw_shots(source: Source, shots: int, seed: int) -> Subset:
-    """`shots` random examples of every class, or all there are of a class that has fewer.
+    """`shots` random examples of every class, or all examples of a class that has fewer.
 
-    Reads records in random order until every class has its share, and decodes none.
+    Records are read in random order until every class has its share. No image is decoded.
+
+    Raises:
+      UserError: for an example with several labels.
     """
     wanted = np.full(source.num_classes, shots)
     drawn = []

@@ -13,17 +13,17 @@ from vit_jax.errors import UserError
 
 # The bias is the weight of a constant feature so large that the penalty hardly touches it.
 _BIAS = 100.0
-# What big_vision always takes; the choice where nothing can be held out.
+# The strength that big_vision always uses; taken here if no example can be held out.
 DEFAULT_L2 = 2.0**10
 L2S = tuple(2.0**i for i in range(-10, 21, 2))
 _MOST_FOLDS = 5
-# Similarities of queries and training examples that are in memory at once.
+# The number of similarities of queries and training examples that are in memory at once.
 _BLOCK = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Features [N, D] and the class of each, int [N] below `num_classes`."""
+    """Features [N, D] of N examples, and their classes, int [N] from 0 to `num_classes` - 1."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -61,6 +61,7 @@ class RidgePath:
 
     @classmethod
     def fit(cls, examples: Examples) -> Self:
+        """Decomposes the examples' features, after which any strength is cheap to solve."""
         features = examples.features.astype(np.float64)
         mean, std = features.mean(axis=0), features.std(axis=0) + 1e-5
         x = _with_bias((features - mean) / std)
@@ -72,11 +73,12 @@ class RidgePath:
         return cls(mean, std, eigenvalues, x.T @ q, q.T @ y)
 
     def scores(self, features: np.ndarray, l2: float) -> np.ndarray:
-        """[N, D] to [N, num_classes]; the largest is the prediction."""
+        """Features [N, D] to scores [N, num_classes]; the class of the largest is predicted."""
         weights = (self.left / (self.eigenvalues + l2)) @ self.right
         return _with_bias((features - self.mean) / self.std) @ weights
 
     def correct(self, examples: Examples, l2: float) -> int:
+        """The number of examples whose class is predicted with the penalty `l2`."""
         predicted = self.scores(examples.features, l2).argmax(axis=-1)
         return int((predicted == examples.labels).sum())
 
@@ -88,11 +90,12 @@ def _with_bias(x: np.ndarray) -> np.ndarray:
 def choose_l2(examples: Examples, l2s: Sequence[float] = L2S) -> float:
     """The strength of the penalty that does best in cross-validation over `examples`.
 
-    Every fold takes its share of each class. Among equals the middle one wins. Where a class has
-    but one example nothing can be held out, and the value nearest to `DEFAULT_L2` is taken.
+    Every fold has its share of each class. Of equally good strengths the middle one is chosen. If
+    a class has only one example, nothing can be held out, and the strength nearest to `DEFAULT_L2`
+    is chosen.
 
     Raises:
-      UserError: for no value, or one that is not above 0.
+      UserError: if `l2s` is empty or holds a value that is not above 0.
     """
     l2s = sorted(l2s)
     if not l2s or l2s[0] <= 0:
@@ -111,7 +114,7 @@ def choose_l2(examples: Examples, l2s: Sequence[float] = L2S) -> float:
 
 
 def _ranks(labels: np.ndarray) -> np.ndarray:
-    """The how manieth of its class each is, from 0."""
+    """The position of each example among the examples of its class, counted from 0."""
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], labels[order], side="left")
     ranks = np.empty(len(labels), int)
@@ -120,7 +123,7 @@ def _ranks(labels: np.ndarray) -> np.ndarray:
 
 
 def linear_probe(train: Examples, test: Examples, l2s: Sequence[float] = L2S) -> dict[str, float]:
-    """'l2', chosen on `train` alone, and 'top1' of the probe on `test`, 0 to 1."""
+    """The 'l2' chosen on `train` alone, and the accuracy 'top1' of the probe on `test`, 0 to 1."""
     l2 = choose_l2(train, l2s)
     return {"l2": l2, "top1": RidgePath.fit(train).correct(test, l2) / len(test)}
 
@@ -128,10 +131,10 @@ def linear_probe(train: Examples, test: Examples, l2s: Sequence[float] = L2S) ->
 def knn_votes(
     train: Examples, queries: np.ndarray, k: int = 20, temperature: float = 0.07
 ) -> np.ndarray:
-    """Votes [N, num_classes] of the `k` training examples most similar to each of [N, D] queries.
+    """The votes [N, num_classes] of the `k` training examples most similar to each query [N, D].
 
-    Similarity s is the cosine, a vote exp(s / temperature) (Wu et al. 2018, arXiv:1805.01978,
-    section 3.4; k = 20 as in DINO, arXiv:2104.14294).
+    The similarity s is the cosine, and a vote counts exp(s / temperature) (Wu et al. 2018,
+    arXiv:1805.01978, section 3.4). The default k = 20 is that of DINO (arXiv:2104.14294).
 
     Raises:
       UserError: for a `k` that is not 1 to the number of training examples.
@@ -156,6 +159,6 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 def knn(train: Examples, test: Examples, k: int = 20, temperature: float = 0.07) -> float:
-    """Top-1 on `test` by the votes of the nearest of `train`, 0 to 1."""
+    """The top-1 accuracy on `test` by the votes of the nearest examples of `train`, 0 to 1."""
     predicted = knn_votes(train, test.features, k, temperature).argmax(axis=-1)
     return float((predicted == test.labels).mean())

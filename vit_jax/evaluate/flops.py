@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-# Peak of dense bfloat16 products, in FLOP/s a chip (of TPU v4 on, one JAX device is one chip), by
-# how `device_kind` starts; the longest start that fits holds. Google's TPU system architecture
-# pages and NVIDIA's data sheets (SXM parts unless named otherwise, without sparsity).
+# The peak of dense bfloat16 products in FLOP/s of one JAX device, by the beginning of
+# `device_kind`; the longest beginning that fits is used. Sources are Google's TPU system
+# architecture pages and NVIDIA's data sheets (SXM parts unless named otherwise, without sparsity).
 PEAKS = {
     "TPU v4": 275e12,
     "TPU v4 lite": 138e12,
@@ -14,7 +14,7 @@ PEAKS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,  # of half a chip: JAX shows two devices
+    "TPU7x": 1153.5e12,  # Half of a chip, which JAX shows as two devices.
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989.4e12,
     "NVIDIA H100 PCIe": 756e12,
@@ -23,7 +23,8 @@ PEAKS = {
     "NVIDIA H200 NVL": 835e12,
 }
 
-# Forward once, backward twice that: for the inputs and for the weights of every product.
+# The backward pass costs two forward passes: one for the gradients with respect to the inputs of
+# every product, and one for those with respect to its weights.
 _PASSES = 3
 
 
@@ -34,22 +35,22 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def train_flops(model: Any, image_size: int) -> float | None:
-    """FLOPs of `model` for one training image: two for each multiply-add, in three passes.
+    """The FLOPs of `model` for one training image: two per multiply-add, times three passes.
 
-    What is recomputed to save memory does not count (Chowdhery et al. 2022, arXiv:2204.02311,
-    appendix B). Shapes only: no arrays are made.
+    Recomputation that saves memory does not count (Chowdhery et al. 2022, arXiv:2204.02311,
+    appendix B). The function works on shapes and computes no arrays.
 
     Args:
       model: A linen module called as `model(images, train=False)`.
       image_size: Height and width in pixels.
 
     Returns:
-      None for a model whose products cannot be counted beforehand.
+      The number of FLOPs, or None for a model whose products cannot be counted beforehand.
     """
     import jax
 
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
-    # Initialising draws numbers and multiplies none: these are the products of the forward pass.
+    # Initialising parameters involves no products, so all products are of the forward pass.
     trace = jax.make_jaxpr(lambda x: model.init(jax.random.key(0), x, train=False))
     try:
         return 2.0 * _PASSES * count_macs(trace(image).jaxpr)
@@ -60,7 +61,7 @@ def train_flops(model: Any, image_size: int) -> float | None:
 def utilisation(
     images_per_second: float, flops_per_image: float | None, device_kind: str, devices: int
 ) -> float | None:
-    """Share of the devices' peak, 0 to 1; None where the work or the peak is not known."""
+    """The share of the devices' peak, 0 to 1; None if the FLOPs or the peak are not known."""
     peak = peak_flops(device_kind)
     if peak is None or flops_per_image is None:
         return None
@@ -68,10 +69,13 @@ def utilisation(
 
 
 def count_macs(jaxpr: Any) -> int:
-    """Multiply-adds of all matrix products and convolutions in a jaxpr.
+    """The multiply-adds of all matrix products and convolutions in a jaxpr.
 
-    Of a conditional's branches the dearest counts. Raises ValueError for a `while` loop that
-    holds a product, because its trip count is not known beforehand.
+    For a conditional, the most expensive branch counts.
+
+    Raises:
+      ValueError: for a `while` loop that contains products, because the number of its iterations
+        is not known beforehand.
     """
     return sum(_equation_macs(equation) for equation in jaxpr.eqns)
 
@@ -99,6 +103,6 @@ def _equation_macs(equation: Any) -> int:
 
 
 def _inner_jaxprs(equation: Any) -> list[Any]:
-    """What a call-like equation (jit, remat, custom_jvp, …) calls."""
+    """The jaxprs that a call-like equation (jit, remat, custom_jvp, …) calls."""
     inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
     return [value for value in inner if hasattr(value, "eqns")]

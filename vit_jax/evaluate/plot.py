@@ -1,4 +1,4 @@
-"""A picture of runs: loss, accuracy and learning rate over the steps."""
+"""Draws the loss, accuracy and learning rate of runs over their steps."""
 
 import os
 import pathlib
@@ -15,7 +15,7 @@ FORMATS = (".png", ".svg")
 # Okabe and Ito's colours, which readers with any colour vision tell apart; black comes last.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _GREY, _LIGHT = "#555555", "#dddddd"
-# More points than this are drawn faintly under their moving mean.
+# A curve of more points than this is drawn faintly, with its moving mean on top.
 _NOISY = 200
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -34,11 +34,11 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _GREY,
     "lines.linewidth": 1.6,
     "legend.frameon": False,
-    # The same run gives the same file.
+    # A fixed salt makes the same run give the same file.
     "svg.hashsalt": "vit-jax",
 }
 
-# A line of `metrics.jsonl` for each step that has the figure: (steps, values).
+# The steps at which `metrics.jsonl` reports a figure, and the figure's values.
 Series = tuple[np.ndarray, np.ndarray]
 
 
@@ -61,10 +61,10 @@ def plot(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
 
 
 def names(workdirs: Sequence[str | os.PathLike]) -> list[str]:
-    """A name for each run: as much of the end of its path as tells it from the others.
+    """A name for each run: the shortest end of its path that differs from those of the others.
 
     Raises:
-      UserError: for the same run twice.
+      UserError: if the same run is given twice.
     """
     paths = [pathlib.Path(os.path.abspath(workdir)) for workdir in workdirs]
     if len(set(paths)) < len(paths):
@@ -78,13 +78,13 @@ def names(workdirs: Sequence[str | os.PathLike]) -> list[str]:
 
 
 def series(lines: Sequence[dict[str, float]], figure: str) -> Series:
-    """Steps and values of the lines that have the figure."""
+    """The steps and values of the lines that report `figure`."""
     having = [line for line in lines if figure in line]
     return np.array([line["step"] for line in having]), np.array([line[figure] for line in having])
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The moving mean over a fiftieth of the values around each, fewer at the ends."""
+    """The moving mean of each value over the nearest fiftieth of all values, fewer at the ends."""
     half = max(len(values) // 100, 1)
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     places = np.arange(len(values))
@@ -114,7 +114,7 @@ def _figure(runs: dict[str, list[dict[str, float]]]):
     loss, accuracy, rate = figure.subplots(1, 3, sharex=True)
     for place, (name, lines) in enumerate(runs.items()):
         colour = _COLOURS[place % len(_COLOURS)]
-        # Beyond the colours, the dashes tell runs apart.
+        # When all colours are used, dashes tell the runs apart.
         dashes = ("-", "--", ":", "-.")[place // len(_COLOURS) % 4]
         _noisy(loss, series(lines, "train_loss"), color=colour, linestyle=dashes, label=name)
         _marked(loss, series(lines, "loss_test"), color=colour, linestyle=":")
@@ -146,7 +146,7 @@ def _noisy(axes, points: Series, *, label: str, **style) -> None:
 
 
 def _marked(axes, points: Series, **style) -> None:
-    """Few points, seen one by one; many, as a line."""
+    """Draws a curve, with a marker at every point if it has at most 50 points."""
     marker = "o" if len(points[0]) <= 50 else None
     axes.plot(*points, **style, marker=marker, markersize=3.5)
 
@@ -187,7 +187,7 @@ def _finish(axes, title: str, kinds: bool = False) -> None:
 
 
 def _steps(step: float, position: int | None = None) -> str:
-    """10000 is 10k: ticks that do not run into each other."""
+    """A short label for a tick, such as 10k for 10000, so that labels do not overlap."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if abs(step) >= size:
             return f"{step / size:g}{unit}"
@@ -195,13 +195,13 @@ def _steps(step: float, position: int | None = None) -> str:
 
 
 def save_figure(figure: Any, out: pathlib.Path) -> None:
-    """Writes Matplotlib's figure as its name says; the file appears whole or not at all.
+    """Writes a Matplotlib figure in the format of the file's suffix, whole or not at all.
 
     Raises:
-      UserError: if it cannot be written.
+      UserError: if the file cannot be written.
     """
     temporary = out.with_name(f".{out.name}.tmp")
-    # A date would make every file of the same run another one.
+    # A date in the file would make two files of the same run differ.
     metadata = {"Date": None} if out.suffix == ".svg" else {}
     try:
         figure.savefig(temporary, format=out.suffix[1:], dpi=150, metadata=metadata)

@@ -1,4 +1,4 @@
-"""What an evaluation counts of one batch."""
+"""Counts the right predictions of one batch."""
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +8,21 @@ Array = jax.Array | np.ndarray
 
 
 def counts(logits: Array, labels: Array, mask: Array) -> dict[str, jax.Array]:
-    """How many predictions are right; exact whole numbers.
+    """The numbers of right predictions, as exact whole numbers.
 
-    One rule for single and several labels: a prediction is right if it is any of the example's
-    labels, and an example without labels does not count (ImageNet-ReaL, Beyer et al. 2020,
-    arXiv:2006.07159, section 3).
+    The same rule holds for one and for several labels: a prediction is right if it is any of the
+    example's labels, and an example without labels does not count (ImageNet-ReaL, Beyer et al.
+    2020, arXiv:2006.07159, section 3).
 
     Args:
-      logits: [N, K].
-      labels: [N, K], above 0 for each of an example's labels.
+      logits: Logits [N, K].
+      labels: Labels [N, K], above 0 for each class that an example has.
       mask: [N], 0 for padding.
 
     Returns:
-      int32 scalars: 'counted', the examples that count; 'correct', whose likeliest class is right;
-      for more than five classes 'correct_top5', where one of the five likeliest is.
+      int32 scalars: 'counted', the number of examples that count; 'correct', the number of those
+      whose likeliest class is right; and for more than five classes 'correct_top5', the number of
+      those for which one of the five likeliest classes is right.
     """
     real = (mask > 0) & (labels > 0).any(axis=-1)
     best = jax.lax.top_k(jnp.asarray(logits), 5 if logits.shape[-1] > 5 else 1)[1]

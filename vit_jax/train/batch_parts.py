@@ -1,7 +1,7 @@
-"""A batch in parts, one after the other, and put together again.
+"""Cuts a batch into parts that are computed one after the other, and joins the parts again.
 
-Part i of n holds the examples i, i + n, …: where the batch is split over devices, each of them
-takes its share of every part and no example moves.
+Part i of n holds the examples i, i + n, i + 2 n, …. If the batch is split over devices, each device
+therefore holds an equal share of every part, and no example moves between devices.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 def split(batch: Any, n: int) -> Any:
-    """Arrays [N, …] to [n, N / n, …]; n divides N."""
+    """Turns every array [N, …] of a batch into `n` parts, [n, N / n, …]; n must divide N."""
 
     def of(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // n, n, *x.shape[1:]).swapaxes(0, 1)
@@ -20,7 +20,7 @@ def split(batch: Any, n: int) -> Any:
 
 
 def join(parts: Any) -> Any:
-    """The inverse of `split`."""
+    """Turns parts [n, N / n, …] back into the arrays [N, …] that `split` was given."""
 
     def of(x: jax.Array) -> jax.Array:
         return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
@@ -29,7 +29,13 @@ def join(parts: Any) -> Any:
 
 
 def pad(batch: Any, shards: int, multiple: int) -> Any:
-    """Zeros after each of `shards` equal runs of rows, so that its length is a `multiple`."""
+    """Pads every array [N, …] with zeros so that each shard's rows are a multiple of `multiple`.
+
+    Args:
+      batch: A tree of arrays [N, …], of which each shard holds N / `shards` consecutive rows.
+      shards: The number of shards; it must divide N.
+      multiple: The padded number of rows of a shard is divisible by this number.
+    """
 
     def of(x: jax.Array) -> jax.Array:
         x = x.reshape(shards, -1, *x.shape[1:])

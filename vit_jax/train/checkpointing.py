@@ -1,7 +1,7 @@
-"""Checkpoints of a run, `workdir/checkpoint_N`: every call of Orbax stands here.
+"""Checkpoints of a run, `workdir/checkpoint_N`. Training calls Orbax in this module only.
 
-A checkpoint has two items: 'params', which other commands read alone, and 'rest', what training
-needs besides. Running statistics lie among the parameters, see `vit_jax.variables`.
+A checkpoint has two items: 'params', which other commands read without the rest, and 'rest', which
+only training needs. Running statistics are stored among the parameters, see `vit_jax.variables`.
 """
 
 import contextlib
@@ -29,15 +29,22 @@ _ITEMS = ("params", "rest")
 class Checkpoints:
     """The checkpoints of one workdir, written in the background.
 
-    A context manager: leaving it waits for the last write. A half-written checkpoint has another
-    name and is not seen.
+    This is a context manager that waits for the last write when it is left. A half-written
+    checkpoint has a temporary name and is therefore never read.
     """
 
     def __init__(self, workdir: str | os.PathLike, keep: int = 0, keep_best: str | None = None):
-        """`keep` is the number of checkpoints that stay, the newest ones; 0 keeps all.
+        """Opens the checkpoints of `workdir`.
 
-        `keep_best` names a figure, of which the best checkpoint stays too: the greatest, or the
-        least of a loss. Checkpoints saved without figures do not take part.
+        Args:
+          workdir: The folder of the run.
+          keep: The number of newest checkpoints to keep; 0 keeps all.
+          keep_best: The name of an evaluation figure. The checkpoint with the best value is kept
+            too: the smallest value if the name contains 'loss', the greatest otherwise.
+            Checkpoints that were saved without figures are not compared.
+
+        Raises:
+          UserError: if the workdir holds checkpoint files of the original code.
         """
         path = epath.Path(workdir).absolute()
         _refuse_files(path)
@@ -58,33 +65,38 @@ class Checkpoints:
             self._manager.close()
 
     def wait(self) -> None:
-        """Until everything asked for is on disk.
+        """Waits until every checkpoint that was asked for is on disk.
 
         Raises:
-          UserError: when the last checkpoint could not be written.
+          UserError: if the last checkpoint could not be written.
         """
         with self._write_errors():
             self._manager.wait_until_finished()
 
     @property
     def latest_step(self) -> int | None:
+        """The step of the newest checkpoint; None before the first checkpoint."""
         return self._manager.latest_step()
 
     @property
     def best_step(self) -> int | None:
-        """Of `keep_best`; None without it, or before the first checkpoint with figures."""
+        """The step of the best checkpoint by the figure `keep_best`.
+
+        None if no such figure was named, or before the first checkpoint with figures.
+        """
         return self._manager.best_step() if self._keep_best else None
 
     def save(self, state: TrainState, figures: Mapping[str, float] | None = None) -> None:
-        """Starts writing `state`; the caller may donate it at once.
+        """Starts writing `state`; the caller may donate its buffers as soon as this returns.
 
         Args:
-          state: What is written.
-          figures: Of an evaluation of this very state, for `keep_best`.
+          state: The state to write. Nothing is written if its step already has a checkpoint.
+          figures: The figures of an evaluation of this very state, by which `keep_best` compares.
 
         Raises:
-          UserError: when this checkpoint or the one before could not be written: a full disk, say.
-            Earlier ones are intact.
+          UserError: if `figures` lacks the figure `keep_best`, or if this checkpoint or the
+            previous one could not be written, for example because the disk is full. Earlier
+            checkpoints are intact.
         """
         step = int(state.step)
         if step == self.latest_step:
@@ -108,9 +120,9 @@ class Checkpoints:
     def _write_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # TensorStore has a ValueError for a full disk
+        except (OSError, ValueError) as error:  # TensorStore raises ValueError for a full disk.
             with contextlib.suppress(OSError, ValueError):
-                self._manager.wait_until_finished()  # what else fails is of the same cause
+                self._manager.wait_until_finished()  # Further failures have the same cause.
             self._manager.reload()
             good = self.latest_step
             raise UserError(
@@ -120,11 +132,11 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: TrainState) -> TrainState:
-        """The newest state, in the shardings of `like`; `like` itself where there is none.
+        """The newest state on disk, in the shardings of `like`; `like` itself if none is on disk.
 
         Raises:
-          UserError: when names, shapes or types on disk are not those of `like`. Orbax alone
-            would cast a type in silence.
+          UserError: if the names, shapes or types on disk differ from those of `like`. Orbax by
+            itself would cast another type in silence.
         """
         step = self.latest_step
         if step is None:
@@ -151,10 +163,10 @@ class Checkpoints:
 
 
 def load_params(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Parameters of the newest checkpoint as NumPy arrays, in the types on disk.
+    """The parameters of the newest checkpoint as NumPy arrays, in the types that are on disk.
 
     Raises:
-      UserError: when there is no checkpoint.
+      UserError: if `workdir` holds no checkpoint.
     """
     path = epath.Path(workdir).absolute()
     with _open(path, create=False) as manager:
@@ -168,7 +180,10 @@ def load_params(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def stored_steps(workdir: str | os.PathLike, keep_best: str | None) -> tuple[list[int], int | None]:
-    """Steps of all checkpoints in order, and that of the best, None where none was kept."""
+    """The steps of all checkpoints in order, and the step of the best one by `keep_best`.
+
+    The second value is None if `keep_best` is None or no best checkpoint was kept.
+    """
     path = epath.Path(workdir).absolute()
     with _open(path, create=False, **_preservation(0, keep_best)) as manager:
         steps = sorted(manager.all_steps())
@@ -196,17 +211,17 @@ def _preservation(keep: int, keep_best: str | None) -> dict[str, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """The end of TensorStore's chain of causes, without its codes."""
+    """The innermost cause that TensorStore's message names, without the error codes around it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).splitlines()[0].partition(" [os_error_code")[0].rpartition(": ")[2]
 
 
 def _is_news(record: std_logging.LogRecord) -> bool:
-    """False for what nobody has to read.
+    """Whether a log record should be shown: False for two kinds of records of Orbax.
 
-    Orbax logs what it raises too, traceback and all, once for each of its threads; and it warns
-    of a checkpoint without figures, where ours stand at steps that are evaluated.
+    Orbax logs every error that it also raises, with a traceback for each of its threads. And it
+    warns about every checkpoint without figures, although a run evaluates only at some steps.
     """
     return "orbax" not in record.pathname or not (
         record.levelno >= std_logging.ERROR or "did not provide metrics" in record.getMessage()
@@ -215,10 +230,10 @@ def _is_news(record: std_logging.LogRecord) -> bool:
 
 @functools.cache
 def _mute_late_writes() -> None:
-    """Leaves out what TensorStore prints after a failed write.
+    """Hides the tracebacks that TensorStore prints after a failed write.
 
-    Its other writes end later, and tell so to an event loop that Orbax closed at the first error:
-    a traceback for each of them, which no `except` sees.
+    When one write fails, Orbax closes its event loop. TensorStore's other writes end later, report
+    to the closed loop, and print a traceback each, which no `except` clause can catch.
     """
     before = sys.unraisablehook
 
@@ -239,7 +254,11 @@ def _open(path: epath.Path, **options: Any) -> ocp.CheckpointManager:
 
 
 def _split(state: TrainState) -> tuple[Any, dict[str, Any]]:
-    """What other commands read, the moving average where there is one, and what they do not."""
+    """The items 'params' and 'rest' of a checkpoint.
+
+    'params' holds the moving average if the run keeps one; the trained parameters are then stored
+    in 'rest'.
+    """
     rest = {"step": state.step, "opt_state": state.opt_state}
     if state.ema is not None:
         rest["trained_params"] = named(state.variables)
@@ -259,7 +278,7 @@ def _join(params: Any, rest: dict[str, Any], statistics: Collection[str]) -> Tra
 
 
 def _refuse_files(path: epath.Path) -> None:
-    """The original wrote a file where we write a folder: do not pass it over in silence."""
+    """Raises UserError for checkpoints of the original code, which are files and not folders."""
     if not path.exists():
         return
     for entry in path.glob(f"{_PREFIX}_*"):

@@ -14,16 +14,17 @@ Kind = Literal["none", "soft", "hard"]
 
 
 def soft_distillation(logits: jax.Array, teacher: jax.Array, tau: float) -> jax.Array:
-    """τ² / K · Σ p_t (log p_t - log p_s), p being softmax(logits / τ): [N, K] to [N].
+    """τ² / K · Σ p_t (log p_t - log p_s) with p = softmax(logits / τ): logits [N, K] to [N].
 
-    Equation 2, divided by the number of classes K as the published code does, and not the paper.
+    This is equation 2 divided by the number of classes K. The published code divides by K, and the
+    paper does not.
     """
     student, teacher = (jax.nn.log_softmax(widened(x) / tau) for x in (logits, teacher))
     return tau**2 * jnp.mean(jnp.exp(teacher) * (teacher - student), axis=-1)
 
 
 def hard_distillation(logits: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Cross-entropy with the teacher's likeliest class as the label: [N, K] to [N]. Equation 3."""
+    """Cross-entropy whose label is the teacher's likeliest class (equation 3): [N, K] to [N]."""
     label = jnp.argmax(teacher, axis=-1, keepdims=True)
     return -jnp.take_along_axis(jax.nn.log_softmax(widened(logits)), label, axis=-1)[:, 0]
 
@@ -34,17 +35,17 @@ def distilled(
     """(1 - α) loss(class logits, 'label') + α distillation(distillation logits, 'teacher').
 
     Args:
-      loss: With the true labels.
+      loss: The loss with the true labels.
       kind: 'soft' or 'hard'.
-      alpha: Share of the teacher, 0 to 1.
-      tau: Temperature of 'soft'.
+      alpha: The share of the distillation loss in the sum, 0 to 1.
+      tau: The temperature of 'soft'.
 
     Returns:
-      A function of (logits of each head, batch) to [N]. The heads are that of the classes and that
-      of distillation; in a model with one head both losses are of the same logits.
+      A function of (logits of each head, batch) to [N]. The first head learns the labels and the
+      second one the teacher's predictions; in a model with one head both losses use its logits.
 
     Raises:
-      UserError: for settings out of range; from the function, for another number of heads.
+      UserError: for settings out of range. The returned function raises it for more than two heads.
     """
     check(kind, alpha, tau)
 
@@ -65,7 +66,7 @@ def distilled(
 
 
 def check(kind: str, alpha: float, tau: float) -> None:
-    """Raises UserError for settings that mean nothing."""
+    """Raises UserError for an unknown `kind`, an `alpha` outside [0, 1] or a `tau` of 0 or less."""
     kinds = ("none", "soft", "hard")
     if kind not in kinds:
         raise UserError(f"distill.kind={kind!r}; expected one of {kinds}.{suggest(kind, kinds)}")

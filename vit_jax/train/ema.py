@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 
 def ema_decay(step: Any, decay: float, *, warmup: bool) -> jax.Array:
-    """Weight of the old average at an update, float32.
+    """The weight of the old average at an update, a float32 scalar.
 
     Args:
-      step: Updates done before this one.
+      step: The number of updates before this one.
       decay: The weight in the long run.
-      warmup: Use min(decay, (1 + step) / (10 + step)), so that the first parameters are soon
-        forgotten.
+      warmup: Whether the weight is min(decay, (1 + step) / (10 + step)), so that the average soon
+        forgets the first parameters.
     """
     if not warmup:
         return jnp.asarray(decay, jnp.float32)
@@ -21,7 +21,7 @@ def ema_decay(step: Any, decay: float, *, warmup: bool) -> jax.Array:
 
 
 def update_ema(ema: Any, params: Any, decay: Any) -> Any:
-    """decay · ema + (1 - decay) · params, leaf by leaf, in the types of `ema`."""
-    # Not optax.incremental_update: written this way, the average of what does not change, a
-    # frozen parameter, is that value to the last bit.
+    """decay · ema + (1 - decay) · params for every leaf, in the types of `ema`."""
+    # optax.incremental_update is not used, because the form below gives a frozen parameter an
+    # average that equals the parameter to the last bit.
     return jax.tree.map(lambda e, p: (e + (1.0 - decay) * (p - e)).astype(e.dtype), ema, params)

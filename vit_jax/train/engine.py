@@ -1,6 +1,7 @@
-"""Everything compiled of a run: model, optimizer, state layout, steps. No data, no files.
+"""Everything that a run compiles: model, optimizer, state layout and steps.
 
-`vit_jax.train.loop` drives it; what plans or times a run builds the same.
+This module reads no data and no files. `vit_jax.train.loop` trains with it, and the commands that
+plan or time a run build the same engine.
 """
 
 import dataclasses
@@ -49,13 +50,15 @@ class Engine:
     """A run's computation on one mesh.
 
     Attributes:
-      model: Its parameters are float32, `config.dtype` is what it computes in.
-      rate: Learning rate of an update, counted from 0.
-      shardings: A `TrainState` of shardings: how the state lies, before and after each step.
-      batch: Sharding of a batch.
-      init: `key -> state`, fresh, in `shardings`.
-      train_step: `(state, batch, key) -> (state, scalars)`; consumes the state it is given. The
-        teacher, if there is one, is part of it.
+      mesh: The devices that the run uses.
+      model: The linen module, with float32 parameters; it computes in `config.dtype`.
+      tx: The optimizer.
+      rate: The learning rate as a function of the update's number, counted from 0.
+      shardings: A `TrainState` of shardings, in which the state lies before and after each step.
+      batch: The sharding of a batch.
+      init: `key -> state`, which makes a fresh state in `shardings`.
+      train_step: `(state, batch, key) -> (state, scalars)`, which consumes the state it is given.
+        A teacher's variables are already part of this function.
       eval_step: `(variables, batch) -> figures`, see `make_eval_step`.
     """
 
@@ -73,13 +76,13 @@ class Engine:
 def build(
     config: ConfigDict, mesh: Mesh, num_classes: int, teacher: Teacher | None = None
 ) -> Engine:
-    """Builds the computation that `config`, complete, describes; compiles nothing yet.
+    """Builds the computation that `config` describes, and compiles nothing yet.
 
     Args:
-      config: Complete.
-      mesh: Of `config.mesh`.
-      num_classes: Of the dataset.
-      teacher: Of `config.distill`, which training needs and evaluation not.
+      config: A complete config, see `configs.common.with_defaults`.
+      mesh: The mesh that `config.mesh` describes.
+      num_classes: The number of classes of the dataset.
+      teacher: The teacher of `config.distill`; only training uses it.
 
     Raises:
       UserError: for a setting that does not fit the model or the mesh.
@@ -109,7 +112,8 @@ def build(
     shardings = state_shardings(abstract, mesh, config)
     if problem := unsplit(abstract.params, shardings.params, mesh):
         logging.warning(problem)
-    # Pinned both ways: left to the compiler, the state could come back laid out otherwise.
+    # The shardings of inputs and outputs are both given, because the compiler could otherwise
+    # return the state in another layout than it received.
     full, split = replicated(mesh), split_batch(mesh)
     attention = attending(config.attend, mesh)
     options = compiler_options(mesh, gather_whole=config.gather_whole)
@@ -141,7 +145,7 @@ def build(
         shardings=shardings,
         batch=split,
         init=jax.jit(init, out_shardings=shardings),
-        # Without a teacher, what is compiled itself: a plan lowers it.
+        # Without a teacher this is the jitted function itself, which `vit-jax plan` lowers.
         train_step=functools.partial(_taught, compiled, lessons) if lessons else compiled,
         eval_step=jax.jit(
             attention(
@@ -167,7 +171,7 @@ def _objective(config: ConfigDict) -> Objective:
 
 
 def _placed(variables: Any, mesh: Mesh) -> Any:
-    """A teacher's variables on the devices, its parameters split as a student's are."""
+    """A teacher's variables on the devices, with its parameters split by the default rules."""
     whole = jax.tree.map(lambda _: replicated(mesh), variables)
     return place(variables, {**whole, "params": param_shardings(variables["params"], mesh)})
 
@@ -181,9 +185,9 @@ def _average(config: ConfigDict) -> Callable[..., Any] | None:
         return None
 
     def average(ema: Any, variables: Any, step: jax.Array) -> Any:
-        # Statistics too, though they are averages already: those of the last parameters are not
-        # those of the averaged ones. Being the mean of activations, they follow the parameters in
-        # the first order, and the average of both over the same steps fits together.
+        # Running statistics are averaged too, although they are averages already, because the
+        # statistics of the last parameters do not fit the averaged parameters. To first order the
+        # statistics are linear in the parameters, so averaging both over the same steps fits.
         decay = ema_decay(step, config.ema.decay, warmup=config.ema.warmup)
         return update_ema(ema, variables, decay)
 
@@ -191,7 +195,7 @@ def _average(config: ConfigDict) -> Callable[..., Any] | None:
 
 
 def _sharpen(config: ConfigDict, rate: Schedule) -> Callable[..., Any] | None:
-    """SAM, or GSAM where its alpha or least radius is set."""
+    """The gradient of SAM, or of GSAM if `sam.alpha` or `sam.rho_min` is set; None without SAM."""
     rho, rho_min, alpha = config.sam.rho, config.sam.rho_min, config.sam.alpha
     if min(rho, rho_min, alpha) < 0 or rho_min > rho:
         raise UserError(f"sam={dict(config.sam)}; expected 0 <= rho_min <= rho and 0 <= alpha")
@@ -200,7 +204,7 @@ def _sharpen(config: ConfigDict, rate: Schedule) -> Callable[..., Any] | None:
 
     def sharpen(loss_and_grad: LossAndGrad, params: Any, step: jax.Array) -> tuple[Any, Any]:
         radius = rho
-        if alpha or rho_min:  # GSAM's radius follows the learning rate
+        if alpha or rho_min:  # GSAM's radius follows the learning rate.
             radius = gsam_rho(rate(step), rate_max=config.base_lr, rho_max=rho, rho_min=rho_min)
         return sam_gradient(loss_and_grad, params, rho=radius, alpha=alpha)
 
@@ -208,7 +212,7 @@ def _sharpen(config: ConfigDict, rate: Schedule) -> Callable[..., Any] | None:
 
 
 def check(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError for settings that no run can have."""
+    """Raises UserError for settings that are out of range or do not fit `mesh`."""
     if config.total_steps < 1:
         raise UserError(f"total_steps={config.total_steps}; expected at least 1")
     if config.dtype not in ("float32", "bfloat16"):
@@ -229,13 +233,18 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def state_shardings(abstract: TrainState, mesh: Mesh, config: ConfigDict) -> TrainState:
-    """How a state of these shapes lies on `mesh`."""
+    """The sharding on `mesh` of every array of a state with the shapes of `abstract`.
+
+    Raises:
+      UserError: for sharding rules that do not fit the parameters, see `param_shardings`.
+    """
     params = param_shardings(abstract.params, mesh, tuple(map(tuple, config.sharding_rules)))
     layout = TrainState(
         step=replicated(mesh),
         params=params,
         opt_state=like_params(abstract.opt_state, abstract.params, params, mesh),
-        # Small, and each a sum over the whole batch: every device has it anyway.
+        # Running statistics are small, and each comes from a sum over the whole batch, which every
+        # device receives anyway.
         batch_stats=jax.tree.map(lambda _: replicated(mesh), abstract.batch_stats),
     )
     return layout if abstract.ema is None else dataclasses.replace(layout, ema=layout.variables)

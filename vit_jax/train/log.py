@@ -1,4 +1,4 @@
-"""What a run reports: the first process writes metrics and draws the bar, the others are silent."""
+"""A run's reports. Only the first process writes metrics and draws the progress bar."""
 
 import contextlib
 import os
@@ -13,13 +13,14 @@ from vit_jax.train.progress import RunProgress
 
 
 class RunLog:
-    """Metrics and progress of one run. A context manager.
+    """Writes the metrics and shows the progress of one run. This is a context manager.
 
     Args:
-      workdir: Gets the metrics.
-      first_step: Steps done when the run starts.
-      total_steps: Steps of the whole run.
-      image_flops: FLOPs of one training image, see `flops.train_flops`; None shows no utilisation.
+      workdir: The folder that the metrics are written to.
+      first_step: The number of steps done when the run starts.
+      total_steps: The number of steps of the whole run.
+      image_flops: The FLOPs of one training image, see `flops.train_flops`; with None no
+        utilisation is shown.
     """
 
     def __init__(
@@ -45,12 +46,12 @@ class RunLog:
         self._stack.close()
 
     def first_step(self, seconds: float) -> None:
-        """`seconds` from the start of the run to the end of its first step."""
+        """Says that the first step ended `seconds` after the start of the run."""
         if self._progress:
             self._progress.say(f"first step after {seconds:.1f} s, compilation included")
 
     def train(self, step: int, loss: float, lr: float, speed: float, devices: int) -> None:
-        """`speed` in images per second over all `devices`."""
+        """Reports training at `step`; `speed` is in images per second over all `devices`."""
         if self._progress and self._writer:
             self._writer.write(
                 step, {"train_loss": loss, "lr": lr, "img_sec_core_train": speed / devices}
@@ -67,13 +68,17 @@ class RunLog:
             )
 
     def evaluation(self, step: int, result: Evaluation) -> None:
+        """Reports an evaluation that was made after `step` updates."""
         if self._progress and self._writer:
             self._writer.write(step, result.figures)
             self._progress.update(step, accuracy=result.accuracy)
 
 
 def device_memory(device: Any) -> tuple[int, int] | None:
-    """The most bytes in use so far, and all there are; None where the backend does not say."""
+    """The peak of a device's used bytes and its capacity in bytes; None if it does not report them.
+
+    CPUs are among the devices that report nothing.
+    """
     stats = device.memory_stats() or {}
     if "peak_bytes_in_use" not in stats or "bytes_limit" not in stats:
         return None

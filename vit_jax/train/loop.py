@@ -38,19 +38,20 @@ from vit_jax.variables import named
 def train_and_evaluate(
     config: ConfigDict, workdir: str | os.PathLike, *, allow_other_config: bool = False
 ) -> Mapping[str, Any]:
-    """Trains and evaluates, going on from the newest checkpoint of `workdir`.
+    """Trains and evaluates a model, and continues from the newest checkpoint of `workdir`.
 
     Args:
-      config: See `vit_jax.configs.common`; missing fields take their defaults.
-      workdir: Gets `checkpoint_N`, `metrics.jsonl`, TensorBoard events and `run.json`.
-      allow_other_config: Go on even where `config` differs from that of the run in `workdir`.
+      config: A config as `vit_jax.configs.common` documents it; missing fields take their defaults.
+      workdir: The folder that receives `checkpoint_N`, `metrics.jsonl`, TensorBoard events and
+        `run.json`.
+      allow_other_config: Whether to continue a run whose config differs from `config`.
 
     Returns:
-      The parameters at the end, on the devices; running statistics of a model that has them lie
-      among them (`vit_jax.variables`).
+      The parameters at the end (their moving average if the run keeps one), on the devices. For a
+      model with running statistics it is {'params': parameters, 'batch_stats': statistics}.
 
     Raises:
-      UserError: for bad input, before any long work; for a loss that is not finite.
+      UserError: for bad input, before any long work; and for a loss that is not finite.
       Preempted: after SIGTERM, once the state is saved.
     """
     started = time.monotonic()
@@ -74,13 +75,14 @@ def train_and_evaluate(
         state = engine.init(init_key)
         if pretrained and checkpoints.latest_step is None:
             variables = _pretrained(pretrained, state, config, engine)
-            # A moving average starts there too, as arrays of its own: the step donates both.
+            # The moving average also starts from the pretrained variables, but as a copy, because
+            # the step donates both and one buffer cannot be donated twice.
             ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
             state = dataclasses.replace(state, **variables, ema=ema)
         state = checkpoints.restore(like=state)
         first_step = int(state.step)
         image_flops = None
-        if flops.peak_flops(jax.devices()[0].device_kind):  # counting takes a second
+        if flops.peak_flops(jax.devices()[0].device_kind):  # Counting FLOPs takes a second.
             image_flops = flops.train_flops(engine.model, config.pp.crop)
         log = RunLog(workdir, first_step, config.total_steps, image_flops)
         profiler = Profiler(workdir, config.profile)
@@ -123,19 +125,21 @@ def train_and_evaluate(
 
 
 class Clock:
-    """Steps per second since it was last asked, evaluations and checkpoints left out."""
+    """Measures training steps per second, without the time of evaluations and checkpoints."""
 
     def __init__(self, step: int):
         self._step, self._since = step, time.monotonic()
         self._pause_began = 0.0
 
     def steps_per_second(self, step: int) -> float:
+        """The mean speed since the previous call, or since the clock was made."""
         now = time.monotonic()
         speed = (step - self._step) / max(now - self._since, 1e-9)
         self._step, self._since = step, now
         return speed
 
     def paused(self):
+        """A context manager whose time does not count."""
         return self
 
     def __enter__(self):
@@ -146,7 +150,7 @@ class Clock:
 
 
 def make_workdir(workdir: str | os.PathLike) -> None:
-    """Raises UserError when nothing can be written there."""
+    """Makes the folder `workdir`, and raises UserError if files cannot be written to it."""
     path = epath.Path(workdir)
     probe = path / f".writable_{jax.process_index()}"
     try:
@@ -168,7 +172,7 @@ def _require_set(config: ConfigDict) -> None:
 
 
 def _require_finite(loss: float, step: int, state: TrainState, checkpoints: Checkpoints) -> None:
-    """Stops a run whose loss is NaN or infinite, before it overwrites a good checkpoint."""
+    """Raises UserError for a NaN or infinite loss, before the run overwrites a good checkpoint."""
     if math.isfinite(loss):
         return
     checkpoints.wait()
@@ -190,8 +194,9 @@ def _require_finite(loss: float, step: int, state: TrainState, checkpoints: Chec
 def _pretrained(
     path: os.PathLike, state: TrainState, config: ConfigDict, engine: engine_lib.Engine
 ) -> dict[str, Any]:
-    """The `variables` of a state, from a checkpoint."""
-    # The fresh parameters give names and shapes, and the head where the classes differ.
+    """The `variables` of a state, read from the checkpoint `path`."""
+    # The fresh parameters say which names and shapes are needed, and their head is used if the
+    # checkpoint's head has another number of classes.
     fresh = multihost_utils.process_allgather(state.variables, tiled=True)
     variables = checkpoint.load_pretrained(
         pretrained_path=path, init_params=fresh, model_config=config.model

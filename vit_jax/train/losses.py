@@ -1,4 +1,4 @@
-"""Losses: logits [N, K] and labels [N, K] to one number an example, [N], in float32 or wider."""
+"""Losses: logits [N, K] and labels [N, K] give one number per example, [N], in float32 or wider."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Σ over the classes of the binary cross-entropy (Beyer et al. 2020, arXiv:2006.07159, 5).
+    """The sum over the classes of the binary cross-entropy (arXiv:2006.07159, section 5).
 
     `labels` are independent probabilities in [0, 1]; they need not add up to one.
     """
@@ -30,10 +30,10 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def multilabel_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean over the classes of the binary cross-entropy, where a class is present or is not.
+    """The mean over the classes of the binary cross-entropy with labels that are 0 or 1.
 
-    Every label above 0 counts as 1: a mixture of two images holds the classes of both, whatever
-    their shares (DeiT III, Touvron et al. 2022, arXiv:2204.07118, section 3.2).
+    Every label above 0 counts as 1, because a mixture of two images shows the classes of both
+    images, whatever their shares (DeiT III, arXiv:2204.07118, section 3.2).
     """
     return _binary(logits, (labels > 0).astype(labels.dtype)).mean(axis=-1)
 
@@ -46,13 +46,13 @@ LOSSES: dict[str, Loss] = {
 
 
 def get_loss(name: str, label_smoothing: float = 0.0) -> Loss:
-    """The loss of that name, on labels smoothed by `label_smoothing`, ε.
+    """The loss called `name`, applied to labels that are smoothed by ε = `label_smoothing`.
 
     Smoothed labels are (1 - ε) labels + ε / K (Szegedy et al. 2016, arXiv:1512.00567, section 7).
 
     Raises:
-      UserError: for an unknown loss, an ε outside [0, 1), or smoothing of 'multilabel', which
-        would make every class a present one.
+      UserError: for an unknown loss, for an ε outside [0, 1), or for smoothing with 'multilabel',
+        because smoothed labels are all above 0 and every class would count as present.
     """
     if name not in LOSSES:
         raise UserError(f"unknown loss {name!r}.{suggest(name, LOSSES)} Known: {', '.join(LOSSES)}")
@@ -76,8 +76,9 @@ def get_loss(name: str, label_smoothing: float = 0.0) -> Loss:
 def of_heads(loss: Loss) -> Callable[[Sequence[jax.Array], Mapping[str, jax.Array]], jax.Array]:
     """The mean of `loss` over the logits of a model's heads.
 
-    All heads are told the same label and count alike, as models with a head for a teacher train
-    without one. Where a head gives logits for tokens, [N, …, K], it is their mean.
+    All heads learn the same label and have the same weight; this is how a model with a distillation
+    head trains without a teacher. If a head gives logits for every token, [N, …, K], its loss is
+    the mean over the tokens.
 
     Returns:
       A function of (logits of each head, batch) to [N].
@@ -94,18 +95,19 @@ def of_heads(loss: Loss) -> Callable[[Sequence[jax.Array], Mapping[str, jax.Arra
 
 
 def smooth_labels(labels: jax.Array, amount: float) -> jax.Array:
-    """(1 - amount) labels + amount / K; rows [..., K] that add up to one still do."""
+    """(1 - amount) labels + amount / K, for labels [..., K]; rows that sum to one still do."""
     return (1.0 - amount) * labels + amount / labels.shape[-1]
 
 
 def init_head_bias(params: dict[str, Any], value: float) -> dict[str, Any]:
     """The same parameters with the head's bias set to `value`.
 
-    With a sigmoid loss over many classes, about -log K makes the first predictions rare instead
-    of even (arXiv:2006.07159, section 5).
+    With a sigmoid loss over K classes, a bias of about -log K makes every class improbable at the
+    start of training (arXiv:2006.07159, section 5); a bias of 0 would give every class probability
+    one half.
 
     Raises:
-      UserError: when there is no 'head/bias'.
+      UserError: if the parameters contain no 'head/bias'.
     """
     head = params.get("head", {})
     if "bias" not in head:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: `metrics.jsonl`, one line per logged step, and TensorBoard events."""
+"""A run's numbers on disk: `metrics.jsonl`, with one line per report, and TensorBoard events."""
 
 import contextlib
 import json
@@ -13,14 +13,15 @@ _FILE = "metrics.jsonl"
 
 
 class MetricWriter:
-    """Writes scalars of one workdir.
+    """Writes scalars into one workdir.
 
-    Lines after `first_step` are what an interrupted run wrote after its last checkpoint; they are
-    cut off, so that no step stands twice. What is written is on the disk when `write` returns, as
-    far as this process can tell: a kill loses nothing but a line that was being written.
+    An interrupted run may have written lines after its last checkpoint, that is, of steps after
+    `first_step`. They are removed, so that no step is reported twice. `write` returns after it has
+    handed the line to the operating system, so a killed process loses at most the line that it was
+    writing.
 
     Raises:
-      UserError: when the disk is full or the file not writable.
+      UserError: if the disk is full or a file is not writable; the methods raise it too.
     """
 
     def __init__(self, workdir: str | os.PathLike, first_step: int):
@@ -34,6 +35,7 @@ class MetricWriter:
             raise self._not_written(error) from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends the scalars of one step to both files."""
         try:
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             self._file.flush()
@@ -42,6 +44,7 @@ class MetricWriter:
             raise self._not_written(error) from error
 
     def close(self) -> None:
+        """Closes both files."""
         try:
             with contextlib.closing(self._events):
                 self._file.close()
@@ -54,10 +57,10 @@ class MetricWriter:
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    """Every whole line of a run, in order; what was being written when it was killed is not one.
+    """Every complete line of a run's metrics in order, without a line that a kill has torn off.
 
     Raises:
-      UserError: for a folder without metrics.
+      UserError: for a folder without readable metrics.
     """
     path = pathlib.Path(workdir) / _FILE
     try:
@@ -69,7 +72,7 @@ def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def _cut_back(path: pathlib.Path, last_step: int) -> None:
-    """Keeps the lines up to `last_step`; the file is replaced as a whole."""
+    """Removes the lines after `last_step`; the file is replaced as a whole."""
     if not path.exists():
         return
     kept = [text + "\n" for text, line in _whole_lines(path) if line["step"] <= last_step]
@@ -79,8 +82,8 @@ def _cut_back(path: pathlib.Path, last_step: int) -> None:
 
 
 def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Each line as text and parsed, up to the first that is broken off."""
-    # A line torn within a character is as broken as any other.
+    """Each line as text and as parsed JSON, up to the first line that is broken off."""
+    # Bytes of half a character are replaced, so that such a line fails to parse like any torn line.
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             yield text, json.loads(text)
@@ -89,19 +92,21 @@ def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 class _Events:
-    """TensorBoard's event file, written within the call.
+    """TensorBoard's event file, which every call writes to before it returns.
 
-    Not `tensorboardX.SummaryWriter`: its writing thread dies on a full disk, and the run then
-    hangs on the thread's full queue; and a kill loses up to two minutes of events.
+    `tensorboardX.SummaryWriter` is not used for two reasons. Its writing thread dies on a full
+    disk, and the run then waits forever for space in the thread's queue. And a killed process
+    loses up to two minutes of events.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore
 
-        # The name holds the second; a run started twice within one must not share the file.
+        # The file's name contains the time in seconds. The process number is added so that two
+        # runs started within the same second do not share a file.
         self._file = EventsWriter(str(workdir / "events"), filename_suffix=f".{os.getpid()}")
-        # TensorBoard drops what earlier files hold of this step and those after it.
+        # A session's start tells TensorBoard to drop what earlier files hold of later steps.
         self._write(first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -1,9 +1,9 @@
-"""Mixup and CutMix on the device, inside the step.
+"""Mixup and CutMix, computed on the devices as part of the training step.
 
-Every image is mixed with the one before it in the global batch (a roll by one). Any fixed partner
-is as good as a permutation where the order of examples is random already (the loader keeps the
-copies of repeated augmentation apart); of these, the roll moves one image between neighbouring
-devices, where a reversal would move the whole batch.
+Every image is mixed with the image before it in the global batch (a roll by one). The order of the
+examples is random already, and the loader keeps the copies of repeated augmentation apart, so a
+fixed partner is as good as a random one. The roll is chosen because it moves only one image between
+neighbouring devices; reversing the batch, as timm does, would move all images.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ class Mixing:
     area, a centre anywhere, and is clipped at the border.
 
     Attributes:
-      mixup_alpha: α of Mixup; 0 for none.
-      cutmix_alpha: α of CutMix; 0 for none.
-      probability: Of mixing at all.
-      switch: Probability of CutMix where both are on.
-      per_example: Draw anew for each example instead of once for a batch.
+      mixup_alpha: The α of Mixup; 0 turns Mixup off.
+      cutmix_alpha: The α of CutMix; 0 turns CutMix off.
+      probability: The probability that anything is mixed.
+      switch: The probability of CutMix instead of Mixup if both are on.
+      per_example: Whether every example draws its own numbers; otherwise a batch shares one draw.
 
     Raises:
       UserError: for a negative α, or a probability outside [0, 1].
@@ -50,10 +50,14 @@ class Mixing:
 
     @property
     def on(self) -> bool:
+        """Whether anything can be mixed."""
         return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Mixes 'image' [N, H, W, C] and 'label' [N, K], both floating; the rest stays."""
+        """Mixes 'image' [N, H, W, C] and 'label' [N, K], both floating-point.
+
+        The other arrays of the batch are returned as they are.
+        """
         if not self.on:
             return dict(batch)
         image, label = batch["image"], batch["label"]
@@ -67,7 +71,10 @@ class Mixing:
     def weights(
         self, key: jax.Array, n: int, height: int, width: int
     ) -> tuple[jax.Array, jax.Array]:
-        """w of each pixel, broadcastable to [N, H, W], and its mean for each example, to [N]."""
+        """The weight w of every pixel, and its mean over the pixels of every example.
+
+        The shapes broadcast to [n, height, width] and [n].
+        """
         draws = n if self.per_example else 1
         mixup_key, cutmix_key, switch_key, on_key = jax.random.split(key, 4)
         pixels, share = jnp.ones((draws, 1, 1)), jnp.ones(draws)
@@ -87,7 +94,7 @@ class Mixing:
 def _box(
     key: jax.Array, alpha: float, n: int, height: int, width: int
 ) -> tuple[jax.Array, jax.Array]:
-    """1.0 outside a random box and 0.0 in it [n, height, width], and the share outside [n]."""
+    """1.0 outside and 0.0 inside a random box, [n, height, width]; the share outside it, [n]."""
     share_key, y_key, x_key = jax.random.split(key, 3)
     side = jnp.sqrt(1.0 - jax.random.beta(share_key, alpha, alpha, (n,)))
 
@@ -100,7 +107,8 @@ def _box(
 
     (rows, tall), (columns, wide) = interval(y_key, height), interval(x_key, width)
     outside = ~(rows[:, :, None] & columns[:, None, :])
-    # What clipping left of the box, not what was drawn: λ of the paper's code.
+    # The share is computed from the box after clipping at the border, as in the paper's code, and
+    # not from the drawn λ.
     return outside.astype(jnp.float32), 1.0 - tall * wide / (height * width)
 
 

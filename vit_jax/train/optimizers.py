@@ -1,4 +1,4 @@
-"""Optimizers: Optax's, put together from a run's config."""
+"""Optimizers, composed of Optax's gradient transformations as a run's config says."""
 
 import functools
 from collections.abc import Callable
@@ -38,9 +38,10 @@ def _adafactor(
 ) -> optax.GradientTransformation:
     """Adafactor as Zhai et al. 2022 changed it (arXiv:2106.04560, section 3.4).
 
-    Momentum b1 in `dtype`; updates are not scaled by the size of the parameters; the decay of the
-    second moment, 1 - (step + 1)^-0.8, is capped at b2; kernels whose two largest sides are at
-    least 32 keep a row and a column of it. `clip` bounds the RMS of each update.
+    The momentum b1 is kept in `dtype`, and updates are not scaled by the size of the parameters.
+    The decay of the second moment is 1 - (step + 1)^-0.8, but at most b2. For a kernel whose two
+    largest sides are at least 32, only row and column means of the second moment are kept. `clip`
+    bounds the RMS of each update.
     """
 
     def decay(step: Any, exponent: Any) -> jax.Array:
@@ -57,7 +58,8 @@ def _adafactor(
     )
 
 
-# What turns gradients into a direction, and the settings that it takes with their defaults.
+# For each optimizer, the function that makes its update direction from gradients, and the settings
+# that the function takes, with their defaults.
 _OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], dict[str, Any]]] = {
     "sgd": (_sgd, {"b1": 0.9}),
     "adamw": (_adam, {"b1": 0.9, "b2": 0.999, "eps": 1e-8}),
@@ -69,20 +71,20 @@ _SETTINGS = ("b1", "b2", "eps", "clip")
 
 
 def make_optimizer(config: ConfigDict, rate: Schedule) -> optax.GradientTransformation:
-    """Clipping by global norm, the optimizer's direction, decoupled decay, and the learning rate.
+    """Clipping by global norm, the optimizer's direction, decoupled decay and the learning rate.
 
     A step is θ ← θ - rate · m(θ) · (direction + weight_decay · d(θ) · θ), with the multipliers m
     and d of the rules; LAMB scales the sum in parentheses to the norm of θ (You et al. 2020,
-    arXiv:1904.00962, algorithm 2). A weight decay that is not multiplied by the base learning
-    rate, as big_vision has it, is here that decay divided by the base learning rate.
+    arXiv:1904.00962, algorithm 2). big_vision does not multiply its weight decay by the base
+    learning rate; the same strength here is big_vision's value divided by the base learning rate.
 
-    What is frozen stays the same to the last bit, counts nothing in the clipping, and has no state
-    unless it is stacked with layers that train.
+    Frozen parameters stay the same to the last bit and do not count in the clipping. They have no
+    optimizer state, unless they are stacked in one array with layers that train.
 
     Args:
-      config: Its fields `optim…`, `weight_decay`, `grad_norm_clip`, `…_rules` and `layer_decay`;
-        see `vit_jax.configs.common` and `vit_jax.train.parameter_rules`.
-      rate: Learning rate of each step, counted from 0.
+      config: A complete config, of which the fields `optim…`, `weight_decay`, `grad_norm_clip`,
+        `…_rules` and `layer_decay` are read; see `vit_jax.configs.common`.
+      rate: The learning rate of each step, counted from 0.
 
     Raises:
       UserError: for an unknown optimizer, type or setting; from `init`, for rules that do not fit
@@ -109,16 +111,16 @@ def make_optimizer(config: ConfigDict, rate: Schedule) -> optax.GradientTransfor
         _where_frozen(frozen, 0.0),
         *clip,
         optax.chain(*steps),
-        # The one number that added to any float, 0 included, leaves every bit as it is.
+        # Adding -0.0 leaves every bit of any float as it is; adding 0.0 would turn -0.0 into 0.0.
         _where_frozen(frozen, -0.0),
     )
 
 
 def per_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`tx` on each layer of stacked blocks as if it were a tensor of its own.
+    """Applies `tx` to each layer of stacked blocks as if the layer were a tensor of its own.
 
-    For what looks at a tensor as a whole (its norm, its two largest sides), so that a scanned
-    model trains as its unscanned twin.
+    Transformations that depend on a whole tensor (its norm, its two largest sides) need this, so
+    that a model with scanned blocks trains like the same model without scan.
     """
     mapped = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
 
@@ -174,7 +176,10 @@ def _with_rules(
     rules: Rules[Any] | Callable[[Any], Rules[Any]],
     field: str,
 ) -> optax.GradientTransformation:
-    """update → apply(update, parameter, value); `rules` may be a function of the parameters."""
+    """Replaces each update by `apply(update, parameter, value)` with the value of the first rule.
+
+    `rules` may also be a function from the parameters to rules.
+    """
 
     def values(tree: Any) -> Any:
         return per_parameter(rules(tree) if callable(rules) else rules, tree, field)
@@ -196,6 +201,6 @@ def _where_frozen(rules: Rules[bool], value: float) -> optax.GradientTransformat
 
 
 def _with_state(rules: Rules[bool], tree: Any) -> Any:
-    """False for the leaves that are frozen in all layers."""
+    """A tree that is False for the leaves that are frozen in all layers, and True elsewhere."""
     frozen = per_parameter(rules, tree, "freeze_rules")
     return jax.tree.map(lambda f: bool(np.ndim(f)) or not f, frozen)

@@ -1,7 +1,7 @@
-"""(regex, value) rules for parameters: what decays, how fast each learns, what stays frozen.
+"""Rules (regex, value) for parameters: which ones decay, how fast they learn, which are frozen.
 
-The first rule whose regex matches a whole name decides. Rules are written on the names that files
-show, 'Transformer/encoderblock_3/…'; for stacked (scanned) blocks they become one value a layer.
+The first rule whose regex matches the whole name decides. The names are those of checkpoint files,
+such as 'Transformer/encoderblock_3/…'. Stacked (scanned) blocks get one value per layer.
 """
 
 import re
@@ -24,10 +24,10 @@ _OUTPUT = r"(?:.*/)?(?:encoder_norm|pre_head_layer_norm|pre_logits|head)/.*"
 
 
 def parse_rules(rules: Rules[T], field: str) -> list[tuple[re.Pattern[str], T]]:
-    """Compiled patterns with their values.
+    """The rules with compiled patterns.
 
     Raises:
-      UserError: for what is not a sequence of pairs (regex, value).
+      UserError: if a rule is not a pair (regex, value); the message names `field`.
     """
     parsed = []
     for rule in rules:
@@ -40,11 +40,16 @@ def parse_rules(rules: Rules[T], field: str) -> list[tuple[re.Pattern[str], T]]:
 
 
 def match_rules(rules: Rules[T], names: Iterable[str], field: str) -> dict[str, T]:
-    """The value of each name, under the first rule that matches all of it.
+    """The value of each name by the first rule that matches the whole name.
+
+    Args:
+      rules: The rules in their order.
+      names: The parameters' names.
+      field: The config field that holds the rules, for error messages.
 
     Raises:
-      UserError: for a name that no rule matches, or a rule that decides nothing: it matches no
-        name, or earlier rules take all that it matches. `field` says where the rules stand.
+      UserError: for a name that no rule matches, and for a rule that decides nothing, because it
+        matches no name or because earlier rules match the same names.
     """
     patterns = [pattern for pattern, _ in parse_rules(rules, field)]
     values: dict[str, T] = {}
@@ -74,12 +79,13 @@ def match_rules(rules: Rules[T], names: Iterable[str], field: str) -> dict[str, 
 
 
 def per_parameter(rules: Rules[float], params: Any, field: str) -> Any:
-    """A tree like `params` of what the rules say: one number a leaf.
+    """A tree like `params` that holds one number for every leaf, as the rules say.
 
-    A leaf of stacked blocks [L, …] whose layers differ gets an array [L, 1, …] of its rank.
+    For a leaf of stacked blocks [L, …] whose layers have different values, it holds an array
+    [L, 1, …] of the same rank.
 
     Raises:
-      UserError: as `match_rules`, and for a value that is not a number or a truth value.
+      UserError: as `match_rules` does, and for a value that is neither a number nor a bool.
     """
     for pattern, value in parse_rules(rules, field):
         if not isinstance(value, (bool, int, float)):
@@ -96,7 +102,7 @@ def per_parameter(rules: Rules[float], params: Any, field: str) -> Any:
 
 
 def stack_depths(params: Any) -> Any:
-    """A tree like `params` of the number of layers in each leaf of stacked blocks, 0 elsewhere."""
+    """A tree like `params` with the number of layers that a leaf stacks, and 0 for other leaves."""
     leaves, treedef = _named_leaves(params)
     stored = stacked_names({name: leaf.shape for name, leaf in leaves.items()})
     stacked = {name for name, layer in stored.values() if layer is not None}
@@ -104,7 +110,7 @@ def stack_depths(params: Any) -> Any:
 
 
 def layer_decay_rules(decay: float, params: Any) -> list[tuple[str, float]]:
-    """Learning-rate multipliers that shrink by `decay` a layer, from the head down.
+    """Rules for learning-rate multipliers that shrink by `decay` per layer from the head down.
 
     The embedding (patches, class token, positions) is layer 0, block i of L is layer i + 1, and
     the final norm and the head are layer L + 1: the multiplier is decay^(L + 1 - layer) (BEiT, Bao
@@ -126,10 +132,13 @@ def layer_decay_rules(decay: float, params: Any) -> list[tuple[str, float]]:
 
 
 def stop_frozen(params: Any, rules: Rules[bool]) -> Any:
-    """The same parameters, with no gradient through those that `rules` freeze.
+    """The same parameters, but no gradient flows through those that `rules` freeze.
 
-    Used where the loss is taken, so that the backward pass leaves them out, and clipping and SAM
-    see only what trains.
+    The training step calls this on the parameters that it computes the loss with. The backward
+    pass then leaves frozen parameters out, and clipping and SAM see zeros for them.
+
+    Raises:
+      UserError: as `per_parameter` does.
     """
 
     def stop(p: jax.Array, frozen: Any) -> jax.Array:

@@ -1,4 +1,4 @@
-"""SIGTERM: finish the step, save, leave."""
+"""Stopping a run on SIGTERM after the step is finished and the state is saved."""
 
 import signal
 import threading
@@ -10,10 +10,11 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Notes a SIGTERM instead of dying of it. A context manager.
+    """A context manager in which a SIGTERM is noted and does not end the process.
 
-    With several processes the runtime of `jax.distributed` takes the signal and makes all of them
-    agree on a step; alone, a handler of ours does.
+    In a run of several processes, the runtime of `jax.distributed` receives the signal and makes
+    all processes agree on the step to stop at. In a run of one process, this class installs its
+    own signal handler.
     """
 
     def __init__(self) -> None:
@@ -21,7 +22,7 @@ class Preemption:
         self._before: signal._HANDLER = None
 
     def __enter__(self) -> Self:
-        # Only a program's main thread may have handlers.
+        # Python lets only the main thread install signal handlers.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -31,7 +32,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def after(self, step: int) -> bool:
-        """Whether the run is to stop after `step`, the same answer in every process."""
+        """Whether the run must stop after `step`; every process gets the same answer."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._received

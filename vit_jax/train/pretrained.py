@@ -11,13 +11,14 @@ from vit_jax.families.published import recommended
 
 
 def find_pretrained(config: ConfigDict) -> pathlib.Path | None:
-    """The checkpoint that the config names, fetched if need be; None for training from scratch.
+    """The checkpoint that the config names, downloaded if necessary; None to train from scratch.
 
-    `pretrained`, of any format; without it `pretrained_dir/<model_name>.npz`, and for an AugReg
-    recipe `pretrained_dir/<file name>.npz`.
+    `config.pretrained` names a checkpoint of any readable format. If it is not set, the checkpoint
+    is `<pretrained_dir>/<model_name>.npz`, or for an AugReg recipe
+    `<pretrained_dir>/<file name>.npz`.
 
     Raises:
-      UserError: when the file is not there.
+      UserError: if the checkpoint does not exist or cannot be downloaded.
     """
     if config.pretrained:
         path = fetch(config.pretrained)

@@ -1,4 +1,4 @@
-"""A trace of some steps, for TensorBoard's profiler and Perfetto."""
+"""Traces some training steps for TensorBoard's profiler and Perfetto."""
 
 import os
 from collections.abc import Sequence
@@ -10,16 +10,17 @@ from vit_jax.errors import UserError
 
 
 class Profiler:
-    """Traces the steps `first` to `last` into `<workdir>/plugins/profile`. A context manager.
+    """A context manager that traces a range of steps into `<workdir>/plugins/profile`.
 
-    The first steps compile; a trace that starts at step 3 or later shows what the others cost.
+    The first steps include compilation, so a trace should start at step 3 or later.
 
     Args:
-      workdir: Where TensorBoard looks: `tensorboard --logdir WORKDIR`, tab Profile.
-      steps: (first, last), both traced, counted from 1; empty for none.
+      workdir: The folder of the run; `tensorboard --logdir WORKDIR` shows the trace in its tab
+        Profile.
+      steps: (first, last), counted from 1 and both traced; empty to trace nothing.
 
     Raises:
-      UserError: for anything else.
+      UserError: if `steps` is not such a pair.
     """
 
     def __init__(self, workdir: str | os.PathLike, steps: Sequence[int] | None):
@@ -34,14 +35,19 @@ class Profiler:
         self._stop()
 
     def before(self, step: int) -> None:
-        """Call it before the step is dispatched."""
-        # Not `==`: a run may go on from a checkpoint in the middle of the range.
+        """Starts the trace if `step` is in the range; to be called before dispatching the step."""
+        # The whole range is compared, because a resumed run may start in the middle of the range.
         if self._first <= step <= self._last and not self._tracing:
             jax.profiler.start_trace(self._workdir)
             self._tracing = True
 
     def after(self, step: int, result: Any) -> None:
-        """Call it with what the step returned (any of its arrays): the trace ends once it is."""
+        """Ends the trace after the last step of the range.
+
+        Args:
+          step: The step that was dispatched.
+          result: Arrays that the step returned; the trace ends when they are computed.
+        """
         if self._tracing and step >= self._last:
             jax.block_until_ready(result)
             self._stop()
@@ -53,7 +59,11 @@ class Profiler:
 
 
 def check(steps: Sequence[int] | None) -> tuple[int, int]:
-    """(first, last) of `config.profile`; (0, -1), which holds no step, where it is empty."""
+    """(first, last) of `config.profile`, or (0, -1), a range without steps, if it is empty.
+
+    Raises:
+      UserError: if `steps` is neither empty nor two whole numbers with 1 <= first <= last.
+    """
     if not steps:
         return 0, -1
     whole = all(isinstance(step, int) and not isinstance(step, bool) for step in steps)

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a live bar on a terminal, plain lines elsewhere."""
+"""The progress of a run: a live bar on a terminal, and plain lines in a file or a pipe."""
 
 import datetime
 import time
@@ -9,24 +9,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
-# Seconds between plain lines, where there is no terminal to redraw.
+# The least number of seconds between plain lines, which are printed without a terminal.
 _QUIET = 10.0
 
 
 class RunProgress:
-    """A bar with loss, accuracy, speed and the time left. A context manager.
+    """A context manager that shows a bar with loss, accuracy, speed and the remaining time.
 
-    Leaving it, also by an interrupt or an error, leaves the last state of the bar on the terminal
-    and gives the cursor back.
+    When the context ends, also by an interrupt or an error, the last state of the bar stays on the
+    terminal and the cursor is visible again.
     """
 
     def __init__(self, total_steps: int, first_step: int, console: Console | None = None):
         self._console = console or Console()
         self._total = total_steps
         self._step = first_step
-        self._began: tuple[float, int] | None = None  # when, and after which step
+        self._began: tuple[float, int] | None = None  # The time and the step of the first update.
         self._last_line = -_QUIET
-        self._figures: dict[str, tuple[str, str]] = {}  # in the order of the first `update`
+        self._figures: dict[str, tuple[str, str]] = {}  # In the order in which they first came.
         self._bar = Progress(
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -53,14 +53,15 @@ class RunProgress:
         utilisation: float | None = None,
         memory: tuple[int, int] | None = None,
     ) -> None:
-        """Shows the figures that are given, and keeps those that are not.
+        """Shows the given figures; figures that are None keep the value shown before.
 
         Args:
-          step: Steps done.
-          accuracy: Top-1 of the last evaluation, 0 to 1.
-          speed: Images per second, over all devices.
+          step: The number of steps done.
+          loss: The training loss.
+          accuracy: The top-1 accuracy of the last evaluation, 0 to 1.
+          speed: Images per second over all devices.
           utilisation: Model FLOPs as a share of the devices' peak, 0 to 1.
-          memory: Bytes of the first device: the most in use so far, and all there are.
+          memory: The peak of used bytes and the capacity in bytes of the first device.
         """
         now = time.monotonic()
         # The first update comes after the compilation, which would spoil the estimate.
@@ -77,14 +78,14 @@ class RunProgress:
         if memory is not None:
             used, limit = (x / 2**30 for x in memory)
             self._figures["memory"] = ("memory", f"{used:.1f}/{limit:.1f} GiB")
-        self._figures.pop("left", None)  # stands last
+        self._figures.pop("left", None)  # The remaining time is always shown last.
         self._figures["left"] = ("ETA", self._time_left(now))
         self._bar.update(self._task, completed=step, figures=self._figures)
         if not self._console.is_terminal:
             self._line(now, important=accuracy is not None)
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Prints one line above the bar."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def _time_left(self, now: float) -> str:
@@ -99,7 +100,7 @@ class RunProgress:
             return
         self._last_line = now
         figures = "  ".join(f"{name} {value}" for name, value in self._figures.values())
-        # A log file has no right edge to fold at.
+        # `soft_wrap` keeps the line whole: a log file has no width to fold lines at.
         self._console.print(
             f"step {self._step}/{self._total}  {figures}", highlight=False, soft_wrap=True
         )
@@ -109,7 +110,7 @@ _COLOURS = {"loss": "cyan", "accuracy": "green", "speed": "magenta", "utilisatio
 
 
 class _Figures(ProgressColumn):
-    """Names and values, as many as there are."""
+    """A column of the bar that shows the names and values of all figures."""
 
     def render(self, task: Task) -> Text:
         text = Text()

@@ -1,4 +1,4 @@
-"""`workdir/run.json`: what a run says of itself, so that other commands need no config."""
+"""`workdir/run.json`: the facts of a run, so that other commands can read it without a config."""
 
 import dataclasses
 import json
@@ -18,15 +18,15 @@ _FILE = "run.json"
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """Facts of one run.
+    """The facts of one run.
 
     Attributes:
-      model: Constructor fields.
-      num_classes: Of the head.
-      class_names: In the order of the logits.
-      preprocess: How evaluation prepared its images.
+      model: The constructor fields of the model.
+      num_classes: The number of classes of the head.
+      class_names: The names of the classes, in the order of the logits.
+      preprocess: The preparation of images for evaluation.
       config: The whole config.
-      versions: Of this package and those that the numbers depend on.
+      versions: The versions of this package and of the packages that the results depend on.
     """
 
     model: dict[str, Any]
@@ -56,7 +56,11 @@ def save(info: RunInfo, workdir: str | os.PathLike) -> None:
 
 
 def load(workdir: str | os.PathLike) -> RunInfo:
-    """Raises UserError when `workdir` is no run directory."""
+    """Reads the facts of the run in `workdir`.
+
+    Raises:
+      UserError: if `workdir` is not the folder of a run, or its `run.json` is malformed.
+    """
     path = epath.Path(workdir) / _FILE
     try:
         fields = json.loads(path.read_text())

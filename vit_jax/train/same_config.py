@@ -1,4 +1,4 @@
-"""What a run that goes on must have in common with the run that began."""
+"""Checks that a resumed run has the config with which the run began."""
 
 import json
 import os
@@ -11,9 +11,10 @@ from vit_jax.configs import common
 from vit_jax.errors import UserError
 from vit_jax.train import run_info
 
-# Fields that may change: they say where data lies, how fast it is read, how arrays lie over the
-# devices, what is reported and what is kept; none of them enters an update. `total_steps` is not
-# among them, for the learning rate depends on it, nor `accum_steps`, for dropout does.
+# Fields that may change in a resumed run. They say where data lies, how fast it is read, how arrays
+# lie on the devices, what is reported and which checkpoints are kept; no update depends on them
+# beyond rounding. `total_steps` may not change because the learning rate depends on it, and
+# `accum_steps` may not change because dropout depends on it.
 HARMLESS = (
     "attend",
     "batch_eval",
@@ -40,12 +41,14 @@ _MISSING = "unset"
 
 
 def require_same_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
-    """Raises UserError that lists how `config`, complete, differs from that of the run.
+    """Raises UserError if the complete `config` differs from the config of the run in `workdir`.
 
-    Fields that a config of an earlier version lacks had their default then.
+    The message lists the differing fields. A field that was added after the run began counts as
+    having had its default.
     """
     defaults = _flat(common.get_config())
-    del defaults["model"]  # has none: it is None there, and many fields here
+    # Models have no default: the field is None there, and becomes several fields in a run's config.
+    del defaults["model"]
     began = defaults | _flat(run_info.load(workdir).config)
     now = _flat(config)
     differing = [
@@ -65,6 +68,6 @@ def _harmless(name: str) -> bool:
 
 
 def _flat(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """One entry a leaf, as JSON has it: it knows no tuples."""
+    """One entry per leaf; tuples become lists as in JSON, so that both configs compare equal."""
     as_dict = config.to_dict() if isinstance(config, ConfigDict) else config
     return dict(common.flatten(json.loads(json.dumps(as_dict)), prefix=()))

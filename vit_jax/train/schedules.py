@@ -24,25 +24,25 @@ def create_learning_rate_schedule(
     timescale: int = 10_000,
     cooldown_steps: int = 0,
 ) -> Schedule:
-    """Linear warm-up from 0, times a decay, times a linear cooldown to 0.
+    """The product of a linear warm-up from 0, a decay, and a linear cooldown to 0.
 
     Args:
-      total_steps: Where the decay and the cooldown end.
-      base: Learning rate after the warm-up.
+      total_steps: The step at which the decay and the cooldown end.
+      base: The learning rate after the warm-up.
       decay_type: 'cosine' to 0; 'linear' to `linear_end`; 'rsqrt', one over the square root of
         `1 + (step - warmup_steps) / timescale` (Zhai et al. 2022, arXiv:2106.04560, section 3.5),
-        which is `step / timescale` where `timescale` is `warmup_steps`; or 'constant'.
-      warmup_steps: 0 for no warm-up.
-      linear_end: The other decays do not see it.
-      timescale: Of 'rsqrt', in steps.
-      cooldown_steps: The last steps, over which the rate goes to 0; 0 for none.
+        which equals `step / timescale` if `timescale` is `warmup_steps`; or 'constant'.
+      warmup_steps: The number of warm-up steps; 0 for none.
+      linear_end: The final rate of 'linear'; the other decays ignore it.
+      timescale: The number of steps that 'rsqrt' divides by.
+      cooldown_steps: The number of last steps, over which the rate falls to 0; 0 for none.
 
     Returns:
       A function from a step, counted from 0, to a float32 scalar.
 
     Raises:
       UserError: for an unknown decay, a negative warm-up, a cooldown that begins within it, or a
-        timescale that is not positive. A warm-up that is longer than the run is a warning.
+        timescale that is not positive. A warm-up as long as the run only logs a warning.
     """
     if decay_type not in DECAY_TYPES:
         raise UserError(
@@ -67,7 +67,7 @@ def create_learning_rate_schedule(
         raise UserError(f"timescale={timescale} must be a positive number of steps")
 
     def schedule(step: Any) -> jax.Array:
-        # As the original's, also where the warm-up is longer than the run.
+        # This is the original's formula, also for a warm-up that is longer than the run.
         done = jnp.asarray(step - warmup_steps, jnp.float32)
         progress = jnp.clip(done / float(total_steps - warmup_steps), 0.0, 1.0)
         if decay_type == "linear":

@@ -1,4 +1,4 @@
-"""`--smoke`: any recipe as three tiny steps on generated images, to see that it runs."""
+"""`--smoke`: runs any recipe for three tiny steps on generated images, to see that it works."""
 
 import os
 import pathlib
@@ -16,10 +16,11 @@ STEPS, SIZE, CLASSES = 3, 64, ("round", "square")
 
 
 def shrink(config: ConfigDict, workdir: str | os.PathLike) -> ConfigDict:
-    """The recipe with a tiny model, images of our own below `workdir`, and three steps.
+    """The recipe with a tiny model, generated images and three steps.
 
-    Everything else stays: augmentation, loss, mixing, optimizer, rules, schedule, types. A recipe
-    that fine-tunes gets a tiny checkpoint to start from, one that distils a tiny teacher.
+    Augmentation, loss, mixing, optimizer, rules, kind of schedule and types stay as they are. A
+    recipe that fine-tunes gets a tiny checkpoint to start from, and a recipe that distils gets a
+    tiny teacher. Images and checkpoints are written to `workdir/smoke`.
     """
     config = common.with_defaults(config).unlock()
     folder = pathlib.Path(workdir) / "smoke"

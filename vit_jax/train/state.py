@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""The state that a run carries from step to step."""
 
 import dataclasses
 from typing import Any
@@ -18,11 +18,11 @@ class TrainState:
     """The whole state of a run; data order and random keys are functions of `step`.
 
     Attributes:
-      step: Updates done, int32.
-      params: Of the model.
-      opt_state: Of the optimizer.
-      ema: Moving average of the `variables`, or None.
-      batch_stats: Running statistics of the model's BatchNorms; {} where it has none.
+      step: The number of updates done, int32.
+      params: The parameters of the model.
+      opt_state: The state of the optimizer.
+      ema: The moving average of the `variables`, or None.
+      batch_stats: The running statistics of the model's BatchNorms; {} without BatchNorm.
     """
 
     step: Any
@@ -33,22 +33,22 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model is applied with."""
+        """The collections that the model is applied with."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def best_variables(self) -> Any:
-        """What is evaluated: the average, where there is one."""
+        """The variables that are evaluated: the moving average if there is one."""
         return self.variables if self.ema is None else self.ema
 
     @property
     def best_params(self) -> dict[str, Any]:
-        """What checkpoints hold: `best_variables` as one tree, under the names of files."""
+        """The tree that checkpoints hold: `best_variables` as one tree, named as in files."""
         return named(self.best_variables)
 
     @property
     def trained(self) -> dict[str, Any]:
-        """What a run returns: the best parameters, or with running statistics both collections."""
+        """The result of a run: the best parameters, or both collections if it has statistics."""
         best = self.best_variables
         return best if best["batch_stats"] else best["params"]
 
@@ -62,7 +62,19 @@ def init_state(
     head_bias: float | None = None,
     ema: bool = False,
 ) -> TrainState:
-    """A fresh state, for square RGB images of `image_size` pixels."""
+    """A fresh state for square RGB images of `image_size` x `image_size` pixels.
+
+    Args:
+      model: The linen module.
+      tx: The optimizer.
+      key: The key from which the parameters are drawn.
+      image_size: Height and width in pixels.
+      head_bias: The bias of the head; None leaves it as the model initialises it.
+      ema: Whether the state keeps a moving average.
+
+    Raises:
+      UserError: if `head_bias` is given and the model has no 'head/bias'.
+    """
     images = jnp.ones((1, image_size, image_size, 3), jnp.float32)
     variables = model.init(key, images, train=False)
     params = variables["params"]

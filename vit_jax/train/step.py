@@ -1,4 +1,4 @@
-"""One update, and one evaluation batch: pure functions, compiled by the loop."""
+"""One training update and one evaluation batch, as pure functions that the engine compiles."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from vit_jax.train.sam import LossAndGrad
 from vit_jax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
-# (What each head of the model gives, batch) -> one number an example.
+# (The outputs of the model's heads, batch) -> one number per example.
 Objective = Callable[[tuple[jax.Array, ...], Batch], jax.Array]
 NO_MIXING, SOFTMAX = Mixing(), of_heads(softmax_cross_entropy)
 # (Parameters, running statistics, batch, key) -> ((loss, new statistics), gradient).
@@ -42,19 +42,22 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Returns `step(state, batch, key, teacher=None) -> (state, {'loss': scalar})`.
 
-    `batch` holds 'image' [N, H, W, 3] and 'label' [N, K]. `key` is the run's key; what is drawn
-    in a step comes from `fold_in(key, step)`, so that a resumed run draws the same. `teacher` are
-    the variables of `teach`.
+    `batch` holds 'image' [N, H, W, 3] and 'label' [N, K]. `key` is the run's key; a step draws its
+    random numbers from `fold_in(key, step)`, so that a resumed run draws the same numbers.
+    `teacher` holds the variables that `teach` needs.
 
     Args:
-      accum_steps: Parts into which the batch is cut.
-      objective: Given (what each head of the model gives, batch), one number an example.
-      mixing: Mixes examples and labels before the forward pass.
-      teach: Given `(teacher, images)`, logits of the mixed images: 'teacher' of the batch.
-      trained: Puts a stop to gradients of parameters that are frozen.
-      sharpen: Given `(loss_and_grad, params, step)`, the loss and the gradient to follow (SAM).
-      sharpen_parts: Sharpen each part of the batch on its own, instead of the whole.
-      average: Given `(ema, variables, step)`, the new moving average.
+      model: The linen module.
+      tx: The optimizer.
+      accum_steps: The number of parts into which the batch is cut.
+      objective: `(outputs of the heads, batch) -> [N]`, the loss of each example.
+      mixing: The mixing of examples and labels before the forward pass.
+      teach: `(teacher, images) -> logits`, called with the mixed images; the objective finds the
+        logits in the batch as 'teacher'.
+      trained: A function of the parameters that stops the gradients of frozen parameters.
+      sharpen: `(loss_and_grad, params, step) -> (loss, gradient to follow)`, for SAM.
+      sharpen_parts: Whether each part of the batch is sharpened separately.
+      average: `(ema, variables, step) -> ema`, the new moving average.
     """
 
     @functools.partial(jax.value_and_grad, has_aux=True)
@@ -97,13 +100,13 @@ def make_train_step(
 
 
 def accumulated(gradient: Gradient, *, accum_steps: int) -> Gradient:
-    """Mean loss and gradient over `accum_steps` parts of the batch, one after the other.
+    """A function that averages loss and gradient over `accum_steps` consecutive parts of the batch.
 
-    Running statistics are updated by each part in turn, as if the parts were batches: with
-    accumulation they are of smaller batches, and have seen more of them.
+    Each part updates the running statistics in turn, as if it were a batch. With accumulation the
+    statistics therefore come from more, smaller batches.
 
     Raises:
-      UserError: when the parts would not be equal.
+      UserError: from the returned function, if `accum_steps` does not divide the batch.
     """
     if accum_steps <= 1:
         return gradient
@@ -135,10 +138,10 @@ def sharpened(
     sharpen: Callable[[LossAndGrad, Any, jax.Array], tuple[Any, Any]],
     step: jax.Array,
 ) -> Gradient:
-    """The loss here, and the gradient that `sharpen` makes of it.
+    """A function that returns the loss at the parameters and the gradient that `sharpen` makes.
 
-    Running statistics are those of the first pass, for they describe the parameters that are
-    kept; those of the second belong to the point uphill, where the model never stays.
+    The running statistics come from the first pass, because they describe the parameters that the
+    run keeps. The statistics of the second pass describe the perturbed parameters and are dropped.
     """
 
     def of_batch(params: Any, statistics: Any, batch: Batch, key: jax.Array):
@@ -154,26 +157,31 @@ def make_eval_step(
     shards: int = 1,
     rows: int | None = None,
 ) -> Callable[[Any, Batch], dict[str, jax.Array]]:
-    """Returns `evaluate(variables, batch) -> figures`, where 'mask' [N] leaves padding out.
+    """Returns `evaluate(variables, batch) -> figures`; examples with 'mask' [N] 0 are padding.
 
-    The figures: 'losses' [N], 0 for padding; 'examples', and what `counts` counts, whole numbers.
+    The figures are 'losses' [N], which are 0 for padding, and whole numbers: 'examples' and the
+    counts of `evaluate.top_k.counts`.
 
-    Another shape of a batch, or another number of devices, may give an example's logits another
-    last digit: products are then cut into other blocks. So the model sees one shape only, `rows`
-    examples a device, whatever the batch is.
+    The shape of a batch and the number of devices decide how the compiler cuts matrix products into
+    blocks, and may thereby change the last digit of an example's logits. The model therefore always
+    sees the same shape, `rows` examples per device, whatever the size of the batch.
 
     Args:
-      shards: Devices that split the batch.
-      rows: Examples that a device passes through the model at once; None for its whole share.
+      model: The linen module.
+      loss: The loss of each example, from logits and labels.
+      shards: The number of devices that split the batch.
+      rows: The number of examples that a device passes through the model at once; None for all
+        examples that the device holds.
     """
 
     def of_part(variables: Any, part: Batch) -> tuple[dict[str, jax.Array], jax.Array]:
-        # A loop of one turn is no loop when compiled: keep its body apart all the same.
+        # XLA inlines a loop of one iteration. The barriers keep the body from being fused with the
+        # code around it, so that the figures stay equal to the last bit.
         image, labels, mask = jax.lax.optimization_barrier(
             (part["image"], part["label"], part["mask"])
         )
         logits: Any = model.apply(variables, image, train=False)
-        # A padded example may be anything, NaN too: leave it out before multiplying.
+        # Padding may hold any values, also NaN, so it is selected away and not multiplied by 0.
         losses = jnp.where(mask > 0, loss(logits, labels), 0.0)
         figures = {**counts(logits, labels, mask), "examples": (mask > 0).sum()}
         return jax.lax.optimization_barrier((figures, losses))

@@ -1,4 +1,4 @@
-"""The model that a student learns from: any registered one, from any checkpoint."""
+"""The teacher that a student learns from: any registered model, read from any checkpoint."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,12 +17,13 @@ from vit_jax.input_pipeline import recipes
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A trained model, as it sees images that were prepared for another.
+    """A trained model that is shown images which were normalised for the student.
 
     Attributes:
-      model: In the type that the run computes in.
-      variables: What it is applied with, on the host.
-      scale, shift: [1, 1, 1, 3], the student's normalisation to the teacher's.
+      model: The linen module, which computes in the type of the run.
+      variables: The collections that the model is applied with, on the host.
+      scale, shift: [1, 1, 1, 3], which turn the student's normalisation into the teacher's:
+        `images * scale + shift`.
     """
 
     model: nn.Module
@@ -31,8 +32,8 @@ class Teacher:
     shift: np.ndarray
 
     def logits(self, variables: Any, images: jax.Array) -> jax.Array:
-        """[N, H, W, 3] as the student gets them to [N, K], through which no gradient goes."""
-        # Images are mixed by shares that add up to one: normalising commutes with it.
+        """The student's images [N, H, W, 3] to logits [N, K], which pass no gradient back."""
+        # Mixing uses weights that add up to one, so mixed images may be normalised afterwards.
         images = images * self.scale + self.shift
         logits: Any = self.model.apply(variables, images, train=False)
         return jax.lax.stop_gradient(logits)
@@ -42,12 +43,12 @@ def load_teacher(config: ConfigDict, num_classes: int) -> Teacher | None:
     """The teacher of `config.distill`; None for a run without one.
 
     Args:
-      config: Complete.
-      num_classes: Of the student.
+      config: A complete config.
+      num_classes: The number of classes of the student.
 
     Raises:
-      UserError: for a checkpoint that cannot be read, other classes, or images of a size that the
-        teacher does not take.
+      UserError: if no checkpoint is named or it cannot be read, if the teacher has another number
+        of classes, or if the teacher does not take images of the student's size.
     """
     if config.distill.kind == "none":
         return None
@@ -77,7 +78,7 @@ def _require_size(loaded: Any, size: int, path: str) -> None:
     forward: Callable[..., Any] = loaded.model.apply
     try:
         jax.eval_shape(lambda v, x: forward(v, x, train=False), loaded.variables, image)
-    except Exception as error:  # whatever the model, Flax or JAX has to say of shapes
+    except Exception as error:  # The model, Flax and JAX raise different types for bad shapes.
         raise UserError(
             f"the teacher {path} does not take images of {size} pixels, which --config.pp.crop "
             f"gives the student; it was trained on {loaded.weights.model.preprocess.size}. "
@@ -86,7 +87,7 @@ def _require_size(loaded: Any, size: int, path: str) -> None:
 
 
 def _between(student: Preprocess, loaded: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and shift that turn (x - m) / s of the student into that of the teacher."""
+    """The scale and shift that turn the student's (x - mean) / std into the teacher's."""
     teacher = loaded.weights.model.preprocess
     scale = np.divide(student.std, teacher.std)
     shift = np.subtract(student.mean, teacher.mean) / teacher.std
