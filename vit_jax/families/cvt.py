@@ -41,7 +41,13 @@ from vit_jax.families.rules import Table, rule, under
 def _config(
     depths: tuple[int, ...], widths: tuple[int, ...], heads: tuple[int, ...]
 ) -> dict[str, Any]:
-    return {"embed_dims": widths, "depths": depths, "num_heads": heads, "activation": "quick_gelu"}
+    return {
+        "hidden_sizes": widths,
+        "depths": depths,
+        "num_heads": heads,
+        "mlp_ratios": (4, 4, 4),
+        "activation": "quick_gelu",
+    }
 
 
 _SMALL = {"widths": (64, 192, 384), "heads": (1, 3, 6)}
@@ -115,9 +121,9 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     stages = len(config["depths"])
     return {
         "depth": list(config["depths"]),
-        "embed_dim": list(config["embed_dims"]),
+        "embed_dim": list(config["hidden_sizes"]),
         "num_heads": list(config["num_heads"]),
-        "mlp_ratio": [float(config.get("mlp_ratio", 4))] * stages,
+        "mlp_ratio": list(map(float, config["mlp_ratios"])),
         "drop_path_rate": [0.0] * stages,
         "drop_rate": [0.0] * stages,
         "attention_drop_rate": [0.0] * stages,
@@ -126,9 +132,10 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
 
 def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "embed_dims": tuple(fields["embed_dim"]),
+        "hidden_sizes": tuple(fields["embed_dim"]),
         "depths": tuple(fields["depth"]),
         "num_heads": tuple(fields["num_heads"]),
+        "mlp_ratios": tuple(fields["mlp_ratio"]),
         "activation": "quick_gelu",
     }
 
@@ -168,7 +175,7 @@ FAMILIES = {
             ),
             "torch": Layout(torch),
         },
-        small=always({"embed_dims": (16, 32, 64), "depths": (1, 1, 1), "num_heads": (1, 2, 4)}),
+        small=always({"hidden_sizes": (16, 32, 64), "depths": (1, 1, 1), "num_heads": (1, 2, 4)}),
         reference="hf",
     ),
 }

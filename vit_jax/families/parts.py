@@ -123,7 +123,7 @@ def always(small: Mapping[str, Any]) -> Callable[[Config], Mapping[str, Any]]:
 SMALL = {"hidden_size": 32, "transformer": {"num_layers": 2, "num_heads": 2, "mlp_dim": 32}}
 SMALL_STAGES = {
     "depths": (2, 1, 1, 1),
-    "embed_dims": (16, 32, 64, 128),
+    "hidden_sizes": (16, 32, 64, 128),
     "num_heads": (1, 2, 4, 8),
 }
 

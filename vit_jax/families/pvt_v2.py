@@ -38,7 +38,7 @@ def _pvt(
     linear: bool = False,
 ) -> Architecture:
     config = {
-        "embed_dims": widths,
+        "hidden_sizes": widths,
         "depths": depths,
         "num_heads": (1, 2, 5, 8),
         "mlp_ratios": mlp_ratios,
@@ -67,8 +67,9 @@ def _block(*, reduces: bool) -> Table:
 
 
 def timm_args(config: Config) -> dict[str, Any]:
-    sizes = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
-    return {name: tuple(config[name]) for name in sizes} | {"linear": config["linear"]}
+    sizes = ("depths", "num_heads", "mlp_ratios", "sr_ratios")
+    args = {name: tuple(config[name]) for name in sizes}
+    return args | {"embed_dims": tuple(config["hidden_sizes"]), "linear": config["linear"]}
 
 
 FAMILIES = {

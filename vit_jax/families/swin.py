@@ -49,7 +49,7 @@ def _swin(size: str, window: int = 7, **top1: float) -> Architecture:
     """`top1`: by timm's tag of the weights, the first of which is the default."""
     width, depths, heads = _SIZES[size]
     config = {
-        "embed_dim": width,
+        "hidden_size": width,
         "depths": depths,
         "num_heads": heads,
         "window_size": window,
@@ -81,7 +81,7 @@ def swin(config: Config) -> Table:
 def timm_args(config: Config) -> dict[str, Any]:
     return {
         "patch_size": config["patch_size"],
-        "embed_dim": config["embed_dim"],
+        "embed_dim": config["hidden_size"],
         "depths": tuple(config["depths"]),
         "num_heads": tuple(config["num_heads"]),
         "window_size": config["window_size"],
@@ -158,7 +158,7 @@ FAMILIES = {
         },
         small=always(
             {
-                "embed_dim": 16,
+                "hidden_size": 16,
                 "depths": (2, 1, 1, 1),
                 "num_heads": (1, 2, 4, 8),
                 "window_size": 4,
