@@ -22,6 +22,7 @@ from vit_jax.families.parts import (
     architecture,
     encoder_points,
     imagenet,
+    patch_size,
     positions,
     with_weights,
 )
@@ -40,9 +41,11 @@ _SIZES = {
 def _config(size: str, patch: int) -> dict[str, Any]:
     width, depth, heads = _SIZES[size]
     return {
-        "patches": {"size": (patch, patch)},
+        "patch_size": patch,
         "hidden_size": width,
-        "transformer": {"num_layers": depth, "num_heads": heads, "mlp_dim": 4 * width},
+        "num_layers": depth,
+        "num_heads": heads,
+        "mlp_dim": 4 * width,
     }
 
 
@@ -61,12 +64,11 @@ LAYER_SCALE = rule("ls1.gamma", "residual_0/gamma") + rule("ls2.gamma", "residua
 
 
 def _body(config: Config, block: Table) -> Table:
-    transformer = config["transformer"]
     rows = rule("cls_token", "cls") + rule("pos_embed", POSITIONS)
     rows += under("patch_embed.proj", "embedding", CONV)
-    for i in range(transformer["num_layers"]):
+    for i in range(config["num_layers"]):
         ours = f"Transformer/encoderblock_{i}"
-        rows += under(f"blocks.{i}", ours, block, heads=transformer["num_heads"])
+        rows += under(f"blocks.{i}", ours, block, heads=config["num_heads"])
     return rows + under("norm", "Transformer/encoder_norm", NORM) + under("head", "head", DENSE)
 
 
@@ -83,13 +85,13 @@ def deit3(config: Config) -> Table:
 
 
 def timm_args(config: Config) -> dict[str, Any]:
-    width, transformer = config["hidden_size"], config["transformer"]
+    width = config["hidden_size"]
     return {
-        "patch_size": config["patches"]["size"][0],
+        "patch_size": patch_size(config)[0],
         "embed_dim": width,
-        "depth": transformer["num_layers"],
-        "num_heads": transformer["num_heads"],
-        "mlp_ratio": transformer["mlp_dim"] / width,
+        "depth": config["num_layers"],
+        "num_heads": config["num_heads"],
+        "mlp_ratio": config["mlp_dim"] / width,
     }
 
 
