@@ -24,9 +24,10 @@ from vit_jax.parity.traces import trace_ours, trace_torch
 
 TINY = {"hidden_size": 16, "transformer": {"num_layers": 2, "num_heads": 2, "mlp_dim": 24}}
 PYRAMID = {
-    "embed_dims": (8, 16, 24), "depths": (1, 2, 1), "num_heads": (1, 2, 3),
+    "hidden_sizes": (8, 16, 24), "depths": (1, 2, 1), "num_heads": (1, 2, 3),
     "mlp_ratios": (4, 2, 2), "sr_ratios": (4, 2, 1),
 }  # fmt: skip
+FLAT = {"hidden_size": 16, **TINY["transformer"]}
 THEIR_TINY = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
     "layer_norm_eps": 1e-6,
@@ -62,16 +63,16 @@ CASES = {
         THEIR_TINY | {"image_size": [32, 48], "hidden_act": "gelu_pytorch_tanh"},
     ),
     "deit": Tiny(
-        "deit_tiny_patch16_224", TINY, (32, 48), "ViTForImageClassification",
+        "deit_tiny_patch16_224", FLAT, (32, 48), "ViTForImageClassification",
         THEIR_TINY | {"image_size": [32, 48], "hidden_act": "gelu"},
     ),
     "deit_distilled": Tiny(
-        "deit_tiny_distilled_patch16_224", TINY, (32, 48), "DeiTForImageClassificationWithTeacher",
+        "deit_tiny_distilled_patch16_224", FLAT, (32, 48), "DeiTForImageClassificationWithTeacher",
         THEIR_TINY | {"image_size": [32, 48]},
     ),
     "swin": Tiny(
         "swin_tiny_patch4_window7_224",
-        {"embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}, (32, 48),
+        {"hidden_size": 8, "depths": (2, 1), "num_heads": (1, 2), "window_size": 4}, (32, 48),
         "SwinForImageClassification",
         {"embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2], "window_size": 4,
          "image_size": [32, 48]},
@@ -98,7 +99,7 @@ CASES = {
         THEIR_PYRAMID | REDUCING | {"image_size": [32, 64], "linear_attention": True}, exact=False,
     ),
     "cvt": Tiny(
-        "cvt_13", {"embed_dims": (8, 16, 24), "num_heads": (1, 2, 3), "depths": (1, 2, 3)},
+        "cvt_13", {"hidden_sizes": (8, 16, 24), "num_heads": (1, 2, 3), "depths": (1, 2, 3)},
         (28, 36), "CvtForImageClassification",
         {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}, exact=False,
     ),

@@ -11,6 +11,7 @@ import torch
 from vit_jax.checkpoint import edits, from_torch, names, to_torch
 from vit_jax.families.registry import families, resolve
 from vit_jax.families.rules import Imported
+from vit_jax.layers.encoder import encoder_of
 from vit_jax.models import from_config
 from vit_jax.parity import references, subject
 from vit_jax.parity.figures import relative_error
@@ -28,6 +29,15 @@ def config_of(name: str, **overrides: Any) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(config.get(field), dict)
         config[field] = config[field] | dict(value) if both else value
     return config
+
+
+def change_encoder(monkeypatch: Any, module: Any, **factories: Any) -> None:
+    """Gives the encoder that a models module builds other factories, for negative controls."""
+
+    def changed(model: Any, *cls: type, **own: Any) -> Any:
+        return encoder_of(model, *cls, **{**own, **factories})
+
+    monkeypatch.setattr(module, "encoder_of", changed)
 
 
 def resizing(config, shapes, old, new, method) -> dict[str, Any]:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from zoo_cases import Case
+from zoo_cases import Case, change_encoder
 
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.talking_heads import TalkingHeadsAttention
-from vit_jax.models import cait, from_config
+from vit_jax.models import cait
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 
 SMALL, LATE = "cait_xxs24_224", "cait_s36_384"
@@ -19,7 +19,7 @@ SMALL, LATE = "cait_xxs24_224", "cait_s36_384"
 
 @functools.cache
 def case(name: str, size: tuple[int, int] = (48, 80), num_classes: int = 7) -> Case:
-    return Case(name, size, num_classes=num_classes, transformer={"num_layers": 2})
+    return Case(name, size, num_classes=num_classes, num_layers=2)
 
 
 @pytest.mark.parametrize(("name", "size"), [(SMALL, (48, 80)), (SMALL, (64, 64)), (LATE, (48, 80))])
@@ -52,17 +52,16 @@ def test_weights_that_the_formula_needs_are_seen():
 def test_another_formula_is_seen(wrong, monkeypatch):
     """The class token's part has no fields to change: its functions are."""
     this = case(SMALL)
-    config = this.config
     if wrong == "gelu":
         plain = functools.partial(cait.torch_mlp, activation=nn.gelu)
         monkeypatch.setattr(cait, "torch_mlp", plain)
     elif wrong == "eps":
-        config = {**config, "transformer": {**config["transformer"], "norm": LayerNorm5}}
+        change_encoder(monkeypatch, cait, norm=LayerNorm5)
     elif wrong == "query":
         monkeypatch.setattr(cait, "ClassAttentionBlock", NormedTwice)
     else:
         monkeypatch.setattr(cait, "ClassAttentionBlock", PatchesOnly)
-    ours = this.ours(from_config(config, num_classes=this.num_classes))
+    ours = this.ours(this.model.clone())
     assert relative_error(ours, this.theirs()) > FLOAT64_BAR
 
 
@@ -107,7 +106,7 @@ def test_heads_talk_where_weights_are_looked_at():
 
 def test_stochastic_depth_is_the_same_in_every_block_of_patches():
     """A rate of almost 1 leaves nothing of the first block either, and all of the class token's."""
-    this = Case(SMALL, (32, 32), transformer={"num_layers": 2, "drop_path_rate": 1 - 1e-7})
+    this = Case(SMALL, (32, 32), num_layers=2, drop_path_rate=1 - 1e-7)
     rngs = {"dropout": jax.random.key(0)}
     apply = jax.jit(functools.partial(this.model.apply, train=True))
     dropped = apply(this.variables, this.images.astype(np.float32), rngs=rngs)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from zoo_cases import Case, config_of, resizing
+from zoo_cases import Case, change_encoder, config_of, resizing
 from zoo_golden import Golden
 
 from vit_jax.checkpoint import from_torch
@@ -26,7 +26,7 @@ POSITIONS = "posembed_input/pos_embedding"
 
 @functools.cache
 def case(name: str, size: tuple[int, int], num_classes: int = 7) -> Case:
-    return Case(name, size, num_classes=num_classes, transformer={"num_layers": 2})
+    return Case(name, size, num_classes=num_classes, num_layers=2)
 
 
 @pytest.mark.parametrize(
@@ -49,19 +49,15 @@ def test_gradients_are_vit_pytorchs():
 @pytest.mark.parametrize(
     ("name", "size", "fields"),
     [
-        ("cct_tiny", 40, {"num_layers": 2, "kernel": 7, "stride": 2}),
+        ("cct_tiny", 40, {"num_convolutions": 2, "kernel_size": 7, "stride": 2}),
         # Its sines are stored with the weights, and are read like learned positions.
-        ("cct_tiny_sine", 24, {"num_layers": 1, "kernel": 3, "stride": 1}),
+        ("cct_tiny_sine", 24, {"num_convolutions": 1, "kernel_size": 3, "stride": 1}),
     ],
 )
 def test_logits_are_the_official_codes(name, size, fields):
     golden = Golden(name)
-    config = config_of(
-        SMALL,
-        tokenizer=fields,
-        hidden_size=24,
-        transformer={"num_layers": 3, "num_heads": 3, "mlp_dim": 48},
-    )
+    sizes = {"hidden_size": 24, "num_layers": 3, "num_heads": 3, "mlp_dim": 48}
+    config = config_of(SMALL, **fields, **sizes)
     assert golden.images.shape[1:3] == (size, size)
     variables = from_torch(golden.weights, config, "vit_pytorch")
     model = from_config(config, num_classes=7)
@@ -72,17 +68,18 @@ def test_logits_are_the_official_codes(name, size, fields):
         assert relative_error(ours, theirs) <= FLOAT64_BAR
 
 
-def altered(this: Case, **fields) -> float:
-    ours = this.ours_with(transformer={**this.config["transformer"], **fields})
-    return relative_error(ours, this.theirs())
-
-
 def test_another_formula_is_seen(monkeypatch):
     this = case(SMALL, (32, 32))
-    assert altered(this, norm=LayerNorm5) <= FLOAT64_BAR
-    assert altered(this, norm=LayerNorm) > FLOAT64_BAR
+
+    def altered(**factories) -> float:
+        with monkeypatch.context() as patch:
+            change_encoder(patch, cct, **factories)
+            return relative_error(this.ours(this.model.clone()), this.theirs())
+
+    assert altered(norm=LayerNorm5) <= FLOAT64_BAR
+    assert altered(norm=LayerNorm) > FLOAT64_BAR
     usual = functools.partial(vit_block, norm=LayerNorm5, qkv_bias=False)
-    assert altered(this, block=usual) > FLOAT64_BAR  # its second norm is not in the stream
+    assert altered(block=usual) > FLOAT64_BAR  # its second norm is not in the stream
     tanh = functools.partial(cct.torch_mlp, activation=nn.gelu)
     monkeypatch.setattr(cct, "torch_mlp", tanh)
     assert relative_error(this.ours(this.model.clone()), this.theirs()) > FLOAT64_BAR

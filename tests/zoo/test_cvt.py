@@ -18,7 +18,7 @@ from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 from vit_jax.parity.traces import trace_ours
 from vit_jax.tree import arrays
 
-SIZES = {"embed_dims": (8, 16, 24), "num_heads": (1, 2, 3)}
+SIZES = {"hidden_sizes": (8, 16, 24), "num_heads": (1, 2, 3)}
 MODULES = {
     "stage_0/embedding": "mid_embed0",
     "stage_0/encoderblock_0": "mid_stage0",

@@ -14,7 +14,7 @@ from vit_jax.parity.traces import trace_ours
 from vit_jax.tree import arrays, unflatten
 from vit_jax.variables import collections, named
 
-SIZES = {"embed_dims": (8, 16, 24, 32), "depths": (1, 2, 1, 2), "num_heads": (1, 2, 3, 4)}
+SIZES = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 2, 1, 2), "num_heads": (1, 2, 3, 4)}
 BLOCKS = {
     "stage_0/encoderblock_0": "mid_block1_last",
     "stage_1/encoderblock_1": "mid_block2_last",
@@ -35,7 +35,7 @@ def test_logits_are_the_official_codes(name, size):
     for key, edit in resizing(config, shapes_of(flat), old, size, "official").items():
         flat[key] = edit(flat[key])
     model = from_config(config, num_classes=7)
-    variables = collections(unflatten(flat))
+    variables = collections(unflatten(flat), names.statistics(config))
     trace = trace_ours(model, variables, golden.images, list(BLOCKS), np.float64)
     assert relative_error(trace.logits, golden.figures["logits_f64"]) <= FLOAT64_BAR
     for ours, theirs in zip(trace.blocks, BLOCKS.values(), strict=True):

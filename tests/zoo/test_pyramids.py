@@ -17,9 +17,9 @@ from vit_jax.layers.drop import DropPath
 from vit_jax.models import feature_maps, from_config
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 
-_SWIN = {"embed_dim": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4)}
-_FOUR = {"embed_dims": (8, 16, 20, 32), "depths": (1, 2, 1, 1), "num_heads": (1, 2, 5, 4)}
-_THREE = {"embed_dims": (8, 16, 24), "depths": (1, 2, 3), "num_heads": (1, 2, 3)}
+_SWIN = {"hidden_size": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4)}
+_FOUR = {"hidden_sizes": (8, 16, 20, 32), "depths": (1, 2, 1, 1), "num_heads": (1, 2, 5, 4)}
+_THREE = {"hidden_sizes": (8, 16, 24), "depths": (1, 2, 3), "num_heads": (1, 2, 3)}
 
 # One of each kind of block; image sizes that are square, not square, and no whole patches.
 CASES = {
@@ -180,7 +180,7 @@ def test_feature_map_shapes(key, strides):
     maps = jax.eval_shape(functools.partial(feature_maps, this.model), this.variables, this.images)
     wanted = [
         (2, -(-this.size[0] // s), -(-this.size[1] // s), width)
-        for s, width in zip(strides, this.config["embed_dims"], strict=True)
+        for s, width in zip(strides, this.config["hidden_sizes"], strict=True)
     ]
     assert [x.shape for x in maps] == wanted
 

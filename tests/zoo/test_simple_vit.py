@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from zoo_cases import Case, config_of
+from zoo_cases import Case, change_encoder, config_of
 from zoo_golden import Golden
 
 from vit_jax.layers.block import google_block, vit_block
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.sincos import sincos2d
-from vit_jax.models import from_config, get_model
+from vit_jax.models import from_config, get_model, simple_vit
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 from vit_jax.parity.traces import trace_ours
 from vit_jax.tree import arrays, unflatten
@@ -27,9 +27,11 @@ def tiny(golden: str):
     figures = Golden(golden)
     config = config_of(
         NAME,
-        patches={"size": (8, 8)},
+        patch_size=(8, 8),
         hidden_size=24,
-        transformer={"num_layers": 2, "num_heads": 3, "mlp_dim": 40},
+        num_layers=2,
+        num_heads=3,
+        mlp_dim=40,
         representation_size=24 if golden.endswith("_rep") else None,
     )
     variables = {"params": unflatten(figures.weights)}
@@ -71,12 +73,12 @@ def wide_block(num_heads: int, mlp_dim: int, **fields):
     return vit_block(num_heads, mlp_dim, activation=nn.gelu, norm=LayerNorm5, **fields)
 
 
-def test_another_formula_is_seen():
+def test_another_formula_is_seen(monkeypatch):
     model, variables, golden = tiny("bv_simplevit_tiny")
 
-    def error(**fields) -> float:
-        other = model.clone(transformer={**model.transformer, **fields})
-        ours = trace_ours(other, variables, golden.images, [], np.float64).logits
+    def error(**factories) -> float:
+        change_encoder(monkeypatch, simple_vit, **factories)
+        ours = trace_ours(model.clone(), variables, golden.images, [], np.float64).logits
         return relative_error(ours, golden.figures["logits_f64"])
 
     assert error(block=google_block) <= FLOAT64_BAR
@@ -100,7 +102,7 @@ def test_rows_and_columns_are_not_exchanged():
 @pytest.fixture(scope="module")
 def twin():
     """A Vision Transformer with mean pooling whose learned positions are these sines."""
-    this = Case(NAME, (48, 80), layout="big_vision", transformer={"num_layers": 2})
+    this = Case(NAME, (48, 80), layout="big_vision", num_layers=2)
     vit = get_model("ViT-S_16-gap-norep", num_classes=7, transformer={"num_layers": 2})
     table = {"Transformer/posembed_input/pos_embedding": sincos2d((3, 5), 384, dtype=np.float64)}
     return this, vit, unflatten({**this.flat, **table})
@@ -133,7 +135,7 @@ def test_round_trip(twin):
 
 
 def test_any_image_size_takes_the_same_parameters():
-    model = get_model(NAME, num_classes=7, transformer={"num_layers": 1})
+    model = get_model(NAME, num_classes=7, num_layers=1)
     shapes = [
         jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), np.ones((1, *s, 3)))
         for s in ((32, 32), (48, 80))
@@ -142,7 +144,7 @@ def test_any_image_size_takes_the_same_parameters():
 
 
 def test_initial_values_are_big_visions():
-    model = get_model(NAME, num_classes=7, transformer={"num_layers": 1})
+    model = get_model(NAME, num_classes=7, num_layers=1)
     images = np.ones((1, 32, 32, 3), np.float32)
     params = arrays(jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images))
     params = {name.removeprefix("params/"): np.asarray(x) for name, x in params.items()}

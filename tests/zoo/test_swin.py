@@ -13,7 +13,7 @@ from vit_jax.models.swin import relative_position_index, shifted_regions, window
 
 NAME = "swin_tiny_patch4_window7_224"
 TABLE = "stage_{}/encoderblock_0/MultiHeadDotProductAttention_0/relative_position_bias"
-SIZES = {"embed_dim": 16, "depths": (1, 2, 2, 1), "num_heads": (1, 2, 4, 4)}
+SIZES = {"hidden_size": 16, "depths": (1, 2, 2, 1), "num_heads": (1, 2, 4, 4)}
 
 
 def tables(image_size: tuple[int, int]) -> Case:

@@ -23,6 +23,7 @@ from vit_jax.families.parts import (
     encoder_block,
     encoder_points,
     imagenet,
+    patch_size,
     positions,
 )
 from vit_jax.families.rules import Table, rule, under
@@ -34,14 +35,12 @@ _WIDTHS = {"xxs": (192, 4), "xs": (288, 6), "s": (384, 8), "m": (768, 16)}
 def _cait(size: str, depth: int, image_size: int, top1: float, scale: float = 1e-5) -> Architecture:
     width, heads = _WIDTHS[size]
     config = {
-        "patches": {"size": (16, 16)},
+        "patch_size": 16,
         "hidden_size": width,
-        "transformer": {
-            "num_layers": depth,
-            "num_heads": heads,
-            "mlp_dim": 4 * width,
-            "layer_scale_init": scale,
-        },
+        "num_layers": depth,
+        "num_heads": heads,
+        "mlp_dim": 4 * width,
+        "layer_scale_init": scale,
     }
     return architecture(config, imagenet(image_size, 1.0), top1, tag="fb_dist_in1k")
 
@@ -59,29 +58,28 @@ _LAYER_SCALE = rule("gamma_1", "residual_0/gamma") + rule("gamma_2", "residual_1
 
 
 def _table(config: Config) -> Table:
-    transformer = config["transformer"]
-    heads = transformer["num_heads"]
+    heads = config["num_heads"]
     rows = rule("cls_token", "cls") + rule("pos_embed", POSITIONS)
     rows += under("patch_embed.proj", "embedding", CONV)
-    for i in range(transformer["num_layers"]):
+    for i in range(config["num_layers"]):
         block = encoder_block(ATTENTION + _TALK) + _LAYER_SCALE
         rows += under(f"blocks.{i}", f"Transformer/encoderblock_{i}", block, heads=heads)
-    for i in range(transformer.get("num_class_layers", 2)):
+    for i in range(config.get("num_class_layers", 2)):
         block = encoder_block(_CLASS_ATTENTION) + _LAYER_SCALE
         rows += under(f"blocks_token_only.{i}", f"Transformer/classblock_{i}", block, heads=heads)
     return rows + under("norm", "Transformer/encoder_norm", NORM) + under("head", "head", DENSE)
 
 
 def _timm_args(config: Config) -> dict[str, Any]:
-    width, transformer = config["hidden_size"], config["transformer"]
+    width = config["hidden_size"]
     return {
-        "patch_size": config["patches"]["size"][0],
+        "patch_size": patch_size(config)[0],
         "embed_dim": width,
-        "depth": transformer["num_layers"],
-        "depth_token_only": transformer.get("num_class_layers", 2),
-        "num_heads": transformer["num_heads"],
-        "mlp_ratio": transformer["mlp_dim"] / width,
-        "mlp_ratio_token_only": transformer["mlp_dim"] / width,
+        "depth": config["num_layers"],
+        "depth_token_only": config.get("num_class_layers", 2),
+        "num_heads": config["num_heads"],
+        "mlp_ratio": config["mlp_dim"] / width,
+        "mlp_ratio_token_only": config["mlp_dim"] / width,
     }
 
 

@@ -43,15 +43,15 @@ def _config(size: int, kernel: int, convolutions: int) -> dict[str, Any]:
     depth, heads, width, mlp_dim = _SIZES[size]
     stride = {3: 1, 7: 2}[kernel]
     return {
-        "tokenizer": {"num_layers": convolutions, "kernel": kernel, "stride": stride},
+        "num_convolutions": convolutions,
+        "kernel_size": kernel,
+        "stride": stride,
         "hidden_size": width,
-        "transformer": {
-            "num_layers": depth,
-            "num_heads": heads,
-            "mlp_dim": mlp_dim,
-            "attention_dropout_rate": 0.1,
-            "drop_path_rate": 0.1,
-        },
+        "num_layers": depth,
+        "num_heads": heads,
+        "mlp_dim": mlp_dim,
+        "attention_dropout_rate": 0.1,
+        "drop_path_rate": 0.1,
     }
 
 
@@ -72,13 +72,12 @@ _BLOCK = (
 
 
 def _cct(config: Config) -> Table:
-    transformer = config["transformer"]
     rows = rule("classifier.positional_emb", POSITIONS)
-    for i in range(config["tokenizer"]["num_layers"]):
+    for i in range(config["num_convolutions"]):
         rows += under(f"tokenizer.conv_layers.{i}.0", f"tokenizer/conv_{i}", KERNEL)
-    for i in range(transformer["num_layers"]):
+    for i in range(config["num_layers"]):
         block = f"Transformer/encoderblock_{i}"
-        rows += under(f"classifier.blocks.{i}", block, _BLOCK, heads=transformer["num_heads"])
+        rows += under(f"classifier.blocks.{i}", block, _BLOCK, heads=config["num_heads"])
     return (
         rows
         + under("classifier.norm", "Transformer/encoder_norm", NORM)
@@ -88,23 +87,22 @@ def _cct(config: Config) -> Table:
 
 
 def _stride(config: Config) -> Size:
-    tokenizer = config["tokenizer"]
-    stride = (2 * tokenizer["stride"]) ** tokenizer["num_layers"]
+    stride = (2 * config["stride"]) ** config["num_convolutions"]
     return stride, stride
 
 
 def _vit_pytorch_args(config: Config, num_classes: int, image_size: Size) -> dict[str, Any]:
-    width, tokenizer, transformer = (config[k] for k in ("hidden_size", "tokenizer", "transformer"))
+    width = config["hidden_size"]
     return {
         "img_size": image_size,
         "embedding_dim": width,
-        "n_conv_layers": tokenizer["num_layers"],
-        "kernel_size": tokenizer["kernel"],
-        "stride": tokenizer["stride"],
-        "padding": tokenizer["kernel"] // 2,
-        "num_layers": transformer["num_layers"],
-        "num_heads": transformer["num_heads"],
-        "mlp_ratio": transformer["mlp_dim"] / width,
+        "n_conv_layers": config["num_convolutions"],
+        "kernel_size": config["kernel_size"],
+        "stride": config["stride"],
+        "padding": config["kernel_size"] // 2,
+        "num_layers": config["num_layers"],
+        "num_heads": config["num_heads"],
+        "mlp_ratio": config["mlp_dim"] / width,
         "num_classes": num_classes or 1,
         "positional_embedding": "learnable",
     }

@@ -41,7 +41,13 @@ from vit_jax.families.rules import Table, rule, under
 def _config(
     depths: tuple[int, ...], widths: tuple[int, ...], heads: tuple[int, ...]
 ) -> dict[str, Any]:
-    return {"embed_dims": widths, "depths": depths, "num_heads": heads, "activation": "quick_gelu"}
+    return {
+        "hidden_sizes": widths,
+        "depths": depths,
+        "num_heads": heads,
+        "mlp_ratios": (4, 4, 4),
+        "activation": "quick_gelu",
+    }
 
 
 _SMALL = {"widths": (64, 192, 384), "heads": (1, 3, 6)}
@@ -115,10 +121,10 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     stages = len(config["depths"])
     return {
         "depth": list(config["depths"]),
-        "embed_dim": list(config["embed_dims"]),
+        "embed_dim": list(config["hidden_sizes"]),
         "num_heads": list(config["num_heads"]),
         "num_channels": 3,
-        "mlp_ratio": [float(config.get("mlp_ratio", 4))] * stages,
+        "mlp_ratio": [float(ratio) for ratio in config["mlp_ratios"]],
         "patch_sizes": [7, *[3] * (stages - 1)],
         "patch_stride": [4, *[2] * (stages - 1)],
         "patch_padding": [2, *[1] * (stages - 1)],
@@ -138,16 +144,15 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
 
 def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
     config = {
-        "embed_dims": tuple(fields["embed_dim"]),
+        "hidden_sizes": tuple(fields["embed_dim"]),
         "depths": tuple(fields["depth"]),
         "num_heads": tuple(fields["num_heads"]),
         "activation": "gelu",
     }
-    ratios = set(fields.get("mlp_ratio", [4]))
-    if len(ratios) != 1 or any(ratio != int(ratio) for ratio in ratios):
-        raise ValueError(f"whole mlp_ratio for all stages, but {sorted(ratios)}")
-    ratio = int(ratios.pop())
-    return config if ratio == 4 else config | {"mlp_ratio": ratio}
+    ratios = fields.get("mlp_ratio", [4] * len(fields["depth"]))
+    if any(ratio != int(ratio) for ratio in ratios):
+        raise ValueError(f"whole mlp_ratio, but {ratios}")
+    return config | {"mlp_ratios": tuple(map(int, ratios))}
 
 
 def _quick_gelu(config: Config) -> bool:
@@ -186,7 +191,7 @@ FAMILIES = {
             ),
             "torch": Layout(torch),
         },
-        small=always({"embed_dims": (16, 32, 64), "depths": (1, 1, 1), "num_heads": (1, 2, 4)}),
+        small=always({"hidden_sizes": (16, 32, 64), "depths": (1, 1, 1), "num_heads": (1, 2, 4)}),
         reference="hf",
     ),
 }

@@ -34,6 +34,7 @@ from vit_jax.families.parts import (
     architecture,
     encoder_points,
     imagenet,
+    patch_size,
     positions,
     with_weights,
 )
@@ -52,9 +53,11 @@ _SIZES = {
 def _config(size: str, patch: int) -> dict[str, Any]:
     width, depth, heads = _SIZES[size]
     return {
-        "patches": {"size": (patch, patch)},
+        "patch_size": patch,
         "hidden_size": width,
-        "transformer": {"num_layers": depth, "num_heads": heads, "mlp_dim": 4 * width},
+        "num_layers": depth,
+        "num_heads": heads,
+        "mlp_dim": 4 * width,
     }
 
 
@@ -73,12 +76,11 @@ LAYER_SCALE = rule("ls1.gamma", "residual_0/gamma") + rule("ls2.gamma", "residua
 
 
 def _body(config: Config, block: Table) -> Table:
-    transformer = config["transformer"]
     rows = rule("cls_token", "cls") + rule("pos_embed", POSITIONS)
     rows += under("patch_embed.proj", "embedding", CONV)
-    for i in range(transformer["num_layers"]):
+    for i in range(config["num_layers"]):
         ours = f"Transformer/encoderblock_{i}"
-        rows += under(f"blocks.{i}", ours, block, heads=transformer["num_heads"])
+        rows += under(f"blocks.{i}", ours, block, heads=config["num_heads"])
     return rows + under("norm", "Transformer/encoder_norm", NORM) + under("head", "head", DENSE)
 
 
@@ -95,13 +97,13 @@ def deit3(config: Config) -> Table:
 
 
 def timm_args(config: Config) -> dict[str, Any]:
-    width, transformer = config["hidden_size"], config["transformer"]
+    width = config["hidden_size"]
     return {
-        "patch_size": config["patches"]["size"][0],
+        "patch_size": patch_size(config)[0],
         "embed_dim": width,
-        "depth": transformer["num_layers"],
-        "num_heads": transformer["num_heads"],
-        "mlp_ratio": transformer["mlp_dim"] / width,
+        "depth": config["num_layers"],
+        "num_heads": config["num_heads"],
+        "mlp_ratio": config["mlp_dim"] / width,
     }
 
 
@@ -119,8 +121,7 @@ _TEACHER_HEADS = ("cls_classifier.", "distillation_classifier.")
 
 
 def _hf_body(config: Config) -> Table:
-    transformer = config["transformer"]
-    return hf.encoder(transformer["num_layers"], transformer["num_heads"], POSITIONS)
+    return hf.encoder(config["num_layers"], config["num_heads"], POSITIONS)
 
 
 def hf_vit(config: Config) -> Table:
@@ -139,13 +140,12 @@ def hf_distilled(config: Config) -> Table:
 
 
 def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
-    transformer = config["transformer"]
     return hf.write_encoder(
         hidden_size=config["hidden_size"],
-        num_layers=transformer["num_layers"],
-        num_heads=transformer["num_heads"],
-        mlp_dim=transformer["mlp_dim"],
-        patch=tuple(config["patches"]["size"]),
+        num_layers=config["num_layers"],
+        num_heads=config["num_heads"],
+        mlp_dim=config["mlp_dim"],
+        patch=patch_size(config),
         image_size=image_size,
         hidden_act=_OURS["hidden_act"],
         layer_norm_eps=_OURS["layer_norm_eps"],
@@ -153,7 +153,7 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
 
 
 def _points(prefix: str) -> Callable[[Config], Pairs]:
-    return lambda config: hf.encoder_points(prefix, config["transformer"]["num_layers"])
+    return lambda config: hf.encoder_points(prefix, config["num_layers"])
 
 
 _HF_VIT = Layout(

@@ -125,13 +125,11 @@ def write_encoder(
 def read_encoder(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The reverse: our fields of ViT and DeiT."""
     return {
-        "patches": {"size": pair(fields.get("patch_size", 16))},
+        "patch_size": fields.get("patch_size", 16),
         "hidden_size": fields.get("hidden_size", 768),
-        "transformer": {
-            "num_layers": fields.get("num_hidden_layers", 12),
-            "num_heads": fields["num_attention_heads"],
-            "mlp_dim": fields.get("intermediate_size", 3072),
-        },
+        "num_layers": fields.get("num_hidden_layers", 12),
+        "num_heads": fields["num_attention_heads"],
+        "mlp_dim": fields.get("intermediate_size", 3072),
     }
 
 

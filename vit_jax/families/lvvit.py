@@ -25,6 +25,7 @@ from vit_jax.families.parts import (
     encoder_points,
     imagenet,
     merged,
+    patch_size,
     positions,
 )
 from vit_jax.families.preprocess import Preprocess
@@ -43,16 +44,14 @@ def _lvvit(
     drop_path_rate: float = 0.1,
 ) -> Architecture:
     config = {
-        "patches": {"size": (16, 16)},
+        "patch_size": 16,
         "hidden_size": width,
+        "num_layers": depth,
+        "num_heads": heads,
+        "mlp_dim": 3 * width,
         "residual_divisor": divisor,
         "stem_features": stem,
-        "transformer": {
-            "num_layers": depth,
-            "num_heads": heads,
-            "mlp_dim": 3 * width,
-            "drop_path_rate": drop_path_rate,
-        },
+        "drop_path_rate": drop_path_rate,
     }
     return architecture(config, preprocess, top1, layout="tlt")
 
@@ -65,15 +64,14 @@ _BLOCK = encoder_block(under("qkv", "", merged(QKV, bias=False)) + under("proj",
 
 
 def _table(config: Config) -> Table:
-    transformer = config["transformer"]
     rows = rule("cls_token", "cls") + rule("pos_embed", POSITIONS)
     for i in range(3):
         rows += under(f"patch_embed.conv{i + 1}", f"stem/conv_{i}/conv", KERNEL)
         rows += under(f"patch_embed.bn{i + 1}", f"stem/conv_{i}/norm", BATCH_NORM)
     rows += under("patch_embed.proj", "embedding", CONV)
-    for i in range(transformer["num_layers"]):
+    for i in range(config["num_layers"]):
         block = f"Transformer/encoderblock_{i}"
-        rows += under(f"blocks.{i}", block, _BLOCK, heads=transformer["num_heads"])
+        rows += under(f"blocks.{i}", block, _BLOCK, heads=config["num_heads"])
     return (
         rows
         + under("norm", "Transformer/encoder_norm", NORM)
@@ -86,15 +84,15 @@ _STEMS = {64: "4_2", 128: "4_2_128"}  # stem_features -> what the official code 
 
 
 def _tlt_args(config: Config, num_classes: int, image_size: Size) -> dict[str, Any]:
-    width, transformer = config["hidden_size"], config["transformer"]
+    width = config["hidden_size"]
     return {
         "img_size": image_size,
-        "patch_size": config["patches"]["size"][0],
+        "patch_size": patch_size(config)[0],
         "num_classes": num_classes,
         "embed_dim": width,
-        "depth": transformer["num_layers"],
-        "num_heads": transformer["num_heads"],
-        "mlp_ratio": transformer["mlp_dim"] / width,
+        "depth": config["num_layers"],
+        "num_heads": config["num_heads"],
+        "mlp_ratio": config["mlp_dim"] / width,
         "skip_lam": config["residual_divisor"],
         "p_emb": _STEMS[config["stem_features"]],
         "return_dense": True,

@@ -17,7 +17,7 @@ from vit_jax.families.family import (
     Timm,
     Weights,
 )
-from vit_jax.families.parts import CONV, DENSE, MLP, NORM, always, mlp_ratio, patch_size
+from vit_jax.families.parts import CONV, DENSE, MLP, NORM, always, mlp_ratio
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.published import published_of
 from vit_jax.families.resize import square
@@ -88,6 +88,12 @@ def _big_vision(config: Config) -> Table:
     return [row for name in _names(config) for row in rule(f"params/{name}", name)]
 
 
+def _patch_size(config: Config) -> Size:
+    """(height, width) in pixels."""
+    height, width = config["patches"]["size"]
+    return height, width
+
+
 def _num_patches(config: Config, shapes: Shapes) -> int:
     del config
     return shapes["MixerBlock_0/token_mixing/Dense_0/kernel"][0]
@@ -95,12 +101,12 @@ def _num_patches(config: Config, shapes: Shapes) -> int:
 
 def _image_size(config: Config, shapes: Shapes) -> Size:
     rows, columns = square(_num_patches(config, shapes), "the weights'")
-    height, width = patch_size(config)
+    height, width = _patch_size(config)
     return rows * height, columns * width
 
 
 def _shapes(config: Config, num_classes: int, image_size: Size) -> dict[str, Shape]:
-    height, width = patch_size(config)
+    height, width = _patch_size(config)
     patches = (image_size[0] // height) * (image_size[1] // width)
     return dict(mixer_shapes(config, num_classes, patches))
 
@@ -119,7 +125,7 @@ def _infer(shapes: Shapes) -> dict[str, Any]:
 
 def _fit(wanted: Config, found: Config) -> dict[str, Any] | None:
     same = all(wanted[field] == found[field] for field in _SIZES)
-    return dict(wanted) if same and patch_size(wanted) == patch_size(found) else None
+    return dict(wanted) if same and _patch_size(wanted) == _patch_size(found) else None
 
 
 FAMILIES = {
@@ -145,7 +151,7 @@ FAMILIES = {
         ),
         image_size=_image_size,
         num_patches=_num_patches,
-        stride=patch_size,
+        stride=_patch_size,
         resize_method="official",
         shapes=_shapes,
         infer=_infer,

@@ -120,17 +120,18 @@ def always(small: Mapping[str, Any]) -> Callable[[Config], Mapping[str, Any]]:
 
 
 # `Family.small` of models whose tokens keep one resolution, and of pyramids.
-SMALL = {"hidden_size": 32, "transformer": {"num_layers": 2, "num_heads": 2, "mlp_dim": 32}}
+SMALL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "mlp_dim": 32}
 SMALL_STAGES = {
     "depths": (2, 1, 1, 1),
-    "embed_dims": (16, 32, 64, 128),
+    "hidden_sizes": (16, 32, 64, 128),
     "num_heads": (1, 2, 4, 8),
 }
 
 
 def patch_size(config: Config) -> Size:
-    """(height, width) of a patch in pixels."""
-    height, width = config["patches"]["size"]
+    """(height, width) of a patch in pixels: `patch_size` is a side, or both."""
+    size = config["patch_size"]
+    height, width = (size, size) if isinstance(size, int) else size
     return height, width
 
 
@@ -186,7 +187,7 @@ def encoder_points(
     """The field `points` of a `Layout` for our encoder; arguments are the reference's names."""
 
     def points(config: Config) -> Pairs:
-        depth = config["transformer"]["num_layers"]
+        depth = config["num_layers"]
         found = [(f"Transformer/encoderblock_{i}", f"{blocks}.{i}") for i in range(depth)]
         end = [] if norm is None else [("Transformer/encoder_norm", norm)]
         return [embedding, *found, *end]

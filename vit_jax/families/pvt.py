@@ -44,7 +44,7 @@ from vit_jax.families.rules import Table, rule, under
 
 def _pvt(size: str, depths: tuple[int, ...], top1: float) -> Architecture:
     config = {
-        "embed_dims": (64, 128, 320, 512),
+        "hidden_sizes": (64, 128, 320, 512),
         "depths": depths,
         "num_heads": (1, 2, 5, 8),
         "mlp_ratios": (8, 8, 4, 4),
@@ -141,7 +141,7 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "image_size": side,
         "depths": list(config["depths"]),
         "num_encoder_blocks": len(config["depths"]),
-        "hidden_sizes": list(config["embed_dims"]),
+        "hidden_sizes": list(config["hidden_sizes"]),
         "num_attention_heads": list(config["num_heads"]),
         "mlp_ratios": list(config["mlp_ratios"]),
         "sequence_reduction_ratios": list(config["sr_ratios"]),
@@ -155,7 +155,7 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
 
 def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "embed_dims": tuple(fields["hidden_sizes"]),
+        "hidden_sizes": tuple(fields["hidden_sizes"]),
         "depths": tuple(fields["depths"]),
         "num_heads": tuple(fields["num_attention_heads"]),
         "mlp_ratios": tuple(fields["mlp_ratios"]),

@@ -52,7 +52,7 @@ def _pvt(
     linear: bool = False,
 ) -> Architecture:
     config = {
-        "embed_dims": widths,
+        "hidden_sizes": widths,
         "depths": depths,
         "num_heads": (1, 2, 5, 8),
         "mlp_ratios": mlp_ratios,
@@ -81,8 +81,9 @@ def _block(*, reduces: bool) -> Table:
 
 
 def timm_args(config: Config) -> dict[str, Any]:
-    sizes = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
-    return {name: tuple(config[name]) for name in sizes} | {"linear": config["linear"]}
+    sizes = ("depths", "num_heads", "mlp_ratios", "sr_ratios")
+    args = {name: tuple(config[name]) for name in sizes}
+    return args | {"embed_dims": tuple(config["hidden_sizes"]), "linear": config["linear"]}
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "num_channels": 3,
         "num_encoder_blocks": stages,
         "depths": list(config["depths"]),
-        "hidden_sizes": list(config["embed_dims"]),
+        "hidden_sizes": list(config["hidden_sizes"]),
         "num_attention_heads": list(config["num_heads"]),
         "mlp_ratios": list(config["mlp_ratios"]),
         "sr_ratios": list(config["sr_ratios"]),
@@ -145,7 +146,7 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
 
 def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "embed_dims": tuple(fields["hidden_sizes"]),
+        "hidden_sizes": tuple(fields["hidden_sizes"]),
         "depths": tuple(fields["depths"]),
         "num_heads": tuple(fields["num_attention_heads"]),
         "mlp_ratios": tuple(fields["mlp_ratios"]),

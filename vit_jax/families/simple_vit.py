@@ -16,9 +16,11 @@ _IMAGES = Preprocess(224, 0.875, resize="shortest", method="bilinear", antialias
 
 def _simple_vit(width: int, depth: int, heads: int, top1: float | None = None) -> Architecture:
     config = {
-        "patches": {"size": (16, 16)},
+        "patch_size": 16,
         "hidden_size": width,
-        "transformer": {"num_layers": depth, "num_heads": heads, "mlp_dim": 4 * width},
+        "num_layers": depth,
+        "num_heads": heads,
+        "mlp_dim": 4 * width,
     }
     return architecture(config, _IMAGES, top1, layout="big_vision")
 
@@ -44,7 +46,7 @@ _BLOCK = (
 
 def _table(config: Config) -> Table:
     rows = _below("embedding", _LAYER)
-    for i in range(config["transformer"]["num_layers"]):
+    for i in range(config["num_layers"]):
         rows += _below(f"Transformer/encoderblock_{i}", _BLOCK)
     rows += _below("Transformer/encoder_norm", _NORM)
     if config.get("representation_size") is not None:

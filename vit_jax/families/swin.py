@@ -57,7 +57,7 @@ def _swin(size: str, window: int = 7, **top1: float) -> Architecture:
     """`top1`: by timm's tag of the weights, the first of which is the default."""
     width, depths, heads = _SIZES[size]
     config = {
-        "embed_dim": width,
+        "hidden_size": width,
         "depths": depths,
         "num_heads": heads,
         "window_size": window,
@@ -89,7 +89,7 @@ def swin(config: Config) -> Table:
 def timm_args(config: Config) -> dict[str, Any]:
     return {
         "patch_size": config["patch_size"],
-        "embed_dim": config["embed_dim"],
+        "embed_dim": config["hidden_size"],
         "depths": tuple(config["depths"]),
         "num_heads": tuple(config["num_heads"]),
         "window_size": config["window_size"],
@@ -213,7 +213,7 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "image_size": hf.one_or_two(image_size),
         "patch_size": config["patch_size"],
         "num_channels": 3,
-        "embed_dim": config["embed_dim"],
+        "embed_dim": config["hidden_size"],
         "depths": list(config["depths"]),
         "num_heads": list(config["num_heads"]),
         "window_size": config["window_size"],
@@ -229,7 +229,7 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
 
 def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "embed_dim": fields["embed_dim"],
+        "hidden_size": fields["embed_dim"],
         "depths": tuple(fields["depths"]),
         "num_heads": tuple(fields["num_heads"]),
         "window_size": fields["window_size"],
@@ -278,7 +278,7 @@ FAMILIES = {
         },
         small=always(
             {
-                "embed_dim": 16,
+                "hidden_size": 16,
                 "depths": (2, 1, 1, 1),
                 "num_heads": (1, 2, 4, 8),
                 "window_size": 4,

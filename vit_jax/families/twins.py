@@ -30,7 +30,7 @@ from vit_jax.families.rules import Table, under
 def _svt(width: int, depths: tuple[int, ...], heads: int, top1: float) -> Architecture:
     """Widths and heads double with every stage."""
     config = {
-        "embed_dims": tuple(width * 2**i for i in range(4)),
+        "hidden_sizes": tuple(width * 2**i for i in range(4)),
         "depths": depths,
         "num_heads": tuple(heads * 2**i for i in range(4)),
         "mlp_ratios": (4, 4, 4, 4),
@@ -41,7 +41,7 @@ def _svt(width: int, depths: tuple[int, ...], heads: int, top1: float) -> Archit
 
 def _pcpvt(depths: tuple[int, ...], top1: float) -> Architecture:
     config = {
-        "embed_dims": (64, 128, 320, 512),
+        "hidden_sizes": (64, 128, 320, 512),
         "depths": depths,
         "num_heads": (1, 2, 5, 8),
         "mlp_ratios": (8, 8, 4, 4),
@@ -69,10 +69,11 @@ def twins(config: Config) -> Table:
 
 
 def timm_args(config: Config) -> dict[str, Any]:
-    sizes = ("embed_dims", "depths", "num_heads", "mlp_ratios", "sr_ratios")
+    sizes = ("depths", "num_heads", "mlp_ratios", "sr_ratios")
     args: dict[str, Any] = {name: tuple(config[name]) for name in sizes}
     # To timm a window of 1 means global attention; `create_model` would drop a None.
-    return args | {"wss": (config["window_size"] or 1,) * len(args["depths"])}
+    windows = (config["window_size"] or 1,) * len(args["depths"])
+    return args | {"embed_dims": tuple(config["hidden_sizes"]), "wss": windows}
 
 
 FAMILIES = {

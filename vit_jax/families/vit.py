@@ -575,7 +575,14 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
 
 
 def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return hf.read_encoder(fields) | {"classifier": "token", "representation_size": None}
+    told = hf.read_encoder(fields)
+    return {
+        "patches": {"size": hf.pair(told["patch_size"])},
+        "hidden_size": told["hidden_size"],
+        "transformer": {name: told[name] for name in ("num_layers", "num_heads", "mlp_dim")},
+        "classifier": "token",
+        "representation_size": None,
+    }
 
 
 FAMILIES = {

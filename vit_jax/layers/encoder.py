@@ -1,7 +1,7 @@
 """The stack of blocks of models whose tokens keep one resolution."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import linen as nn
@@ -74,3 +74,20 @@ class Encoder(nn.Module):
     def drop_path_rates(self) -> float | Sequence[float]:
         """As `run_blocks` takes them."""
         return self.drop_path_rate
+
+
+AnEncoder = TypeVar("AnEncoder", bound=Encoder)
+
+
+def encoder_of(model: nn.Module, cls: type[AnEncoder] = Encoder, **factories: Any) -> AnEncoder:
+    """The encoder of a model, called `Transformer`: a field that both have is the model's.
+
+    To be called in a compact method.
+
+    Args:
+      cls: Its class.
+      factories: Fields of the encoder that are none of the model: `block`, `norm`, `positions`.
+    """
+    shared = cls.__dataclass_fields__.keys() & model.__dataclass_fields__.keys()
+    fields = {name: getattr(model, name) for name in shared - {"parent", "name"}}
+    return cls(name="Transformer", **fields, **factories)

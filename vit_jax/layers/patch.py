@@ -12,24 +12,32 @@ from vit_jax.layers.conv import conv
 from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import LayerNorm5
 
+PatchSize = int | tuple[int, int]  # the side of a square, or (height, width)
+
+
+def sides(size: PatchSize) -> tuple[int, int]:
+    """(height, width) of a patch."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
 
 def embed_patches(
     x: jax.Array,
     features: int,
-    size: tuple[int, int],
+    size: PatchSize,
     *,
     stride: int | None = None,
     dtype: Any,
     name: str,
 ) -> jax.Array:
-    """Patches of `size` (height, width), projected to `features`.
+    """Patches of `size`, projected to `features`.
 
     To be called in a compact method: it adds a convolution called `name`. [N, H, W, C] ->
-    [N, H // size[0], W // size[1], features]; rows and columns beyond the last whole patch are
+    [N, H // height, W // width, features]; rows and columns beyond the last whole patch are
     not looked at, as in the original.
 
     Args:
-      stride: From a patch to the next, where they overlap: (H - size[0]) // stride + 1 rows.
+      stride: From a patch to the next, where they overlap: (H - height) // stride + 1 rows.
 
     Raises:
       UserError: when the image is smaller than one patch.
@@ -58,8 +66,8 @@ def _product(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def split_patches(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """[N, H, W, C] -> [N, H // size[0], W // size[1], *size, C]: patches, row by row.
+def split_patches(x: jax.Array, size: PatchSize) -> jax.Array:
+    """[N, H, W, C] -> [N, H // height, W // width, height, width, C]: patches, row by row.
 
     Raises:
       UserError: when the image is smaller than one patch.
@@ -110,8 +118,8 @@ class PatchEmbedding(nn.Module):
         return LayerNorm5(dtype=self.dtype, name="norm")(x)
 
 
-def _checked(x: jax.Array, size: tuple[int, int]) -> tuple[int, int]:
-    patch = (int(size[0]), int(size[1]))
+def _checked(x: jax.Array, size: PatchSize) -> tuple[int, int]:
+    patch = sides(size)
     if x.shape[1] < patch[0] or x.shape[2] < patch[1]:
         raise UserError(
             f"an input of {x.shape[1]}×{x.shape[2]} (height × width) is smaller than one patch of "

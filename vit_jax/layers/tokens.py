@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.init import normal_02
-from vit_jax.layers.patch import embed_patches
+from vit_jax.layers.patch import PatchSize, embed_patches
 
 
 def map_tokens(x: jax.Array) -> jax.Array:
@@ -19,7 +19,7 @@ def map_tokens(x: jax.Array) -> jax.Array:
 def patch_tokens(
     images: jax.Array,
     features: int,
-    size: tuple[int, int],
+    size: PatchSize,
     *,
     dtype: Any,
     name: str = "embedding",

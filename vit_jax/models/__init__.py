@@ -86,7 +86,7 @@ def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -
     config = {field: value for field, value in config.items() if field not in told}
     _check_fields(config, cls)
     if config.get("transformer") is not None:
-        # It holds the fields of an encoder, by default of the class's own.
+        # It holds the fields of an encoder.
         _check_fields(config["transformer"], config.get("encoder", cls.encoder))
     return cls(num_classes=num_classes, **config)
 

@@ -5,7 +5,7 @@ Touvron et al. 2021, "Going deeper with Image Transformers" (arXiv:2103.17239). 
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,10 @@ from flax import linen as nn
 from vit_jax.layers import encoder as layers
 from vit_jax.layers.block import Factory, torch_attention, torch_mlp
 from vit_jax.layers.drop import LayerScale
+from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify
 from vit_jax.layers.init import normal_02
+from vit_jax.layers.patch import PatchSize
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.talking_heads import TalkingHeadsAttention
 from vit_jax.layers.tokens import patch_tokens
@@ -91,24 +93,32 @@ class CaiT(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      patches: {'size': (height, width)} in pixels.
+      patch_size: In pixels: the side of a square, or (height, width).
       hidden_size: D, the width of a token.
-      transformer: Fields of `Encoder`.
+      num_layers, num_class_layers, num_heads, mlp_dim, layer_scale_init, dropout_rate,
+        attention_dropout_rate, drop_path_rate, remat, scan: As in `Encoder`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
     num_classes: int
-    patches: Mapping[str, Any]
+    patch_size: PatchSize
     hidden_size: int
-    transformer: Mapping[str, Any]
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    num_class_layers: int = 2
+    layer_scale_init: float = 1e-5
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: bool | str = False
+    scan: bool = False
     dtype: Any = None
-    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = patch_tokens(images, self.hidden_size, self.patches["size"], dtype=self.dtype)
+        x = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
         x = AddPositionEmbs(name="posembed_input")(x)
         cls = self.param("cls", normal_02, (1, 1, self.hidden_size))
-        encoder = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})
-        x = encoder(x, cls, train=train)
+        x = encoder_of(self, Encoder)(x, cls, train=train)
         return classify(x, self.num_classes, dtype=self.dtype)

@@ -5,7 +5,6 @@ Sizes: `vit_jax.families.cct`.
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from flax import linen as nn
 from vit_jax.layers.block import Factory, torch_attention, torch_mlp
 from vit_jax.layers.conv import conv, max_pool
 from vit_jax.layers.drop import DropPath
-from vit_jax.layers.encoder import Encoder
+from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.pool import sequence_pool
@@ -26,27 +25,27 @@ _positions = functools.partial(AddPositionEmbs, init=nn.initializers.normal(stdd
 
 
 class Tokenizer(nn.Module):
-    """Convolution, ReLU, maximum over 3×3 with stride 2, `num_layers` times (ibid., section 3.3).
+    """Convolution, ReLU, maximum over 3×3 with stride 2, `num_convolutions` times (section 3.3).
 
     [N, H, W, 3] -> [N, H', W', features]; each layer divides the sides by 2 `stride`, rounding up.
 
     Attributes:
-      features: Channels of the last layer; those before it have `hidden`.
+      features: Channels of the last convolution; those before it have `stem_features`.
     """
 
     features: int
-    num_layers: int
-    kernel: int
+    num_convolutions: int
+    kernel_size: int
     stride: int
-    hidden: int = 64
+    stem_features: int = 64
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for i in range(self.num_layers):
+        for i in range(self.num_convolutions):
             x = conv(
-                self.features if i == self.num_layers - 1 else self.hidden,
-                self.kernel,
+                self.features if i == self.num_convolutions - 1 else self.stem_features,
+                self.kernel_size,
                 stride=self.stride,
                 use_bias=False,
                 kernel_init=_he_normal,
@@ -104,25 +103,42 @@ class CCT(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      tokenizer: Fields of `Tokenizer`, but for `features`.
+      num_convolutions, kernel_size, stride, stem_features: As in `Tokenizer`.
       hidden_size: D, the width of a token.
-      transformer: Fields of `vit_jax.layers.encoder.Encoder`.
+      num_layers, num_heads, mlp_dim, dropout_rate, attention_dropout_rate, drop_path_rate, remat,
+        scan: As in `vit_jax.layers.encoder.Encoder`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
     num_classes: int
-    tokenizer: Mapping[str, Any]
+    num_convolutions: int
+    kernel_size: int
+    stride: int
     hidden_size: int
-    transformer: Mapping[str, Any]
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    stem_features: int = 64
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: bool | str = False
+    scan: bool = False
     dtype: Any = None
-    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        tokenizer = {"features": self.hidden_size, "dtype": self.dtype, **self.tokenizer}
-        x = map_tokens(Tokenizer(name="tokenizer", **tokenizer)(images))
+        tokenizer = Tokenizer(
+            self.hidden_size,
+            self.num_convolutions,
+            self.kernel_size,
+            self.stride,
+            self.stem_features,
+            dtype=self.dtype,
+            name="tokenizer",
+        )
+        x = map_tokens(tokenizer(images))
         x = _positions(name="posembed_input")(x)
-        fields = {"block": compact_block, "norm": LayerNorm5, **self.transformer}
-        x = Encoder(name="Transformer", **{"dtype": self.dtype, **fields})(x, train=train)
+        x = encoder_of(self, block=compact_block, norm=LayerNorm5)(x, train=train)
         x = sequence_pool(x, dtype=self.dtype)
         return classify(x, self.num_classes, dtype=self.dtype)

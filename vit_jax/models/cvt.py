@@ -37,8 +37,8 @@ class ConvolutionalVisionTransformer(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      embed_dims, depths, num_heads: A value for each stage.
-      mlp_ratio: Width of the MLPs, in widths of their stage.
+      hidden_sizes, depths, num_heads: A value for each stage.
+      mlp_ratios: Width of each stage's MLPs, in widths of the stage.
       activation: In the MLPs: 'quick_gelu', with which the published weights were trained, or
         'gelu', the erf form, with which Hugging Face runs them.
       drop_path_rate: Stochastic depth of the last block, growing linearly from 0 over the blocks
@@ -51,10 +51,10 @@ class ConvolutionalVisionTransformer(nn.Module):
     """
 
     num_classes: int
-    embed_dims: Sequence[int]
+    hidden_sizes: Sequence[int]
     depths: Sequence[int]
     num_heads: Sequence[int]
-    mlp_ratio: int = 4
+    mlp_ratios: Sequence[int]
     activation: str = "quick_gelu"
     drop_path_rate: float = 0.0
     remat: bool | str = False
@@ -74,7 +74,7 @@ class ConvolutionalVisionTransformer(nn.Module):
 
     def _stage(self, i: int) -> Factory:
         """Overlapping patches, blocks; in the last stage a class token (section 3 and figure 2)."""
-        width, depth, last = self.embed_dims[i], self.depths[i], i == len(self.depths) - 1
+        width, depth, last = self.hidden_sizes[i], self.depths[i], i == len(self.depths) - 1
         patch = (7, 4, 2) if i == 0 else (3, 2, 1)
 
         def blocks(size: Size) -> Sequence[Factory]:
@@ -82,7 +82,7 @@ class ConvolutionalVisionTransformer(nn.Module):
             attention = functools.partial(ConvAttention, grid=size, scale=width**-0.5)
             block = vit_block(
                 self.num_heads[i],
-                self.mlp_ratio * width,
+                int(width * self.mlp_ratios[i]),
                 activation=ACTIVATIONS[self.activation],
                 norm=LayerNorm5,
                 attention=attention,

@@ -6,7 +6,6 @@ Sizes: `vit_jax.families.deit`.
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,8 +13,9 @@ from flax import linen as nn
 
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.drop import LayerScale
-from vit_jax.layers.encoder import Encoder
+from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify, two_heads
+from vit_jax.layers.patch import PatchSize
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.tokens import patch_tokens, prepend_tokens
 
@@ -27,29 +27,36 @@ class DeiT(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      patches: {'size': (height, width)} in pixels.
+      patch_size: In pixels: the side of a square, or (height, width).
       hidden_size: D, the width of a token.
-      transformer: Fields of `vit_jax.layers.encoder.Encoder`.
+      num_layers, num_heads, mlp_dim, dropout_rate, attention_dropout_rate, drop_path_rate, remat,
+        scan: As in `vit_jax.layers.encoder.Encoder`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
     num_classes: int
-    patches: Mapping[str, Any]
+    patch_size: PatchSize
     hidden_size: int
-    transformer: Mapping[str, Any]
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: bool | str = False
+    scan: bool = False
     dtype: Any = None
-    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = patch_tokens(images, self.hidden_size, self.patches["size"], dtype=self.dtype)
+        x = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
         x = prepend_tokens(self, x, "cls")
         x = AddPositionEmbs(name="posembed_input")(x)
-        x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
+        x = encoder_of(self)(x, train=train)
         return classify(x[:, 0], self.num_classes, dtype=self.dtype)
 
 
-class DistilledDeiT(nn.Module):
+class DistilledDeiT(DeiT):
     """DeiT with a second token and head, which learn from a teacher (ibid., section 4).
 
     Tokens stand in the order class, distillation, patches. It returns the mean of both heads'
@@ -58,46 +65,32 @@ class DistilledDeiT(nn.Module):
     Attributes: as in `DeiT`.
     """
 
-    num_classes: int
-    patches: Mapping[str, Any]
-    hidden_size: int
-    transformer: Mapping[str, Any]
-    dtype: Any = None
-    encoder = Encoder
-
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = patch_tokens(images, self.hidden_size, self.patches["size"], dtype=self.dtype)
+        x = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
         x = prepend_tokens(self, x, "cls", "dist")
         x = AddPositionEmbs(name="posembed_input")(x)
-        x = Encoder(name="Transformer", **{"dtype": self.dtype, **self.transformer})(x, train=train)
+        x = encoder_of(self)(x, train=train)
         logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
         distilled = classify(x[:, 1], self.num_classes, dtype=self.dtype, name="head_dist")
         return two_heads(self, logits, distilled)
 
 
-class DeiT3(nn.Module):
+class DeiT3(DeiT):
     """DeiT with LayerScale and a class token that has no position (arXiv:2204.07118, section 3).
 
     Attributes: as in `DeiT`; and
       layer_scale_init: What each element of a branch's scale is at first.
     """
 
-    num_classes: int
-    patches: Mapping[str, Any]
-    hidden_size: int
-    transformer: Mapping[str, Any]
     layer_scale_init: float = 1e-6
-    dtype: Any = None
-    encoder = Encoder
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = patch_tokens(images, self.hidden_size, self.patches["size"], dtype=self.dtype)
+        x = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
         x = AddPositionEmbs(name="posembed_input")(x)
         x = prepend_tokens(self, x, "cls")
         residual = functools.partial(LayerScale, self.layer_scale_init)
         block = functools.partial(vit_block, residual=residual)
-        fields = {"dtype": self.dtype, "block": block, **self.transformer}
-        x = Encoder(name="Transformer", **fields)(x, train=train)
+        x = encoder_of(self, block=block)(x, train=train)
         return classify(x[:, 0], self.num_classes, dtype=self.dtype)

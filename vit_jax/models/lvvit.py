@@ -5,7 +5,6 @@ Jiang et al. 2021, "All Tokens Matter: Token Labeling for Training Better Vision
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,10 +14,10 @@ from flax import linen as nn
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.conv import conv_norm
 from vit_jax.layers.drop import DropPath
-from vit_jax.layers.encoder import Encoder
+from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify, show_heads
 from vit_jax.layers.norm import LayerNorm5
-from vit_jax.layers.patch import embed_patches
+from vit_jax.layers.patch import PatchSize, embed_patches, sides
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.tokens import map_tokens, prepend_tokens
 
@@ -69,22 +68,30 @@ class LVViT(nn.Module):
 
     Attributes:
       num_classes: 0 returns the same of the features [N, D] that the heads would get.
-      patches: {'size': (height, width)} in pixels, even: the stem makes half of it.
+      patch_size: In pixels: the side of a square, or (height, width); even, as the stem
+        halves it.
       hidden_size: D, the width of a token.
-      transformer: Fields of `vit_jax.layers.encoder.Encoder`.
+      num_layers, num_heads, mlp_dim, dropout_rate, attention_dropout_rate, drop_path_rate, remat,
+        scan: As in `vit_jax.layers.encoder.Encoder`.
       residual_divisor: As in `Damped`.
       stem_features: Channels of the stem.
       dtype: Type to compute in; None follows images and parameters.
     """
 
     num_classes: int
-    patches: Mapping[str, Any]
+    patch_size: PatchSize
     hidden_size: int
-    transformer: Mapping[str, Any]
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
     residual_divisor: float = 1.0
     stem_features: int = 64
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: bool | str = False
+    scan: bool = False
     dtype: Any = None
-    encoder = Encoder
 
     @nn.compact
     def __call__(
@@ -95,7 +102,7 @@ class LVViT(nn.Module):
         given where they came from.
         """
         x = Stem(self.stem_features, dtype=self.dtype, name="stem")(images, train=train)
-        height, width = self.patches["size"]
+        height, width = sides(self.patch_size)
         half = (height // 2, width // 2)
         x = embed_patches(x, self.hidden_size, half, dtype=self.dtype, name="embedding")
         x = _exchange(map_tokens(x), mix)
@@ -107,8 +114,7 @@ class LVViT(nn.Module):
             residual=functools.partial(Damped, self.residual_divisor),
             qkv_bias=False,
         )
-        fields = {"dtype": self.dtype, "block": block, "norm": LayerNorm5, **self.transformer}
-        x = Encoder(name="Transformer", **fields)(x, train=train)
+        x = encoder_of(self, block=block, norm=LayerNorm5)(x, train=train)
         logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
         of_tokens = classify(x[:, 1:], self.num_classes, dtype=self.dtype, name="head_tokens")
         of_tokens = _exchange(of_tokens, mix)

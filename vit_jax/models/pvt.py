@@ -30,7 +30,7 @@ class PyramidVisionTransformer(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      embed_dims, depths, num_heads: A value for each stage.
+      hidden_sizes, depths, num_heads: A value for each stage.
       mlp_ratios: Width of each stage's MLPs, in widths of the stage.
       sr_ratios: R of each stage: keys and values stand for R × R cells of the map. That of the
         last is 1: its class token lies on no map.
@@ -44,7 +44,7 @@ class PyramidVisionTransformer(nn.Module):
     """
 
     num_classes: int
-    embed_dims: Sequence[int]
+    hidden_sizes: Sequence[int]
     depths: Sequence[int]
     num_heads: Sequence[int]
     mlp_ratios: Sequence[int]
@@ -65,7 +65,7 @@ class PyramidVisionTransformer(nn.Module):
 
     def _stage(self, i: int, drop_path_rates: Sequence[float]) -> Factory:
         """Patches, positions, blocks (section 3.2); in the last stage a class token among them."""
-        width, last = self.embed_dims[i], i == len(self.depths) - 1
+        width, last = self.hidden_sizes[i], i == len(self.depths) - 1
         block = vit_block(
             self.num_heads[i],
             int(width * self.mlp_ratios[i]),
@@ -87,7 +87,7 @@ class PyramidVisionTransformer(nn.Module):
         )
 
     def _reduced(self, i: int) -> Factory:
-        width, ratio = self.embed_dims[i], self.sr_ratios[i]
+        width, ratio = self.hidden_sizes[i], self.sr_ratios[i]
         reduction = functools.partial(PatchEmbedding, width, ratio, dtype=self.dtype)
         return functools.partial(ReducedAttention, reduction=reduction if ratio > 1 else None)
 

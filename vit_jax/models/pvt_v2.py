@@ -27,7 +27,7 @@ class PyramidVisionTransformerV2(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      embed_dims, depths, num_heads: A value for each stage.
+      hidden_sizes, depths, num_heads: A value for each stage.
       mlp_ratios: Width of each stage's MLPs, in widths of the stage.
       sr_ratios: R of each stage: keys and values stand for R × R cells of the map.
       linear: Whether keys and values come from a map of 7 × 7 averages instead (section 3).
@@ -40,7 +40,7 @@ class PyramidVisionTransformerV2(nn.Module):
     """
 
     num_classes: int
-    embed_dims: Sequence[int]
+    hidden_sizes: Sequence[int]
     depths: Sequence[int]
     num_heads: Sequence[int]
     mlp_ratios: Sequence[int]
@@ -59,7 +59,7 @@ class PyramidVisionTransformerV2(nn.Module):
 
     def _stage(self, i: int, drop_path_rates: Sequence[float]) -> Factory:
         """Overlapping patches, blocks, norm."""
-        width, (kernel, stride) = self.embed_dims[i], (7, 4) if i == 0 else (3, 2)
+        width, (kernel, stride) = self.hidden_sizes[i], (7, 4) if i == 0 else (3, 2)
         norm = functools.partial(LayerNorm, dtype=self.dtype)
         reduction = self._reduction(width, self.sr_ratios[i])
         attention = functools.partial(ReducedAttention, reduction=reduction)

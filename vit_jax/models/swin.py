@@ -34,7 +34,7 @@ class SwinTransformer(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      embed_dim: Width of the first stage; it doubles with every stage.
+      hidden_size: Width of the first stage; it doubles with every stage.
       depths, num_heads: A value for each stage.
       window_size: Side of the windows, in cells of a map.
       patch_size: In pixels.
@@ -47,7 +47,7 @@ class SwinTransformer(nn.Module):
     """
 
     num_classes: int
-    embed_dim: int
+    hidden_size: int
     depths: Sequence[int]
     num_heads: Sequence[int]
     window_size: int
@@ -59,7 +59,7 @@ class SwinTransformer(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         embedding = PatchEmbedding(
-            self.embed_dim, self.patch_size, dtype=self.dtype, name="embedding"
+            self.hidden_size, self.patch_size, dtype=self.dtype, name="embedding"
         )
         x = embedding(images)
         rates = stage_drop_path_rates(self.drop_path_rate, self.depths)
@@ -79,7 +79,7 @@ class SwinTransformer(nn.Module):
             return [
                 vit_block(
                     self.num_heads[i],
-                    4 * self.embed_dim * 2**i,
+                    4 * self.hidden_size * 2**i,
                     norm=LayerNorm5,
                     attention=functools.partial(attention, shift=shift),
                     dtype=self.dtype,

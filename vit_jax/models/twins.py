@@ -28,7 +28,7 @@ class Twins(nn.Module):
 
     Attributes:
       num_classes: 0 returns the features [N, D] that the head would get.
-      embed_dims, depths, num_heads: A value for each stage.
+      hidden_sizes, depths, num_heads: A value for each stage.
       mlp_ratios: Width of each stage's MLPs, in widths of the stage.
       sr_ratios: R of each stage: keys and values of global attention stand for R × R cells.
       window_size: Side of the windows of local attention, which every block of an even index has
@@ -42,7 +42,7 @@ class Twins(nn.Module):
     """
 
     num_classes: int
-    embed_dims: Sequence[int]
+    hidden_sizes: Sequence[int]
     depths: Sequence[int]
     num_heads: Sequence[int]
     mlp_ratios: Sequence[int]
@@ -62,7 +62,7 @@ class Twins(nn.Module):
 
     def _stage(self, i: int, drop_path_rates: Sequence[float]) -> Factory:
         """Patches, then blocks, positions after the first of them (section 3.1 and figure 1)."""
-        width, patch = self.embed_dims[i], 4 if i == 0 else 2
+        width, patch = self.hidden_sizes[i], 4 if i == 0 else 2
         mlp_dim = int(width * self.mlp_ratios[i])
         blocks = [
             vit_block(self.num_heads[i], mlp_dim, attention=attention, dtype=self.dtype)
@@ -83,7 +83,7 @@ class Twins(nn.Module):
 
     def _attentions(self, stage: int) -> list[Factory]:
         """A factory for each block of a stage."""
-        width, ratio = self.embed_dims[stage], self.sr_ratios[stage]
+        width, ratio = self.hidden_sizes[stage], self.sr_ratios[stage]
         reduction = functools.partial(
             PatchEmbedding, width, ratio, kernel_init=he_fan_out, dtype=self.dtype
         )
