@@ -166,9 +166,10 @@ def test_named_tensors_are_searched_in_every_family_that_has_them(family):
     config.model = ConfigDict(shrunk(registry.resolve(first).config.to_dict()))
     config.pp.crop = 64
     field, values = space.remat(config)
-    # The MLP of BoTNet is a convolution, which has no name.
-    names = "qkv,attention" if family == "botnet" else "qkv,attention,mlp"
-    assert values == tuple(dict.fromkeys([False, names, "qkv,attention", True]))
+    # The MLP of BoTNet is a convolution, which has no name; a Mixer has no attention.
+    own = {"botnet": ["qkv,attention"], "mixer": ["mlp"]}
+    names = own.get(family, ["qkv,attention,mlp", "qkv,attention"])
+    assert values == (False, *names, True)
     products = [_products(changed(config, {field: value}).model) for value in values]
     assert products == sorted(products)
     assert len(set(products)) == len(products)

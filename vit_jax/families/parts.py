@@ -170,12 +170,10 @@ def positions(
         before, after = grid(config, old), grid(config, new)
         return {name: lambda x: resize_posembed(x, before, after, prefix, method)}
 
-    return {
-        "image_size": image_size,
-        "num_patches": num_patches,
-        "stride": stride,
-        "resize": resize,
-    }
+    fields = {"image_size": image_size, "resize": resize}
+    if padded:  # an image need not be whole patches
+        return fields
+    return {**fields, "num_patches": num_patches, "stride": stride}
 
 
 def encoder_points(

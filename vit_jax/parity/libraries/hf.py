@@ -35,11 +35,10 @@ def _construct(
         raise UserError(f"Hugging Face has no {names.called(config)}")
     build: HuggingFace = layout.build
     with_head, without = build.architectures
-    if not num_classes and without is None:
-        raise UserError(f"Hugging Face has no {build.model_type} without a head")
     fields = build.write(config, image_size) | ({} if matched else dict(build.shipped))
     theirs = transformers.AutoConfig.for_model(build.model_type, num_labels=num_classes, **fields)
-    cls, options = getattr(transformers, str(with_head if num_classes else without)), {}
+    # A class that there is only with a head gives its features where it has no labels.
+    cls, options = getattr(transformers, with_head if num_classes or not without else without), {}
     if without == "ViTModel" and not num_classes and "pooler.dense.weight" not in state:
         options = {"add_pooling_layer": False}
     with torch.device("meta"):  # no time for random weights that are replaced at once
