@@ -216,7 +216,7 @@ def get_data_from_directory(
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainDataset | TestDataset:
-    """The training set or the test set of a run, read from the images `<directory>/<class>/<image>`.
+    """The training or the test set of a run, read from the images `<directory>/<class>/<image>`.
 
     Args:
       config, process_index, process_count: As in `get_datasets`.

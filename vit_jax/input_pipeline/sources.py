@@ -1,4 +1,4 @@
-"""Opens a source of examples: a TFDS dataset, a folder of images, a CSV file or ImageNet's tar files.
+"""Opens a source of examples: a TFDS dataset, an image folder, a CSV file or ImageNet's tar files.
 
 All sources are random-access sequences of `{'image': encoded bytes, 'label': int, 'name': str}`;
 the label of a CSV source with several labels is a list. All sources can be pickled, so that worker
