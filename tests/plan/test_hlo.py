@@ -52,6 +52,13 @@ def test_a_loop_of_unknown_length_is_said_to_be():
     assert traffic.count(text).unknown_loops == 1
 
 
+def test_instructions_that_are_not_understood_are_counted():
+    lines = ["  %a = f32[8]{0} parameter(0)", "  ROOT %b = q7[8]{0} convert(%a)"]
+    assert traffic.count(entry(*lines)).unread == 1
+    assert traffic.count(entry(*lines).replace("q7", "bf16")).unread == 0
+    assert traffic.count(entry(lines[0], "  ROOT %b = f32[8]{0} ?")).unread == 1
+
+
 @pytest.mark.parametrize(
     ("array", "size"),
     [

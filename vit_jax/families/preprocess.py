@@ -1,4 +1,4 @@
-"""How a model wants its images: data, no code that touches pixels."""
+"""The preprocessing of images that a model needs, as data; no code here touches pixels."""
 
 import dataclasses
 from typing import Any, Literal, Self

@@ -1,6 +1,7 @@
-"""Images in, batches out: TensorFlow Datasets or folders, read with Grain, without TensorFlow.
+"""Batches of examples from TensorFlow Datasets, folders, CSV files or ImageNet's tar files.
 
-Importing this package is cheap; TFDS, Grain and OpenCV load when first used.
+The package reads with Grain and does not need TensorFlow. Importing it is cheap: TFDS, Grain and
+OpenCV are imported when they are first used.
 """
 
 import importlib

@@ -1,6 +1,7 @@
-"""Colour, policies of operations, and erasing: the augmentations of the published recipes.
+"""The augmentations of the published recipes that change colours, apply policies or erase.
 
-As in `transforms.py`, everything is a frozen dataclass that draws from the generator it is given.
+Every augmentation is, as in `transforms.py`, a frozen dataclass that draws from the random
+generator it is given.
 """
 
 import dataclasses
@@ -27,13 +28,16 @@ def _with(record: Record, image: Pixels) -> Record:
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """`num_ops` operations, each drawn from all of them (Cubuk et al. 2019, arXiv:1909.13719).
+    """Applies `num_ops` operations drawn from a space (Cubuk et al. 2019, arXiv:1909.13719).
+
+    Every operation is drawn from all operations of the space, so that one may come twice.
 
     Attributes:
-      num_ops: Operations one after the other.
-      magnitude: Their level, in units of the space.
-      space: A key of `SPACES`.
-      magnitude_std: Standard deviation of a normal draw about `magnitude` (timm's `mstd`).
+      num_ops: Number of operations that are applied one after the other.
+      magnitude: Level of the operations, in units of the space: 0 to the space's `top`.
+      space: Key of `SPACES`: the operations and the meaning of their levels.
+      magnitude_std: Standard deviation of the normal distribution with mean `magnitude` that each
+        operation's magnitude is drawn from (timm's `mstd`); 0 always gives `magnitude`.
     """
 
     num_ops: int = 2
@@ -57,10 +61,11 @@ class RandAugment:
         return min(max(magnitude, 0.0), max(space.top, self.magnitude)) / space.top
 
 
-# (operation, probability, level of 0 to 9), two after the other.
+# The lines of a policy. A line holds the operations that are applied one after the other (two in
+# the published policies), each as (operation, probability, level from 0 to 9).
 Policy = tuple[tuple[tuple[str, float, int], ...], ...]
 
-# AutoAugment (Cubuk et al. 2018, arXiv:1805.09501), table 9: ImageNet.
+# The policy that AutoAugment found on ImageNet (Cubuk et al. 2018, arXiv:1805.09501, table 9).
 IMAGENET_POLICY: Policy = (
     (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
     (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 5)),
@@ -90,7 +95,7 @@ IMAGENET_POLICY: Policy = (
 )
 
 
-# torchvision's operations and `Invert`, which RandAugment leaves out.
+# The operations of torchvision's AutoAugment: those of its RandAugment, and `Invert`.
 POLICY_SPACE = dataclasses.replace(
     SPACES["torchvision"], levels={**SPACES["torchvision"].levels, "Invert": Level()}, top=9
 )
@@ -98,10 +103,13 @@ POLICY_SPACE = dataclasses.replace(
 
 @dataclasses.dataclass(frozen=True)
 class AutoAugment:
-    """One line of a fixed list, drawn anew for every image; levels as in torchvision.
+    """Applies one line of a fixed policy; the line is drawn anew for every image.
+
+    The levels mean what they mean in torchvision.
 
     Attributes:
-      policy: The list; every operation of a line happens with its probability at its level.
+      policy: Lines to draw from. Each operation of the drawn line is applied with its own
+        probability, at its own level.
     """
 
     policy: Policy = IMAGENET_POLICY
@@ -116,11 +124,14 @@ class AutoAugment:
 
 @dataclasses.dataclass(frozen=True)
 class ThreeAugment:
-    """Grey, solarized or blurred, each as likely (DeiT III, arXiv:2204.07118, section 3.1).
+    """Turns the image grey, solarizes it or blurs it (DeiT III, arXiv:2204.07118, section 3.1).
+
+    The three changes are equally likely, and exactly one of them is applied.
 
     Attributes:
-      threshold: Values from here on are inverted by solarizing.
-      radius_min, radius_max: Bounds of the blur's standard deviation in pixels, uniform.
+      threshold: Lowest pixel value, in [0, 255], that solarizing inverts.
+      radius_min, radius_max: Bounds between which the standard deviation of the Gaussian blur is
+        drawn uniformly, in pixels.
     """
 
     threshold: int = 128
@@ -145,11 +156,13 @@ class ThreeAugment:
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast, saturation and hue in random order, as torchvision does it.
+    """Changes brightness, contrast, saturation and hue in random order, as torchvision does it.
 
     Attributes:
-      brightness, contrast, saturation: v draws a factor uniformly from [max(0, 1 - v), 1 + v].
-      hue: h in [0, 0.5] draws a shift uniformly from [-h, h], in turns of the colour circle.
+      brightness, contrast, saturation: Strength v of each change, whose factor is drawn uniformly
+        from [max(0, 1 - v), 1 + v]. A strength of 0 leaves the property as it is.
+      hue: Strength h in [0, 0.5]; the shift of the hue is drawn uniformly from [-h, h], in turns of
+        the colour circle.
     """
 
     brightness: float = 0.0
@@ -177,7 +190,15 @@ class ColorJitter:
 
 
 def shift_hue(image: Pixels, turns: float) -> Pixels:
-    """Turns the hue by `turns` in [-0.5, 0.5] of the colour circle, in Pillow's HSV."""
+    """Shifts the hue of an RGB image by a part of the colour circle, in Pillow's HSV space.
+
+    Args:
+      image: RGB image.
+      turns: Shift in turns of the colour circle, in [-0.5, 0.5].
+
+    Returns:
+      A new RGB image of the same size.
+    """
     hue, saturation, value = image.convert("HSV").split()
     shifted = (np.asarray(hue).astype(np.int32) + int(turns * 255)) % 256
     hue = Image.fromarray(shifted.astype(np.uint8))
@@ -191,13 +212,17 @@ def shift_hue(image: Pixels, turns: float) -> Pixels:
 class RandomErasing:
     """Fills a random window (Zhong et al. 2017, arXiv:1708.04896), as timm does it.
 
-    Comes last, after normalising: noise of mean 0 and deviation 1 then looks like the rest.
+    Erasing is the last step, after the values are normalised: noise of mean 0 and standard
+    deviation 1 then has the statistics of the other pixels.
 
     Attributes:
-      probability: Of erasing at all.
-      area_min, area_max: Bounds of the window's share of the image's area, uniform.
-      ratio_min: The aspect ratio is log-uniform from this to its inverse.
-      noise: Standard normal noise in every value, as DeiT has it; False fills with zeros.
+      probability: Probability that a window of an image is erased.
+      area_min, area_max: Bounds between which the window's share of the image's area is drawn
+        uniformly.
+      ratio_min: Smallest aspect ratio; the aspect ratio is drawn log-uniformly between `ratio_min`
+        and `1 / ratio_min`.
+      noise: Whether the window is filled with standard normal noise, as DeiT fills it; False fills
+        it with zeros.
     """
 
     probability: float = 0.25
@@ -224,7 +249,10 @@ class RandomErasing:
     def window(
         self, image_height: int, image_width: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int] | None:
-        """Draws (top, left, height, width), smaller than the image; None after 10 failures."""
+        """Draws a window (top, left, height, width) in pixels, smaller than the image on both axes.
+
+        Returns None if 10 draws in a row give no window that fits.
+        """
         most = -math.log(self.ratio_min)
         for _ in range(self._ATTEMPTS):
             area = rng.uniform(self.area_min, self.area_max) * image_height * image_width

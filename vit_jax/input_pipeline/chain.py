@@ -1,4 +1,4 @@
-"""What a transform is, and one after the other."""
+"""The interface of a transform of a record, and a chain of transforms."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -9,13 +9,17 @@ Record = dict[str, Any]
 
 
 class Transform(Protocol):
-    """Maps a record to a new record; random ones need `rng`."""
+    """A function from a record to a new record; a random transform needs the generator `rng`."""
 
     def __call__(self, record: Any, rng: Any = None) -> Any: ...
 
 
 def generator(rng: np.random.Generator | None, transform: Any) -> np.random.Generator:
-    """What a random transform draws from; a TypeError if it was given nothing."""
+    """The generator `rng` that a random transform was given.
+
+    Raises:
+      TypeError: if `rng` is None.
+    """
     if rng is None:
         raise TypeError(f"{type(transform).__name__} is random: pass it a np.random.Generator")
     return rng

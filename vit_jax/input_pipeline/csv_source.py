@@ -15,20 +15,23 @@ TRAIN = "train.csv"
 class CsvSource:
     """The images of one CSV file.
 
-    Every row is `path,label`; the path is relative to the file's folder. A first row of
-    `path,label` or `path,labels` is a header. Several labels of an image stand in one cell with
-    semicolons between them; where one image has several, every record's label is a list (empty
-    for an empty cell), and the example's label vector has a one for each.
+    Every row is `path,label`, with a path relative to the CSV file's folder. A first row of
+    `path,label` or `path,labels` is a header. The cell of an image with several labels holds them
+    with semicolons between them. As soon as one row of the file that names the classes has no label
+    or several labels, the label of every record is a list (an empty list for an empty cell), and
+    the label vector of an example has a one for each label.
 
-    Classes are the distinct labels in sorted order (as numbers if all are) of `train` where it is
-    given, so that the test file gets the same numbers.
+    The classes are the distinct labels in sorted order; labels that are all decimal numbers are
+    sorted as numbers. `train` names the classes if it is given, so that the classes of a test file
+    have the same numbers as those of the training file.
 
     Args:
-      file: The CSV file, in UTF-8.
-      train: The CSV file that was or will be trained on.
+      file: CSV file to read, in UTF-8.
+      train: CSV file that the model is trained on; None takes the classes of `file`.
 
     Raises:
-      UserError: for a file that is missing, empty or malformed, or has a class that `train` lacks.
+      UserError: if a file is missing, empty or malformed, if `file` has a class that `train` lacks,
+        or if a row of `file` has no label or several labels and every row of `train` has one.
     """
 
     def __init__(self, file: PathLike, train: PathLike | None = None):
@@ -52,7 +55,7 @@ class CsvSource:
                     )
 
     def int2str(self, label: int) -> str:
-        """The class's label in the file."""
+        """The text that stands for class number `label` in the CSV file."""
         return self._class_names[label]
 
     def __len__(self) -> int:
@@ -68,10 +71,11 @@ class CsvSource:
 
 
 def _read(file: Path) -> tuple[list[str], list[list[str]]]:
-    """Paths, and the labels of each."""
+    """The paths of a CSV file, and the list of labels of each path."""
     paths, labels = [], []
     try:
-        # A spreadsheet's byte order mark would become part of the first path.
+        # Spreadsheet programs write a byte order mark, which 'utf-8' would read as a part of the
+        # first path; 'utf-8-sig' drops it.
         with open(file, newline="", encoding="utf-8-sig") as lines:
             rows = csv.reader(lines, strict=True)
             for row in rows:

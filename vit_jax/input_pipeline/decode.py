@@ -1,7 +1,8 @@
-"""From a file's bytes to pixels: OpenCV for plain JPEGs, Pillow for everything else.
+"""Decodes the bytes of an image file to pixels: plain JPEGs with OpenCV, all others with Pillow.
 
-Both decode JPEG with libjpeg-turbo to the same pixels; OpenCV is faster by half. It takes only
-what it reads exactly as Pillow would: whole files of 8-bit YCbCr or RGB.
+Both libraries decode JPEG with libjpeg-turbo to the same pixels, and OpenCV is faster by half.
+OpenCV is used only for files that it decodes exactly as Pillow does: complete JPEG files of 8-bit
+YCbCr or RGB.
 """
 
 import io
@@ -13,7 +14,7 @@ from vit_jax.errors import UserError
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright.
 
-# What the eight EXIF orientations ask for, from stored to upright.
+# EXIF orientation -> the function that turns the stored image upright; 1 needs no turn.
 _UPRIGHT = {
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
@@ -25,31 +26,32 @@ _UPRIGHT = {
 }
 
 _EXIF = b"Exif\x00\x00"
-_XMP_ORIENTATION = b"tiff:Orientation"  # Pillow heeds it where EXIF has none.
+_XMP_ORIENTATION = b"tiff:Orientation"  # Pillow uses this XMP field if EXIF has no orientation.
 _APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, b"\xff\xd9"
-# Start of frame: baseline, extended and progressive, Huffman coded.
+# Start-of-frame markers of the Huffman-coded kinds of JPEG: baseline, extended and progressive.
 _FRAMES = (0xC0, 0xC1, 0xC2)
 
 
 class DamagedImage(UserError):
-    """The bytes are no image, or not all of one."""
+    """The bytes that were to be decoded are no image, or only a part of an image."""
 
 
 def decode_image(encoded: bytes, name: str = "image") -> np.ndarray:
     """Decodes any still image that Pillow reads.
 
-    Upright (EXIF orientation applied); grey, palette and CMYK become RGB; an alpha channel is
-    dropped; 16-bit channels keep their high byte, as in the original's decoder.
+    The image is turned upright by its EXIF orientation. Grey, palette and CMYK images become RGB,
+    and an alpha channel is dropped. 16-bit channels keep their high byte, as in the decoder of the
+    original code.
 
     Args:
-      encoded: The file's bytes.
-      name: What error messages call it, best its path.
+      encoded: All bytes of the file.
+      name: Name of the image in error messages, best the path of its file.
 
     Returns:
       uint8 [height, width, 3].
 
     Raises:
-      DamagedImage: if the bytes are no image, or not all of one.
+      DamagedImage: if the bytes are no image, or only a part of an image.
     """
     try:
         image = _decode_plain_jpeg(encoded)
@@ -65,13 +67,13 @@ def _decode_any(encoded: bytes) -> np.ndarray:
     orientation = image.getexif().get(_ORIENTATION, 1)
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bits(image)
-    # Converting what is RGB already would copy it.
+    # `convert` copies an image that is RGB already, so it is called for other modes only.
     pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     return _turned(pixels, orientation)
 
 
 def _eight_bits(image: Any) -> Any:
-    """16-bit grey to 8-bit; Pillow's own conversion would clip at 255."""
+    """The high byte of a 16-bit grey image; Pillow's own conversion would clip values at 255."""
     from PIL import Image
 
     high = np.asarray(image).astype(np.float64) // 256
@@ -84,7 +86,7 @@ def _turned(image: np.ndarray, orientation: Any) -> np.ndarray:
 
 
 def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
-    """The pixels, or None for what Pillow should look at."""
+    """The pixels of a plain JPEG; None for any other file, which is left to Pillow."""
     exif = _plain_jpeg_exif(encoded)
     if exif is None:
         return None
@@ -104,10 +106,11 @@ def _decode_plain_jpeg(encoded: bytes) -> np.ndarray | None:
 
 
 def _plain_jpeg_exif(encoded: bytes) -> bytes | None:
-    """The EXIF segment (b'' if there is none) of a plain and whole JPEG, else None.
+    """The EXIF segment of a complete plain JPEG (b'' if it has none); None for any other file.
 
-    A file that was cut off has no end-of-image marker. libjpeg would fill up its pixels with grey
-    and only warn; Pillow refuses it. Within coded data the marker's bytes cannot occur.
+    A file that was cut off has no end-of-image marker at its end, because the bytes of the marker
+    cannot occur within coded data. libjpeg would fill the missing pixels with grey and only warn,
+    whereas Pillow refuses such a file; so such a file is left to Pillow.
     """
     if not encoded.startswith(b"\xff\xd8\xff") or not encoded.endswith(_END_OF_IMAGE):
         return None
@@ -119,7 +122,8 @@ def _plain_jpeg_exif(encoded: bytes) -> bytes | None:
         if marker == _START_OF_SCAN:
             return exif if plain else None
         if marker in _FRAMES and len(content) > 5:
-            # Precision, height (2), width (2), components: four of them are CMYK.
+            # The segment holds the precision (1 byte), height (2), width (2) and number of
+            # components (1). A JPEG of four components is CMYK, and is left to Pillow.
             plain = content[0] == 8 and content[5] == 3
         elif marker == _APP1 and not exif and content.startswith(_EXIF):
             exif = content

@@ -36,12 +36,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             supervised_keys=("image", "label"),
-            # Hashing keys to shuffle would only hide which row of the original an example is.
+            # TFDS shuffles by hashing the keys. Without that, the order of the examples is the
+            # order of the rows in scikit-learn's data.
             disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        del dl_manager  # Nothing to download.
+        del dl_manager  # scikit-learn ships the images; nothing is downloaded.
         images, labels = _load()
         test = stratified(labels, TEST_EXAMPLES, _SPLIT_SEED)
         train = np.setdiff1d(np.arange(len(labels)), test)
@@ -54,17 +55,19 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         for image, label, row in zip(images, labels, rows, strict=True):
-            # Encoded bytes in a file object: from an array TFDS would encode with TensorFlow.
+            # TFDS encodes arrays with TensorFlow, so it is given a file object of encoded bytes.
             yield int(row), {"image": io.BytesIO(_png(image)), "label": int(label)}
 
 
 def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Picks `count` rows, every class in proportion (largest remainders get the odd ones).
+    """Picks `count` rows at random, from every class in proportion to its size.
+
+    The share of a class is rounded by the method of largest remainders.
 
     Args:
       labels: Integer class of each row, [N].
-      count: Rows to pick in all.
-      seed: Chooses the rows; the same seed picks the same rows on every machine.
+      count: Number of rows to pick in all.
+      seed: Seed of the choice; the same seed picks the same rows on every machine.
 
     Returns:
       Sorted row numbers, int [count].
@@ -83,7 +86,7 @@ def stratified(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [1797, 8, 8] with 0 for paper and 255 for ink, labels int [1797]."""
+    """Images uint8 [1797, 8, 8], in which 0 is paper and 255 is ink, and labels int [1797]."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

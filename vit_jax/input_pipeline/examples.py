@@ -1,4 +1,4 @@
-"""Examples made of a source's records, and what takes the place of damaged ones."""
+"""Makes examples of a source's records, and replaces the examples of damaged images."""
 
 import contextlib
 import dataclasses
@@ -15,18 +15,20 @@ from vit_jax.input_pipeline.sources import Source
 Example = dict[str, np.ndarray]
 OnError = Literal["raise", "skip"]
 
-# So many damaged images in a row are no accident.
+# If this many images in a row are damaged, the dataset is taken for one of no images.
 _MOST_DAMAGED = 100
-# Fields of an example that are not for the model: the record it is of, and how many were skipped.
+# Fields of an example that are not for the model: the number of the record from which the search
+# for a good image began, and the number of damaged records that were skipped.
 RECORD, SKIPPED = "_record", "_skipped"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainExamples:
-    """Makes the example at a place in the stream from a record's number.
+    """Makes a training example from the number of a record.
 
-    In place of a damaged image stands the next good one in the source, with the same draws:
-    whichever process makes the example, it is the same.
+    With `on_error='skip'` the next good image of the source takes the place of a damaged image. The
+    augmentation of the good image draws from the same generator that the damaged image would have
+    used, so that the example is the same in whichever process it is made.
     """
 
     source: Source
@@ -45,7 +47,11 @@ class TrainExamples:
 
 
 class TestExamples:
-    """A source's examples with a mask; after the last, and for a damaged one, zeros with mask 0."""
+    """The examples of a source with a mask, filled up to `length` with examples of zeros.
+
+    A good example has mask 1. The filling after the last example, and with `on_error='skip'` an
+    example whose image is damaged, are zeros with mask 0.
+    """
 
     def __init__(self, source: Source, transform: tr.Transform, length: int, on_error: OnError):
         self._source, self._transform, self._length = source, transform, length

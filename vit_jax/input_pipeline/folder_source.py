@@ -1,4 +1,4 @@
-"""Examples in a folder of images for each class."""
+"""Examples from a folder that holds one subfolder of images for each class."""
 
 import functools
 import os
@@ -9,10 +9,12 @@ from vit_jax.input_pipeline.records import IMAGE_SUFFIXES, PathLike, Record, rea
 
 
 class FolderSource:
-    """Images in `<directory>/<class>/<file>`, e.g. JPEG, PNG or WebP, whatever the case.
+    """The JPEG, PNG and WebP images `<directory>/<class>/<file>`.
 
-    Classes are the sorted subfolder names of the sibling folder `train` where there is one, so
-    that `test` gets the same numbers; else of `directory` itself. Files are in name order.
+    The case of a file's suffix does not matter, and the files of a class are in name order. If
+    `directory` has a sibling folder `train`, the classes are the sorted names of the subfolders of
+    `train`, so that the classes of `test` have the same numbers; otherwise they are the sorted
+    names of the subfolders of `directory`.
 
     Raises:
       UserError: if the directory is missing or holds no image, or has a class that `train` lacks.
@@ -29,7 +31,7 @@ class FolderSource:
         ]
 
     def int2str(self, label: int) -> str:
-        """The class's folder name."""
+        """The name of the folder of class number `label`."""
         return self._class_names[label]
 
     def __len__(self) -> int:
@@ -42,7 +44,9 @@ class FolderSource:
 
 @functools.lru_cache(maxsize=8)
 def _listing(directory: str, modified: int) -> dict[str, list[str]]:
-    del modified  # Part of the key only: a folder that gained a class is listed again.
+    # The time of modification is only a part of the cache's key: a folder that gained a class is
+    # listed again.
+    del modified
     return {
         entry.name: sorted(
             file.path
@@ -71,7 +75,7 @@ def _images_by_class(directory: Path) -> dict[str, list[str]]:
 
 
 def _class_names(directory: Path, files: dict[str, list[str]]) -> list[str]:
-    """Sorted class names, from the sibling `train` where there is one."""
+    """Sorted class names, of the sibling folder `train` if it exists, else of the folder itself."""
     train = directory.absolute().parent / "train"
     known = _images_by_class(train) if train.is_dir() else files
     names = sorted(name for name, paths in known.items() if paths)

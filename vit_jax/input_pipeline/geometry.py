@@ -1,4 +1,4 @@
-"""Resizing, cropping, mirroring, shifting and turning."""
+"""Transforms that resize, crop, mirror, shift or rotate an image."""
 
 import dataclasses
 
@@ -10,10 +10,13 @@ from vit_jax.input_pipeline.chain import Record, generator
 
 
 def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, half-pixel centres, no antialiasing: `tf.image.resize` with its defaults.
+    """Resizes bilinearly with half-pixel centres and without antialiasing.
+
+    This is what `tf.image.resize` does by default.
 
     Args:
-      image: uint8 or float32 [h, w, channels]; converted to float32 first, so nothing is rounded.
+      image: uint8 or float32 [h, w, channels]. The image is converted to float32 first, so that
+        no value is rounded.
       height: New height in pixels.
       width: New width in pixels.
 
@@ -30,10 +33,10 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic with antialiasing, Pillow's kernel (a = -0.5) on whole values.
+    """Resizes bicubically with antialiasing, by Pillow's kernel (a = -0.5) on integer values.
 
     Args:
-      image: uint8 [h, w, 3]; float32 is rounded first.
+      image: uint8 or float32 [h, w, 3]; float32 values are rounded to integers first.
       height: New height in pixels.
       width: New width in pixels.
 
@@ -49,18 +52,24 @@ def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def as_uint8(image: np.ndarray) -> np.ndarray:
-    """Pixels rounded to whole values, contiguous, as Pillow wants them."""
+    """The image with values rounded to uint8, as a contiguous array, which Pillow requires."""
     if image.dtype != np.uint8:
         image = np.rint(image).clip(0, 255).astype(np.uint8)
     return np.ascontiguousarray(image)
 
 
-# 'bilinear' is the original's, without antialiasing; 'bicubic' is antialiased.
+# 'bilinear' is the resizing of the original code, without antialiasing; 'bicubic' antialiases.
 RESIZE = {"bilinear": resize_bilinear, "bicubic": resize_bicubic}
 
 
 def target_shape(height: int, width: int, short: int, shape: str) -> tuple[int, int]:
-    """(height, width) after resizing, for a `shape` of `Resize`; `short` is its size."""
+    """The (height, width) in pixels that an image has after `Resize(size=short, shape=shape)`.
+
+    Args:
+      height, width: Size of the image before resizing, in pixels.
+      short: New length of the shorter side, in pixels; of both sides if `shape` is 'squash'.
+      shape: 'squash' or 'shortest', as in `Resize`.
+    """
     if shape == "squash":
         return short, short
     if height <= width:
@@ -70,13 +79,13 @@ def target_shape(height: int, width: int, short: int, shape: str) -> tuple[int, 
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """Scales the image.
+    """Resizes the image.
 
     Attributes:
-      size: New side in pixels.
-      method: A key of `RESIZE`.
-      shape: 'squash' makes it `size` × `size`; 'shortest' keeps the aspect ratio and makes the
-        shorter side `size` (the longer is rounded down, as torchvision does).
+      size: New length of the shorter side, or of both sides, in pixels.
+      method: Key of `RESIZE`.
+      shape: 'squash' resizes to `size` × `size`; 'shortest' keeps the aspect ratio, makes the
+        shorter side `size` and rounds the longer side down, as torchvision does.
     """
 
     size: int
@@ -94,7 +103,7 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class CentralCrop:
-    """The middle `size` × `size` pixels."""
+    """Cuts out the middle `size` × `size` pixels."""
 
     size: int
 
@@ -103,15 +112,15 @@ class CentralCrop:
 
 
 def central_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle `size` × `size` pixels."""
-    # round(), half to even, is where torchvision's CenterCrop (and so timm) puts the window.
+    """The middle `size` × `size` pixels of an image [height, width, channels], as a view."""
+    # torchvision's CenterCrop, which timm uses, rounds the window's place half to even, as round().
     top, left = (round((side - size) / 2) for side in image.shape[:2])
     return image[top : top + size, left : left + size]
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """A window of `size` × `size` pixels, every place as likely."""
+    """Cuts out `size` × `size` pixels; every place of the window is equally likely."""
 
     size: int
 
@@ -125,7 +134,7 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """Mirrors left and right with the given probability."""
+    """Swaps left and right with the given probability."""
 
     probability: float = 0.5
 
@@ -135,14 +144,18 @@ class Flip:
 
         import cv2
 
-        # NumPy's view would cost the next step, which reads it backwards, several times as much.
+        # NumPy would flip by a view with a negative stride, and the next step would take several
+        # times as long to read that view as cv2 takes to flip.
         image = record["image"]
         return {**record, "image": cv2.flip(image, 1).reshape(image.shape)}
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomShift:
-    """Shifts by a whole number of pixels within ± `pixels` on each axis; zeros come in."""
+    """Shifts by a random number of pixels, at most `pixels`, along each axis.
+
+    The pixels that the shift uncovers are zeros.
+    """
 
     pixels: int
 
@@ -150,7 +163,7 @@ class RandomShift:
         most, image = self.pixels, record["image"]
         height, width, channels = image.shape
         top, left = generator(rng, self).integers(0, 2 * most, 2, endpoint=True)
-        # np.pad does the same ten times slower, which counts for small images.
+        # np.pad does the same and takes ten times as long, which matters for small images.
         padded = np.zeros((height + 2 * most, width + 2 * most, channels), image.dtype)
         padded[most : most + height, most : most + width] = image
         return {**record, "image": padded[top : top + height, left : left + width]}
@@ -158,7 +171,10 @@ class RandomShift:
 
 @dataclasses.dataclass(frozen=True)
 class RandomRotation:
-    """Turns about the centre by a uniform angle within ± `degrees`; zeros come in."""
+    """Rotates about the centre by an angle drawn uniformly from [-`degrees`, `degrees`].
+
+    The image becomes float32, and the pixels that the rotation uncovers are zeros.
+    """
 
     degrees: float
 

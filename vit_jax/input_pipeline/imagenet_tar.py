@@ -4,12 +4,14 @@ The folder holds the files as image-net.org gives them out:
 
     ILSVRC2012_img_train.tar          a tar of one tar a class, `<WordNet id>.tar`
     ILSVRC2012_img_val.tar            50,000 images
-    ILSVRC2012_devkit_t12.tar.gz      the classes of those; or, instead of it,
-    ILSVRC2012_val_labels.txt         a line for each image in name order: its WordNet id
+    ILSVRC2012_devkit_t12.tar.gz      the classes of the validation images; or, in its place,
+    ILSVRC2012_val_labels.txt         the WordNet id of each validation image, a line each, in
+                                      the order of the images' names
 
-Where every image lies in a tar is found once (a minute or so for the training file) and kept
-beside it, or where that cannot be written in `~/.cache/vit_jax`. Classes are the sorted WordNet
-ids, which is the order of the published models' outputs.
+The index of a tar, which says where in the tar every image lies, is made once; that takes about a
+minute for the training file. The index is kept beside the tar, or in `~/.cache/vit_jax` if the
+tar's folder cannot be written to. The classes are the sorted WordNet ids, which is the order of the
+outputs of the published models.
 """
 
 import hashlib
@@ -39,14 +41,15 @@ def is_imagenet(directory: PathLike) -> bool:
 
 
 class ImagenetTarSource:
-    """One split of ImageNet in its tar files; see the module.
+    """One split of ImageNet in its tar files; the module's docstring describes them.
 
     Args:
-      directory: The folder.
-      split: 'train'; or 'test', 'val' or 'validation', which are the same.
+      directory: Folder of the tar files.
+      split: 'train', or one of 'test', 'val' and 'validation', which mean the same split.
 
     Raises:
-      UserError: for a missing or damaged file, or labels that do not fit the images.
+      UserError: for an unknown split, a missing or damaged file, or labels that do not fit the
+        images.
     """
 
     def __init__(self, directory: PathLike, split: str):
@@ -69,7 +72,7 @@ class ImagenetTarSource:
         self._file: Any = None
 
     def int2str(self, label: int) -> str:
-        """The class's WordNet id."""
+        """The WordNet id of class number `label`."""
         return self._class_names[label]
 
     def __len__(self) -> int:
@@ -79,27 +82,32 @@ class ImagenetTarSource:
         offset, size = int(self._index["offset"][index]), int(self._index["size"][index])
         if self._file is None:
             self._file = open(self._tar, "rb", buffering=0)  # noqa: SIM115 (stays open)
-        # Reads at a place of its own, so that threads can share the file.
+        # `pread` leaves the position in the file alone, so that threads can share one open file.
         image = os.pread(self._file.fileno(), size, offset)
         name = f"{self._tar}:{self._index['name'][index].decode()}"
         return {"image": image, "label": int(self._labels[index]), "name": name}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_file": None}  # A worker process opens its own.
+        return {**vars(self), "_file": None}  # A worker process opens the tar itself.
 
 
 # --- the index -----------------------------------------------------------------------------------
 
 
 def tar_index(tar: Path) -> Index:
-    """Where the images of a tar, or of the tars in it, lie; read from its cache or made.
+    """The places of the images in a tar and in the tars within it.
+
+    The index is read from its cache if the tar has not changed since it was made, and is made
+    otherwise.
 
     Returns:
-      Arrays of one row an image in name order: 'offset' and 'size' in bytes, 'name', and 'folder',
-      the name of the tar within the tar without its suffix (empty if there is none).
+      Arrays with one row for each image, in the order of 'folder' and 'name': 'offset', the first
+      byte of the image, counted from the start of the outer tar; 'size' in bytes; 'name'; and
+      'folder', the name without suffix of the inner tar that holds the image (empty if the outer
+      tar itself holds it).
 
     Raises:
-      UserError: for a missing or damaged tar, or one without images.
+      UserError: if the tar is missing, damaged or without images.
     """
     try:
         stat = tar.stat()
@@ -115,7 +123,7 @@ def tar_index(tar: Path) -> Index:
         try:
             _save(place, {**index, "stamp": stamp})
             break
-        except OSError:  # A read-only data folder, or a full disk: the next place, or none.
+        except OSError:  # The folder is read-only or the disk is full; the cache is no necessity.
             continue
     return index
 
@@ -130,12 +138,12 @@ def _load(place: Path) -> Index | None:
     try:
         with np.load(place, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("offset", "size", "name", "folder", "stamp")}
-    except Exception:  # Missing, or not what we write: it is made again.
+    except Exception:  # A cache that is missing or not in our format is made again.
         return None
 
 
 def _save(place: Path, index: Index) -> None:
-    """Written under another name first: another process sees all of it or nothing."""
+    """Writes the index under another name and renames it, so that no process reads a part of it."""
     place.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
     try:
@@ -171,7 +179,7 @@ def _make_index(tar: Path, tar_size: int) -> Index:
 
 
 def _members(file: Any, folder: str = "", start: int = 0) -> Iterator[tuple[str, str, int, int]]:
-    """(folder, name, offset, size) of every image, `offset` counted from the outer tar's start."""
+    """(folder, name, offset, size) of every image; `offset` counts from the outer tar's start."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in archive:
             stem, suffix = os.path.splitext(os.path.basename(member.name))
@@ -182,7 +190,7 @@ def _members(file: Any, folder: str = "", start: int = 0) -> Iterator[tuple[str,
                 yield from _members(inner, folder=stem, start=member.offset_data)
             elif suffix.lower() in IMAGE_SUFFIXES:
                 yield folder, member.name, start + member.offset_data, member.size
-            # What was read is remembered otherwise: a million headers.
+            # tarfile keeps every header that it has read, which would be a million for ImageNet.
             archive.members = []  # pyright: ignore
 
 
@@ -213,7 +221,7 @@ def _val_classes(directory: Path, index: Index) -> np.ndarray:
 
 
 def _devkit_classes(devkit: Path) -> list[str]:
-    """The ground truth's numbers, which are the devkit's own, as WordNet ids."""
+    """The WordNet id of every validation image, from the devkit's own numbers of the classes."""
     from scipy import io as scipy_io
 
     contents = {}

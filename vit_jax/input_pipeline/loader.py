@@ -1,7 +1,8 @@
 """Batches for training and evaluation, read with Grain.
 
-Shuffling is global, and an example's augmentation is seeded by (seed, place in the stream), so
-that batch `step` is the same for any number of threads, workers or restarts.
+The whole dataset is shuffled, and the augmentation of an example is seeded by the config's seed and
+the example's place in the stream. Batch number `step` is therefore the same for any number of
+threads, worker processes and restarts.
 """
 
 import os
@@ -27,7 +28,7 @@ Mode = Literal["train", "test"]
 
 
 class _Dataset:
-    """What the training and the test set have in common."""
+    """The parts that the training set and the test set have in common."""
 
     def __init__(self, source: Source, batch_size: int, reading: Reading):
         reading.local(batch_size)  # Fails early if hosts cannot share a batch.
@@ -40,7 +41,7 @@ class _Dataset:
         self._damaged: set[int] = set()
 
     def as_numpy_iterator(self) -> Iterator[Batch]:
-        """The name that `tf.data` gives to iterating."""
+        """The same as `iter(self)`, under the name that `tf.data` gives it."""
         return iter(self)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -50,8 +51,8 @@ class _Dataset:
     def errors(self) -> list[str]:
         """Names of the damaged images that were skipped so far, each once, in the source's order.
 
-        They are those of this host's rows, whichever thread or worker process met them, and of
-        batches made ahead.
+        The list covers the rows of this host in the batches that were handed out, whichever thread
+        or worker process read them.
         """
         return [self._source[index]["name"] for index in sorted(self._damaged)]
 
@@ -59,7 +60,7 @@ class _Dataset:
         return Batches(examples, self.batch_size, self._reading, start, self._note_damaged)
 
     def _note_damaged(self, batch: Batch) -> None:
-        """Takes the fields that are not for the model out of a batch, and remembers them."""
+        """Removes the fields that are not for the model, and notes the damaged images they name."""
         records, skipped = batch.pop(RECORD, None), batch.pop(SKIPPED, None)
         if records is None or skipped is None:
             return
@@ -71,19 +72,20 @@ class _Dataset:
 class TrainDataset(_Dataset):
     """An endless stream of shuffled, augmented batches.
 
-    Every epoch is a new permutation of all examples; batches run over its end. Batch `step` is a
-    pure function of (seed, step).
+    Every epoch is a new permutation of all examples, and a batch may hold the end of one epoch and
+    the start of the next. Batch number `step` is a pure function of (seed, step).
 
     Args:
-      source: Examples.
-      transform: Makes an example of a record.
-      batch_size: Rows of a batch, over all hosts.
-      seed: Chooses order and augmentation.
-      reading: Threads, workers, hosts.
-      on_error: What a damaged image does: 'raise' names it and ends the stream; 'skip' puts the
-        next good record of the source in its place, and adds it to `errors`.
-      repeats: How often a batch holds an example, augmented differently each time and spread
-        over the batch; an epoch is so many times longer.
+      source: Source of the records.
+      transform: Function that makes an example from a record.
+      batch_size: Number of rows in a batch, over all hosts.
+      seed: Seed of the order and of the augmentation.
+      reading: Threads, worker processes and hosts that read the batches.
+      on_error: Treatment of a damaged image: 'raise' ends the stream with an error that names the
+        image; 'skip' puts the next good record of the source in its place, and adds the image to
+        `errors`.
+      repeats: Number of times that a batch holds an example. The copies are augmented differently
+        and spread over the batch, and an epoch has `repeats` times as many batches.
     """
 
     def __init__(
@@ -105,15 +107,16 @@ class TrainDataset(_Dataset):
         self._examples = records.random_map(make)
 
     def iterate(self, start_step: int = 0) -> Batches:
-        """Batches from number `start_step` on, without making the ones before.
+        """The batches from number `start_step` on; the batches before it are not made.
 
         Yields:
           'image': float32 [rows, crop, crop, 3] in [-1, 1] (or as `config.pp.mean` and `std`
-          have it); 'label': float32 [rows, num_classes] of zeros and ones; rows are this host's.
+          have it); 'label': float32 [rows, num_classes] of zeros and ones. `rows` is the number of
+          rows that this host reads of each batch.
 
         Raises:
-          UserError: naming the file, if an image cannot be read; DamagedImage, if it cannot be
-            decoded and `on_error` is 'raise'.
+          UserError: if the file of an image cannot be read; the message names the file.
+          DamagedImage: if an image cannot be decoded and `on_error` is 'raise'.
         """
         return self._batches(self._examples, start_step)
 
@@ -122,21 +125,21 @@ class TrainDataset(_Dataset):
 
 
 class TestDataset(_Dataset):
-    """Every example exactly once, in order; the last batch is filled up and masked.
+    """Batches of every example exactly once, in order; the last batch is filled up and masked.
 
     Iterating yields 'image' and 'label' as `TrainDataset` does, and 'mask': float32 [rows], 1 for
-    an example and 0 for filling (whose image and label are zeros).
+    an example and 0 for filling, whose image and label are zeros.
 
     Args:
-      source: Examples.
-      transform: Makes an example of a record.
-      batch_size: Rows of a batch, over all hosts.
-      reading: Threads, workers, hosts.
-      on_error: What a damaged image does: 'raise' names it and ends the stream; 'skip' makes it
-        filling, and adds it to `errors`.
+      source: Source of the records.
+      transform: Function that makes an example from a record.
+      batch_size: Number of rows in a batch, over all hosts.
+      reading: Threads, worker processes and hosts that read the batches.
+      on_error: Treatment of a damaged image: 'raise' ends the stream with an error that names the
+        image; 'skip' replaces the example by filling, and adds the image to `errors`.
     """
 
-    __test__ = False  # No test class, whatever pytest makes of its name.
+    __test__ = False  # pytest would otherwise take the class for a test, because of its name.
 
     def __init__(
         self,
@@ -167,7 +170,8 @@ def get_datasets(
     """The training and the test set of a run.
 
     Args:
-      config: A training config; fields that it lacks have the defaults of `configs/common.py`.
+      config: A training config. A field that the config lacks has its default in
+        `configs/common.py`.
         `config.dataset` is whatever `open_source` reads: a folder of images or of ImageNet's tar
         files, a CSV file, or a TFDS name; its splits are `config.pp.train` and `config.pp.test`.
       process_index: This host's number among `process_count` that train together.
@@ -182,13 +186,21 @@ def get_datasets(
     train, test = (
         _dataset(_open(config, mode), config, mode, **hosts) for mode in ("train", "test")
     )
-    return train, test  # pyright: ignore (each of its own mode)
+    return train, test  # pyright: ignore (_dataset returns the class of each mode)
 
 
 def get_data_from_tfds(
     *, config: Any, mode: Mode, process_index: int = 0, process_count: int = 1
 ) -> TrainDataset | TestDataset:
-    """One split of the TFDS dataset `config.dataset`, as `get_datasets`."""
+    """The training set or the test set of a run, read from the TFDS dataset `config.dataset`.
+
+    Args:
+      config, process_index, process_count: As in `get_datasets`.
+      mode: 'train' or 'test'; the TFDS split is `config.pp[mode]`.
+
+    Raises:
+      UserError: for a bad setting or bad data.
+    """
     config = common.with_defaults(config)
     source = TfdsSource(
         config.dataset, config.pp[mode], config.tfds_data_dir, config.tfds_manual_dir
@@ -204,7 +216,16 @@ def get_data_from_directory(
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainDataset | TestDataset:
-    """The images `<directory>/<class>/<image>`, as `get_datasets`."""
+    """The training or the test set of a run, read from the images `<directory>/<class>/<image>`.
+
+    Args:
+      config, process_index, process_count: As in `get_datasets`.
+      directory: Folder of one split, with a subfolder for each class.
+      mode: 'train' shuffles and augments; 'test' reads every image once.
+
+    Raises:
+      UserError: for a bad setting or bad data.
+    """
     source = FolderSource(directory)
     return _dataset(source, common.with_defaults(config), mode, process_index, process_count)
 
@@ -248,7 +269,7 @@ def _dataset(
 
 
 def _check(config: Any) -> None:
-    """Raises UserError for settings that make no batch."""
+    """Raises UserError for settings with which no batch can be made."""
     pp, data = config.pp, config.data
     positive = {
         "batch": config.batch,

@@ -1,7 +1,7 @@
-"""Pillow's operations by the names of the AutoAugment paper, and what their levels mean.
+"""Pillow's operations under the names of the AutoAugment paper, and the meaning of their levels.
 
-The operations work on whole values in [0, 255]; what differs between the published codes is how an
-operation's level becomes its argument, and that is a table each (`SPACES`).
+The operations work on integer values in [0, 255]. The published codes differ in how the level of an
+operation becomes its argument; `SPACES` has a table for each code.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ BICUBIC = Image.Resampling.BICUBIC
 
 @dataclasses.dataclass(frozen=True)
 class Canvas:
-    """What geometric operations need besides their argument.
+    """The parameters that an operation may need besides the image and its argument.
 
     Attributes:
-      rng: For a place.
-      fill: What comes in from outside the image.
-      resample: Pillow's interpolation.
+      rng: Generator from which an operation draws a place in the image.
+      fill: RGB colour of the pixels that come in from outside the image.
+      resample: Pillow's method of interpolation.
     """
 
     rng: np.random.Generator
@@ -36,7 +36,7 @@ class Canvas:
 
 
 def _affine(image: Pixels, matrix: tuple[float, ...], canvas: Canvas) -> Pixels:
-    """Pillow's convention: output place (x, y) shows input place `matrix` · (x, y, 1)."""
+    """Applies an affine map: the output at (x, y) is the input at `matrix` · (x, y, 1)."""
     return image.transform(
         image.size, Image.Transform.AFFINE, matrix, canvas.resample, fillcolor=canvas.fill
     )
@@ -47,7 +47,7 @@ def _enhance(kind: Any) -> Callable[[Pixels, float, Canvas], Pixels]:
 
 
 def _posterize(image: Pixels, bits: float, canvas: Canvas) -> Pixels:
-    # No bits at all is what two of the spaces end in; Pillow refuses it.
+    # The levels of two spaces go down to 0 bits, which Pillow refuses; the image is then black.
     return ImageOps.posterize(image, int(bits)) if bits >= 1 else image.point(lambda _: 0)
 
 
@@ -57,21 +57,21 @@ def _solarize_add(image: Pixels, addition: float, canvas: Canvas) -> Pixels:
 
 
 def _cutout(image: Pixels, half: float, canvas: Canvas) -> Pixels:
-    """Fills a square of side `2 · half` about a random pixel, cut at the border."""
+    """Fills a square of side `2 · half` about a random pixel; the square may cross the border."""
     x, y = (int(canvas.rng.integers(side)) for side in image.size)
     half, image = int(half), image.copy()
     image.paste(canvas.fill, (max(x - half, 0), max(y - half, 0), x + half, y + half))
     return image
 
 
-# Name in the AutoAugment paper -> what it does with (image, argument, canvas).
+# Name in the AutoAugment paper -> the operation as a function of (image, argument, canvas).
 OPERATIONS: dict[str, Callable[[Pixels, float, Canvas], Pixels]] = {
     "Identity": lambda image, _, canvas: image,
     "AutoContrast": lambda image, _, canvas: ImageOps.autocontrast(image),
     "Equalize": lambda image, _, canvas: ImageOps.equalize(image),
     "Invert": lambda image, _, canvas: ImageOps.invert(image),
     "Posterize": _posterize,
-    # Values of the threshold or more are inverted.
+    # Solarizing inverts the values that are equal to the threshold or greater.
     "Solarize": lambda image, threshold, canvas: ImageOps.solarize(image, math.ceil(threshold)),
     "SolarizeAdd": _solarize_add,
     "Brightness": _enhance(ImageEnhance.Brightness),
@@ -94,12 +94,12 @@ OPERATIONS: dict[str, Callable[[Pixels, float, Canvas], Pixels]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """An operation's argument at a strength of 0 to 1.
+    """The argument of an operation as a function of a strength between 0 and 1.
 
     Attributes:
-      value: From (strength, the image's width or height in pixels) to a number.
-      base: Added to it.
-      signed: Whether the number counts negative half of the time.
+      value: Function of the strength and of the image's width or height in pixels.
+      base: Number that is added to the value (with its sign).
+      signed: Whether the value is made negative with probability 1/2.
     """
 
     value: Callable[[float, int], float] = lambda strength, side: 0.0
@@ -109,13 +109,14 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """The operations that one code draws from, and its levels.
+    """The operations that one published code draws from, and the meaning of their levels.
 
     Attributes:
-      levels: Of every operation.
-      top: The magnitude that is strength 1.
-      probability: With which a drawn operation is carried out.
-      fill, resample: As in `Canvas`; `resample` is drawn from.
+      levels: Name of every operation -> its level.
+      top: Magnitude that means a strength of 1.
+      probability: Probability that a drawn operation is carried out.
+      fill: RGB colour, as in `Canvas`.
+      resample: Methods of interpolation, one of which is drawn for each operation.
     """
 
     levels: Mapping[str, Level]
@@ -125,7 +126,7 @@ class Space:
     resample: tuple[Image.Resampling, ...] = (NEAREST,)
 
     def apply(self, image: Pixels, name: str, strength: float, rng: np.random.Generator) -> Pixels:
-        """Carries out one operation."""
+        """Applies the operation `name` at a strength between 0 and 1 to an RGB image."""
         level = self.levels[name]
         value = level.value(strength, image.size[1] if name == "TranslateY" else image.size[0])
         sign = -1 if level.signed and rng.random() < 0.5 else 1
@@ -143,11 +144,12 @@ _TURN = {
     "Rotate": Level(lambda s, _: 30 * s, signed=True),
     **_same(_SHEAR, Level(lambda s, _: 0.3 * s, signed=True)),
 }
-# 1 is 'no change': the further from it, in either direction, the stronger.
+# A factor of 1 changes nothing. The further a factor is from 1, in either direction, the stronger
+# is the change.
 _ENHANCE_BOTH_WAYS = _same(_ENHANCE, Level(lambda s, _: 0.9 * s, base=1.0, signed=True))
 
 SPACES = {
-    # torchvision's, magnitudes 0 to 30.
+    # The space of torchvision, with magnitudes from 0 to 30.
     "torchvision": Space(
         {
             **_same(("Identity", "AutoContrast", "Equalize"), Level()),
@@ -155,11 +157,13 @@ SPACES = {
             **_same(_TRANSLATE, Level(lambda s, side: int(150 / 331 * side * s), signed=True)),
             **_ENHANCE_BOTH_WAYS,
             "Posterize": Level(lambda s, _: 8 - round(4 * s)),
-            "Solarize": Level(lambda s, _: round(255 * (1 - s), 3)),  # 85, not 85.00…01
+            "Solarize": Level(
+                lambda s, _: round(255 * (1 - s), 3)
+            ),  # Rounding gives 85 and not 85.00…01.
         },
         top=30,
     ),
-    # timm's `rand-…-inc1`, magnitudes 0 to 10; DeiT's.
+    # The space of timm's `rand-…-inc1`, which DeiT uses, with magnitudes from 0 to 10.
     "timm": Space(
         {
             **_same(("AutoContrast", "Equalize", "Invert"), Level()),
@@ -175,8 +179,9 @@ SPACES = {
         fill=(124, 116, 104),  # ImageNet's mean.
         resample=(BILINEAR, BICUBIC),
     ),
-    # big_vision's, magnitude 10 is strength 1 and more is allowed; AugReg's. Its contrast blends
-    # with a grey that depends on the number of pixels; here, as in the paper, with the mean.
+    # The space of big_vision, which AugReg uses. Magnitude 10 is strength 1, and a greater
+    # magnitude is allowed. big_vision's contrast blends with a grey that depends on the number of
+    # pixels; the contrast here blends with the mean, as in the paper.
     "big_vision": Space(
         {
             **_same(("AutoContrast", "Equalize", "Invert"), Level()),

@@ -1,4 +1,4 @@
-"""Which example stands where in a batch: views of Grain's datasets."""
+"""Views of Grain's datasets that choose the place of each example in a batch."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import grain
 
 
 class LocalRows(grain.MapDataset):
-    """Of every global batch's examples, the `rows` that host number `process_index` reads."""
+    """The `rows` examples that host number `process_index` reads of every global batch."""
 
     _MUTATES_ELEMENT_SPEC = False
 
@@ -27,12 +27,13 @@ class LocalRows(grain.MapDataset):
 
 
 class Repeated(grain.MapDataset):
-    """Batches in which an image comes `times` times (Hoffer et al. 2019, arXiv:1901.09335).
+    """Batches that hold each image `times` times (Hoffer et al. 2019, arXiv:1901.09335).
 
-    A batch of N holds the next U = ⌈N / times⌉ images, one copy of each after the other, and then
-    all of them again: copy r of image i stands at r U + i. Mixing, which takes an example's
-    neighbour, so meets another image. Where `times` does not divide N the round of the last copies
-    ends early, and the last images of the batch have one copy less.
+    A batch of N examples holds the next U = ⌈N / times⌉ images: first one copy of each of them,
+    then a second copy of each, and so on, so that copy r of image i stands at place r U + i. Mixing
+    combines an example with its neighbour in the batch, which is therefore another image. If
+    `times` does not divide N, the batch ends before the last round of copies does, and the last
+    images have one copy less.
     """
 
     _MUTATES_ELEMENT_SPEC = False
@@ -42,7 +43,7 @@ class Repeated(grain.MapDataset):
         self._batch_size, self._images = batch_size, -(-batch_size // times)
 
     def __len__(self) -> int:
-        return len(self._parent)  # Without end.
+        return len(self._parent)  # The parent repeats endlessly, and so does this view.
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

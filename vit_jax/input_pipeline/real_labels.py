@@ -1,9 +1,9 @@
 """ImageNet-ReaL: the validation images with all of their labels (Beyer et al. 2020).
 
 "Are we done with ImageNet?" (arXiv:2006.07159) gives every validation image the classes that people
-found in it: several, one or none. A prediction is right if it is any of them, and an image without
-any does not count. Its file `real.json` is a list of lists of class numbers, the first for
-`ILSVRC2012_val_00000001`, the last for `ILSVRC2012_val_00050000`.
+found in it: several, one or none. A prediction is right if it is any of these classes, and an image
+without classes does not count. The paper's file `real.json` is a list of lists of class numbers;
+its first list is for `ILSVRC2012_val_00000001`, and its last for `ILSVRC2012_val_00050000`.
 """
 
 import json
@@ -17,16 +17,16 @@ _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
 
 
 class RealLabels:
-    """The records of a source of ImageNet's validation images with the labels of a file.
+    """The records of a source of ImageNet's validation images, with the labels of `real.json`.
 
     Args:
-      source: A folder, the tar files or TFDS's `imagenet2012`, of images that have ImageNet's own
-        file names, and its classes in the order of their WordNet ids.
-      file: `real.json`.
+      source: Folder, tar files or TFDS's `imagenet2012`. The images must have ImageNet's own file
+        names, and the classes must be in the order of their WordNet ids.
+      file: Path of `real.json`.
 
     Raises:
-      UserError: for a file that is missing or of another form, labels that are none of the source's
-        classes, or an image whose name does not say its number.
+      UserError: if the file is missing or has another form, if a label is no class of the source,
+        or if the name of an image does not tell the image's number.
     """
 
     def __init__(self, source: Source, file: PathLike):
@@ -40,7 +40,7 @@ class RealLabels:
                 f"{file} has the class {largest}, the images only {source.num_classes} classes: "
                 "expected all of ImageNet's validation images"
             )
-        self[0]  # Other images are told apart now, not in the middle of a run.
+        self[0]  # A source of other images fails here and not in the middle of a run.
 
     def __len__(self) -> int:
         return len(self._source)
@@ -75,7 +75,7 @@ def _read(file: PathLike) -> list[list[int]]:
 
 
 def _wrong(labels: list) -> str | None:
-    """What is no list of class numbers, or None."""
+    """A text about the first entry that is no list of class numbers; None if all are."""
     for i, row in enumerate(labels):
         if not isinstance(row, list) or not all(type(n) is int and n >= 0 for n in row):
             return f"{json.dumps(row)[:80]} for image {i + 1}"

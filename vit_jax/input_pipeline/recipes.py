@@ -1,7 +1,7 @@
-"""What `config.pp` asks for, as transforms.
+"""Builds the transforms that `config.pp` asks for.
 
-`AUGMENTATIONS` names the ways to prepare a training image; their parameters stand in `config.pp`
-and are declared, with their defaults, in `configs/common.py`.
+`AUGMENTATIONS` names the ways to prepare a training image. Their parameters are fields of
+`config.pp`, which `configs/common.py` declares with their defaults.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ _OFFICIAL_VALUES = (0.5, 0.5, 0.5)
 
 
 def _scaled(pp: Any) -> Steps:
-    """Resize and central crop; without `resize`, straight to the crop's size."""
+    """Resizing to `resize` (or to `crop` if it is None) and, if that leaves a border, a crop."""
     resize = tr.Resize(pp.resize or pp.crop, pp.resize_method, pp.resize_shape)
-    # A squashed image of the crop's size has nothing to cut off.
+    # An image that was squashed to the size of the crop needs no crop.
     whole = pp.resize_shape == "squash" and pp.resize in (None, pp.crop)
     return (resize,) if whole else (resize, tr.CentralCrop(pp.crop))
 
@@ -41,7 +41,8 @@ def _crop(pp: Any) -> Steps:
 
 
 def _digits(pp: Any) -> Steps:
-    # Scaled up first: turned at 8 × 8, training images would be blurred as no test image is.
+    # The images are scaled up before they are rotated: a rotation at 8 × 8 pixels would blur the
+    # training images as no test image is blurred.
     return (*_scaled(pp), tr.RandomShift(max(1, pp.crop // 8)), tr.RandomRotation(12))
 
 
@@ -55,33 +56,35 @@ def _auto_augment(pp: Any) -> tr.Transform:
     return aug.AutoAugment(tuple(tuple(tuple(op) for op in line) for line in pp.autoaug_policy))
 
 
-# Up to, and without, colour jitter, values and erasing, which go with any of them.
+# Name of the augmentation -> its steps. The steps end before colour jitter, the normalisation of
+# values and erasing, which `train_transform` adds to every augmentation.
 AUGMENTATIONS: dict[str, Callable[[Any], Steps]] = {
-    # The original's: a window of `area_min` to 100 % of the area, resized to `crop`, and a flip.
-    # `resize` plays no part: the window sets the scale.
+    # The augmentation of the original code: a window of `area_min` to 100 % of the area, resized to
+    # `crop`, and a flip. The window sets the scale, and `resize` is not used.
     "inception": _inception,
-    # The original's `inception_crop=False`: resize to `resize`, random crop, flip.
+    # The original code's `inception_crop=False`: resizing to `resize`, a random crop and a flip.
     "crop": _crop,
-    # As 'inception', with the policies of the published from-scratch recipes.
+    # 'inception' and then the policies of the published recipes that train from scratch.
     "randaug": lambda pp: (*_inception(pp), _rand_augment(pp)),
     "autoaug": lambda pp: (*_inception(pp), _auto_augment(pp)),
-    # torchvision's and timm's window and flip; alone, and as DeiT and DeiT III have it.
+    # The window and flip of torchvision and timm: alone, with DeiT's RandAugment, and with the
+    # ThreeAugment of DeiT III.
     "random_resized_crop": _random_resized_crop,
     "deit": lambda pp: (*_random_resized_crop(pp), _rand_augment(pp)),
     "three_augment": lambda pp: (*_random_resized_crop(pp), aug.ThreeAugment()),
-    # A digit that is flipped or cut is another digit: shift by up to 1/8 of the side and turn by
-    # up to 12° instead.
+    # A digit that is flipped or cut may be another digit. So digits are shifted by up to 1/8 of the
+    # side and rotated by up to 12°.
     "digits": _digits,
-    # As in evaluation.
+    # The same steps as in evaluation.
     "none": _scaled,
 }
 
 
 def train_transform(pp: Any, num_classes: int) -> tr.Transform:
-    """From encoded bytes to a training example.
+    """The transform from a record with encoded bytes to a training example.
 
     Args:
-      pp: A complete `config.pp`.
+      pp: A complete `config.pp` that `check` accepts.
       num_classes: Length of the label vector.
     """
     steps = AUGMENTATIONS[pp.augment](pp)
@@ -94,19 +97,22 @@ def train_transform(pp: Any, num_classes: int) -> tr.Transform:
 
 
 def eval_transform(pp: Any, num_classes: int) -> tr.Transform:
-    """From encoded bytes to a test example: no augmentation."""
+    """The transform from a record with encoded bytes to a test example, without augmentation.
+
+    Its arguments are those of `train_transform`.
+    """
     return tr.Chain((tr.Decode(), *_scaled(pp), *_values(pp), tr.OneHot(num_classes)))
 
 
 def _values(pp: Any) -> Steps:
     mean, std = tuple(pp.mean), tuple(pp.std)
     official = mean == std == _OFFICIAL_VALUES
-    # What decoding, resizing and augmenting leave is nobody else's.
+    # The steps before this one made the array, and nothing else holds it: it may be overwritten.
     return (tr.ValueRange(True) if official else tr.MeanStd(mean, std, True),)
 
 
 def preprocess(pp: Any) -> Preprocess:
-    """`eval_transform` as data, for whoever uses the trained model."""
+    """The preprocessing of `eval_transform` as data, which is stored with the trained model."""
     return Preprocess(
         size=pp.crop,
         crop=pp.crop / (pp.resize or pp.crop),
@@ -119,7 +125,7 @@ def preprocess(pp: Any) -> Preprocess:
 
 
 def check(pp: Any) -> None:
-    """Raises UserError for a `config.pp` that makes no image."""
+    """Raises UserError for a `config.pp` with which no image can be made."""
     choices = {
         "augment": AUGMENTATIONS,
         "resize_method": tr.RESIZE,

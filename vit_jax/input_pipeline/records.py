@@ -1,4 +1,4 @@
-"""What a source of examples is, and how it reads a file."""
+"""The interface of a source of examples, and a function that reads an image file."""
 
 import os
 from collections.abc import Callable
@@ -14,11 +14,15 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 class Record(TypedDict):
-    """One example as stored; `image` is an array only under `tfds.testing.mock_data`."""
+    """One example as it is stored.
+
+    `image` holds the encoded bytes of the file, and an array only under `tfds.testing.mock_data`.
+    """
 
     image: bytes | np.ndarray
-    label: int | list[int]  # A list where images may have several.
-    # For error messages: a path, or 'dataset[split] example 3 (file name)', the file where known.
+    label: int | list[int]  # The label is a list if images may have several labels.
+    # Name for error messages: a path, or 'dataset[split] example 3 (file name)' for TFDS, whose
+    # records may lack the file name.
     name: str
 
 
@@ -33,7 +37,11 @@ class Source(Protocol):
 
 
 def read_image(path: str) -> bytes:
-    """A file's bytes; UserError if it cannot be read."""
+    """The bytes of a file.
+
+    Raises:
+      UserError: if the file cannot be read; the message names it.
+    """
     try:
         with open(path, "rb") as file:
             return file.read()

@@ -1,9 +1,10 @@
-"""Batches from worker processes, through memory that is used again.
+"""Passes batches from worker processes through pieces of shared memory that are used again.
 
-Grain would share a new piece of memory for every batch. Finding and clearing its pages, on both
-sides, has been seen to take more than half as long as decoding and augmenting the images in it.
-Here a worker writes a batch into the first of its pieces that is free, and the reader copies it
-out, which frees the piece: there are as many as batches are on their way.
+Grain would share a new piece of memory for every batch. To find and clear the pages of a new piece,
+in both processes, has been seen to take more than half as long as to decode and augment the images
+in it. In this module a worker writes a batch into the first of its pieces that is free, and the
+reader copies the batch out and thereby frees the piece. A worker so needs only as many pieces as it
+has batches that are written and not yet read.
 """
 
 import dataclasses
@@ -19,14 +20,14 @@ from vit_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-_MEMORY = "/dev/shm"  # Files here are memory; elsewhere they are cached, which is as good.
+_MEMORY = "/dev/shm"  # Files here lie in memory; files elsewhere are cached, which is as fast.
 _ALIGNMENT = 64
-_FREE, _TAKEN = 0, 1  # A piece's first byte.
+_FREE, _TAKEN = 0, 1  # Values of a piece's first byte.
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """Where in a piece one array of the batch lies, `offset` in bytes."""
+    """The place of one array of the batch in a piece; `offset` is in bytes."""
 
     name: str
     dtype: np.dtype
@@ -34,33 +35,37 @@ class Field:
     offset: int
 
     def array(self, piece: mmap.mmap) -> np.ndarray:
-        """The array in place."""
+        """The array as a view of the piece's memory."""
         return np.ndarray(self.shape, self.dtype, piece, self.offset)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sent:
-    """What a worker sends for a batch."""
+    """The message that a worker sends for a batch: the path of the piece, and its arrays."""
 
     path: str
     fields: tuple[Field, ...]
 
 
 def directory() -> tempfile.TemporaryDirectory:
-    """A place for the pieces of one stream, which is gone when it is cleaned up or forgotten."""
+    """A folder for the pieces of one stream.
+
+    The folder is deleted when the returned object is cleaned up or garbage collected.
+    """
     place = _MEMORY if os.access(_MEMORY, os.W_OK) else None
     return tempfile.TemporaryDirectory(prefix="vit_jax_", dir=place)
 
 
 class Outbox(grain.MapDataset):
-    """A worker's side: batches of examples, each written into a free piece.
+    """The worker's side, which writes each batch of examples into a free piece.
 
-    Every example is written as soon as it is made. To hold a batch of them first would cost the
-    memory's pages once more, which the system takes back when a batch of them is let go.
+    Every example is written as soon as it is made. A worker that collected a batch of examples
+    first would need new pages of memory for each batch, because the system takes the pages back
+    when the examples are freed.
 
     Args:
-      examples: Dictionaries of arrays, which have the same shapes in all examples.
-      rows: Examples of a batch.
+      examples: Dictionaries of arrays; an array has the same shape in all examples.
+      rows: Number of examples in a batch.
       place: Folder for the pieces.
     """
 
@@ -75,7 +80,7 @@ class Outbox(grain.MapDataset):
         return len(self._parent) // self._rows
 
     def __getitem__(self, index: Any) -> Any:
-        """Number `index`, as `Sent`; one call at a time.
+        """Writes batch number `index` and returns its `Sent`; calls must not overlap.
 
         Raises:
           UserError: if there is no memory for another piece.
@@ -93,7 +98,7 @@ class Outbox(grain.MapDataset):
         for row in range(self._rows):
             example = self._parent[start + row] if row else first
             for name, array in arrays.items():
-                # `array[row] = …` would repeat what is too small.
+                # `array[row] = …` would broadcast an example that is too small; `stack` refuses it.
                 np.stack([example[name]], out=array[row : row + 1])
         return Sent(path, fields)
 
@@ -117,18 +122,19 @@ class Outbox(grain.MapDataset):
 
 
 class Inbox:
-    """The reader's side of all workers."""
+    """The reader's side, which takes the batches of all workers."""
 
     def __init__(self):
         self._pieces: dict[str, mmap.mmap] = {}
 
     def open(self, sent: Sent) -> Batch:
-        """Copies a batch out of its piece, which is free from then on."""
+        """Copies a batch out of its piece, and marks the piece as free."""
         piece = self._pieces.get(sent.path)
         if piece is None:
             with open(sent.path, "r+b") as file:
                 piece = self._pieces[sent.path] = mmap.mmap(file.fileno(), 0)
-            # Both sides have it: without a name it cannot outlive them, whatever ends them.
+            # Both processes have mapped the file. Without a name it is deleted when they end,
+            # however they end.
             os.unlink(sent.path)
         batch = {field.name: field.array(piece).copy() for field in sent.fields}
         piece[0] = _FREE
@@ -136,7 +142,7 @@ class Inbox:
 
 
 def _layout(example: Batch, rows: int) -> tuple[tuple[Field, ...], int]:
-    """The fields of a piece for so many examples, and its size in bytes."""
+    """The fields of a piece that holds `rows` such examples, and the size of the piece in bytes."""
     fields, offset = [], _ALIGNMENT
     for name, value in example.items():
         value = np.asarray(value)
@@ -146,7 +152,10 @@ def _layout(example: Batch, rows: int) -> tuple[tuple[Field, ...], int]:
 
 
 def _allocate(file: int, size: int) -> None:
-    """Makes room now: written later, memory that is not there would kill the process."""
+    """Reserves the memory now.
+
+    Writing to a piece whose memory is not reserved kills the process if no memory is left.
+    """
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:  # macOS.

@@ -1,7 +1,8 @@
-"""Where examples come from: TensorFlow Datasets by name, a folder of images, a CSV file, tar files.
+"""Opens a source of examples: a TFDS dataset, an image folder, a CSV file or ImageNet's tar files.
 
-All sources are random-access sequences of `{'image': encoded bytes, 'label': int, 'name': str}`
-that pickle, so that worker processes can open them again; `open_source` finds the right one.
+All sources are random-access sequences of `{'image': encoded bytes, 'label': int, 'name': str}`;
+the label of a CSV source with several labels is a list. All sources can be pickled, so that worker
+processes can open them again. `open_source` chooses the source by the name of the dataset.
 """
 
 import glob
@@ -27,7 +28,7 @@ __all__ = [
     "split_path",
 ]
 
-# Where the test split lies, for want of one of the given name.
+# Names of the test split. If the given name does not exist, the others are tried in this order.
 _TEST_SPLITS = ("test", "val", "validation")
 
 
@@ -38,19 +39,20 @@ def open_source(
     data_dir: PathLike | None = None,
     manual_dir: PathLike | None = None,
 ) -> Source:
-    """One split of whatever `dataset` names.
+    """Opens one split of the dataset that `dataset` names.
 
     Args:
       dataset: A folder `{train,test}/<class>/<image>` (`val` or `validation` will do for `test`);
         a folder of ImageNet's tar files, see `imagenet_tar.py`; a CSV file to train on, with
         `test.csv` (or `val.csv`, `validation.csv`) beside it, see `csv_source.py`; or else a TFDS
         name.
-      split: For TFDS any split, e.g. 'train[:98%]'. For the others 'train', 'test' or the name
-        of a folder or file; slices are of TFDS only, and are left away with a warning.
+      split: Any split of TFDS, e.g. 'train[:98%]'; for other datasets 'train', 'test' or the name
+        of a folder or file. Only TFDS reads slices; for other datasets a slice is ignored, with a
+        warning.
       data_dir, manual_dir: As in `TfdsSource`.
 
     Raises:
-      UserError: as the sources do.
+      UserError: if the source cannot be opened; the classes of the sources say when.
     """
     is_csv = dataset.lower().endswith(".csv")
     if not is_csv and not os.path.isdir(dataset):
@@ -65,7 +67,11 @@ def open_source(
 
 
 def split_path(directory: PathLike, split: str, suffix: str = "") -> str:
-    """`<directory>/<split><suffix>`, or the first that exists of the test split's other names."""
+    """The path `<directory>/<split><suffix>`.
+
+    If it does not exist and `split` is a name of the test split, the first path that exists under
+    another name of the test split is returned.
+    """
     names = (split, *_TEST_SPLITS) if split in _TEST_SPLITS else (split,)
     paths = [os.path.join(directory, name + suffix) for name in names]
     return next((path for path in paths if os.path.exists(path)), paths[0])
@@ -99,10 +105,10 @@ def get_dataset_info(
 
     Returns:
       `num_classes`, `num_examples`, `int2str` (label to class name) and `examples_glob` (a pattern
-      that matches the split's files; None where they are not files of a folder).
+      that matches the split's files; None unless the split is a folder of images).
 
     Raises:
-      UserError: as `open_source`.
+      UserError: if the source cannot be opened.
     """
     source = open_source(dataset, split, data_dir=data_dir)
     if isinstance(source, FolderSource):
@@ -111,12 +117,20 @@ def get_dataset_info(
 
 
 def get_tfds_info(dataset: str, split: str, *, data_dir: PathLike | None = None) -> dict[str, Any]:
-    """`get_dataset_info` of a TFDS dataset, which is prepared first if it was not."""
+    """`get_dataset_info` of a TFDS dataset, which is prepared first unless that was done before.
+
+    Raises:
+      UserError: if the dataset or split is unknown or cannot be prepared.
+    """
     return _info(TfdsSource(dataset, split, data_dir), examples_glob=None)
 
 
 def get_directory_info(directory: PathLike) -> dict[str, Any]:
-    """`get_dataset_info` of one split's folder, `<directory>/<class>/<image>`."""
+    """`get_dataset_info` of the folder of one split, `<directory>/<class>/<image>`.
+
+    Raises:
+      UserError: if the folder cannot be read or holds no images.
+    """
     pattern = os.path.join(glob.escape(os.fspath(directory)), "*", "*")
     return _info(FolderSource(directory), examples_glob=pattern)
 

@@ -1,4 +1,4 @@
-"""Streams of batches: made ahead in threads or worker processes, by one host or several."""
+"""Streams of batches, which threads or worker processes of one or several hosts make ahead."""
 
 import concurrent.futures
 import dataclasses
@@ -18,19 +18,20 @@ from vit_jax.input_pipeline.order import LocalRows
 
 Batch = dict[str, np.ndarray]
 
-# Seconds that a worker goes on after SIGTERM.
+# Seconds for which a worker process goes on after SIGTERM.
 _GRACE = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How batches are read; none of it changes what is in them.
+    """The way in which batches are read, which does not change their content.
 
     Attributes:
-      num_workers: Processes that decode and augment; 0 does it in threads of this one.
-      prefetch: Batches made ahead.
-      process_index, process_count: This host's place among those that train together: host p
-        reads rows [p * B / n, (p + 1) * B / n) of every batch of B.
+      num_workers: Number of worker processes that decode and augment; 0 uses threads of this
+        process.
+      prefetch: Number of batches that are made ahead.
+      process_index, process_count: Number of this host, and number of hosts that train together.
+        Host p of n reads rows [p * B / n, (p + 1) * B / n) of every batch of B.
     """
 
     num_workers: int = 0
@@ -39,7 +40,7 @@ class Reading:
     process_count: int = 1
 
     def local(self, batch_size: int) -> int:
-        """This host's rows of a batch.
+        """The number of rows that this host reads of a batch of `batch_size` rows.
 
         Raises:
           UserError: if the batch does not divide evenly among the hosts.
@@ -55,17 +56,17 @@ IN_THREADS = Reading()
 
 
 class Batches(Iterator[Batch]):
-    """A stream of batches that can be closed, which ends its threads or worker processes.
+    """A stream of batches; closing it ends its threads or worker processes.
 
-    Also a context manager that closes itself. It has no state to save beyond the number of the
-    next batch: `TrainDataset.iterate(step)` goes on from any step, on any number of hosts.
+    The stream is also a context manager, which closes it. Its only state is the number of the next
+    batch: `TrainDataset.iterate(step)` goes on from any step, on any number of hosts.
 
     Args:
-      examples: What every global batch's examples come from, in order.
-      batch_size: Rows of a batch, over all hosts.
-      reading: How.
+      examples: Examples of the global batches, in order.
+      batch_size: Number of rows in a batch, over all hosts.
+      reading: Threads, worker processes and hosts that read the batches.
       start: Number of the first batch.
-      note: Called with every batch before it is handed out.
+      note: Function that is called with every batch before the batch is handed out.
     """
 
     def __init__(
@@ -86,8 +87,8 @@ class Batches(Iterator[Batch]):
             stream = _from_workers(outbox, reading)
         else:
             stream = _from_threads(examples, rows, reading)
-        # Emptied when this is closed, or forgotten, or at the process's exit while that is still
-        # orderly: whichever comes first.
+        # `_end` empties the list once: when the stream is closed, when it is garbage collected, or
+        # at an early stage of the process's exit, whichever comes first.
         self._stream = [stream]
         self._end = weakref.finalize(self, _end, self._stream, place)
 
@@ -101,7 +102,7 @@ class Batches(Iterator[Batch]):
         return batch
 
     def close(self) -> None:
-        """Ends whatever makes batches; there are none afterwards."""
+        """Ends the threads or worker processes; the stream gives no batches afterwards."""
         if self._stream:
             _close_workers(self._stream[0])
         self._end()
@@ -114,8 +115,10 @@ class Batches(Iterator[Batch]):
 
 
 def _close_workers(batches: grain.DatasetIterator) -> None:
-    """Closes workers at once: Grain alone waits a second for each, one after the other."""
-    workers = getattr(batches, "_iterators_in_use", ())  # None where none was started yet.
+    """Closes all workers at once; Grain would wait a second for each, one after the other."""
+    workers = getattr(
+        batches, "_iterators_in_use", ()
+    )  # An entry is None until its worker is started.
     with concurrent.futures.ThreadPoolExecutor(max(len(workers), 1)) as pool:
         for worker in filter(None, workers):
             pool.submit(worker.close)
@@ -124,7 +127,7 @@ def _close_workers(batches: grain.DatasetIterator) -> None:
 def _end(stream: list[grain.DatasetIterator], place: tempfile.TemporaryDirectory | None) -> None:
     batches = stream.pop()
     batches.close()
-    del batches  # Grain's own clean-up, at exit, would find its modules gone.
+    del batches  # If Grain cleaned up only at exit, the modules it needs would be gone by then.
     if place is not None:
         place.cleanup()
 
@@ -133,7 +136,8 @@ def _end(stream: list[grain.DatasetIterator], place: tempfile.TemporaryDirectory
 
 
 def _from_threads(examples: grain.MapDataset, rows: int, reading: Reading) -> grain.DatasetIterator:
-    # Threads take single examples: the first batch is ready sooner, and memory is bounded.
+    # A thread makes single examples and not batches, so that the first batch is ready sooner and
+    # fewer examples are in memory.
     ahead = rows * max(1, reading.prefetch)
     options = grain.ReadOptions(num_threads=os.cpu_count() or 1, prefetch_buffer_size=ahead)
     return iter(examples.to_iter_dataset(options).batch(rows))
@@ -141,8 +145,8 @@ def _from_threads(examples: grain.MapDataset, rows: int, reading: Reading) -> gr
 
 def _from_workers(outbox: shared_batches.Outbox, reading: Reading) -> grain.DatasetIterator:
     _parse_absl_flags()
-    # A worker takes every num_workers-th batch, whole, one at a time; threads of its own would
-    # only make it hold more of them.
+    # A worker makes every num_workers-th batch, one whole batch at a time. Threads within a worker
+    # would only make it hold more batches at once.
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     workers = grain.MultiprocessingOptions(
         num_workers=reading.num_workers,
@@ -155,14 +159,16 @@ def _from_workers(outbox: shared_batches.Outbox, reading: Reading) -> grain.Data
 def _prepare_worker(worker_index: int, worker_count: int) -> None:
     import cv2
 
-    # The workers are the parallelism; each with a thread pool of its own would be too much.
+    # The workers run in parallel already; OpenCV's threads in each of them would overload the
+    # cores.
     cv2.setNumThreads(1)
-    # A cluster sends SIGTERM to every process of a job: live on until the run's last step is saved.
+    # A cluster sends SIGTERM to every process of a job. The worker goes on for a while, so that the
+    # run can finish and save its last step.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))
 
 
 def _parse_absl_flags() -> None:
-    """Grain's workers are sent absl flags, which exist only once they are parsed."""
+    """Marks absl's flags as parsed, because Grain sends the parsed flags to its workers."""
     from absl import flags
 
     if not flags.FLAGS.is_parsed():

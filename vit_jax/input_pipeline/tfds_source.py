@@ -1,4 +1,4 @@
-"""Examples of TensorFlow Datasets, read as ArrayRecord and so without TensorFlow."""
+"""Examples of TensorFlow Datasets, read as ArrayRecord and therefore without TensorFlow."""
 
 import contextlib
 import os
@@ -17,14 +17,15 @@ class TfdsSource:
     """One split of a TFDS dataset.
 
     Args:
-      dataset: TFDS name, e.g. 'cifar10', 'digits' (ours) or 'imagenet2012:5.1.0'.
+      dataset: TFDS name, e.g. 'cifar10', 'digits' (which this package adds) or
+        'imagenet2012:5.1.0'.
       split: TFDS split, e.g. 'train[:98%]'.
-      data_dir: Where datasets lie; None is TFDS's default, `~/tensorflow_datasets`.
-      manual_dir: Where files lie that TFDS cannot download itself (ImageNet's archives).
+      data_dir: Folder of the prepared datasets; None is TFDS's default, `~/tensorflow_datasets`.
+      manual_dir: Folder of the files that TFDS cannot download itself, such as ImageNet's archives.
 
     Raises:
-      UserError: for an unknown dataset or split, one that cannot be prepared here, one stored
-        in a format without random access, or one without an image and a label.
+      UserError: if the dataset or split is unknown, if the dataset cannot be prepared on this
+        machine, if it is stored in a format without random access, or if it has no image and label.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Record:
         record = self._records[index]
         name = f"{self._name} example {index}"
-        if (file := record.get("file_name")) is not None:  # ImageNet's, for one.
+        if (
+            file := record.get("file_name")
+        ) is not None:  # ImageNet's records, among others, have it.
             name += f" ({file.decode() if isinstance(file, bytes) else file})"
         return {"image": record["image"], "label": int(record["label"]), "name": name}
 
@@ -58,10 +61,10 @@ def prepare(
     """Downloads a TFDS dataset and writes it as ArrayRecord, unless that was done before.
 
     Returns:
-      Where it lies, and the number of examples of every split.
+      The folder of the prepared dataset, and the number of examples of every split.
 
     Raises:
-      UserError: for an unknown dataset, or one that cannot be prepared here.
+      UserError: if the dataset is unknown, or cannot be prepared on this machine.
     """
     builder = _prepared_builder(dataset, data_dir, manual_dir)
     splits = {name: info.num_examples for name, info in builder.info.splits.items()}
@@ -69,7 +72,7 @@ def prepare(
 
 
 def _prepared_builder(dataset: str, data_dir: PathLike | None, manual_dir: PathLike | None) -> Any:
-    """A builder whose data is on disk, prepared first where that is possible."""
+    """A builder whose data is on disk; the data is prepared first unless it is there already."""
     builder = _builder(dataset, data_dir)
     if _is_prepared(builder):
         return builder
@@ -81,8 +84,8 @@ def _prepared_builder(dataset: str, data_dir: PathLike | None, manual_dir: PathL
     try:
         _prepare(builder, dataset, manual_dir)
     except Exception as error:
-        # Another process may have finished the same dataset first; TFDS prepares in a temporary
-        # directory and renames it, so what is there now is whole.
+        # Another process may have finished the same dataset first. TFDS prepares a dataset in a
+        # temporary directory and renames it, so a dataset that is there now is complete.
         builder = _builder(dataset, data_dir)
         if _is_prepared(builder):
             return builder
@@ -93,7 +96,7 @@ def _prepared_builder(dataset: str, data_dir: PathLike | None, manual_dir: PathL
 
 
 def _is_prepared(builder: Any) -> bool:
-    # TFDS warns of a folder without contents even where there is no folder yet.
+    # `is_prepared` alone would log a warning about an empty folder even if no folder exists.
     return builder.data_path.exists() and builder.is_prepared()
 
 
@@ -119,7 +122,10 @@ def _builder(dataset: str, data_dir: PathLike | None) -> Any:
 
 
 def _prepare(builder: Any, dataset: str, manual_dir: PathLike | None) -> None:
-    """Downloads and writes ArrayRecord; gives up at once where the download has no chance."""
+    """Downloads the dataset and writes it as ArrayRecord.
+
+    The function gives up within seconds if the name of the download's host does not resolve.
+    """
     import tensorflow_datasets as tfds
 
     urls = [] if _is_mocked(builder) else list(builder.url_infos or ())
@@ -134,9 +140,9 @@ def _prepare(builder: Any, dataset: str, manual_dir: PathLike | None) -> None:
 
 
 def _unresolvable_host(urls: Sequence[str]) -> str | None:
-    """The first URL's host if its name does not resolve.
+    """The host of the first URL if its name does not resolve, else None.
 
-    TFDS retries a failing download for minutes; this answers within seconds.
+    TFDS retries a download that fails for minutes, whereas this check takes seconds at most.
     """
     import socket
     import threading
@@ -187,7 +193,8 @@ def _label_feature(builder: Any, dataset: str) -> Any:
 def _data_source(builder: Any, dataset: str, split: str) -> Sequence[Any]:
     import tensorflow_datasets as tfds
 
-    # Mocked data is random pixels; encoding them to then skip the decoding would take TensorFlow.
+    # Mocked data are random pixels. TFDS would need TensorFlow to encode them, so they are taken as
+    # they are, and decoding is skipped for real data only.
     decoders = None if _is_mocked(builder) else {"image": tfds.decode.SkipDecoding()}
     try:
         return builder.as_data_source(split=split, decoders=decoders)
@@ -211,7 +218,7 @@ def _unknown_split(builder: Any, dataset: str, split: str) -> UserError:
 
 
 def _is_mocked(builder: Any) -> bool:
-    """Whether `tfds.testing.mock_data` is in force: preparing does nothing, data is random."""
+    """Whether `tfds.testing.mock_data` is in force, under which the data is random."""
     return type(builder).as_data_source.__module__.startswith("tensorflow_datasets.testing")
 
 

@@ -1,9 +1,9 @@
-"""What happens to one example between the file and the batch.
+"""The transforms that an example passes through between the file and the batch.
 
 Every transform is a frozen dataclass that maps a record `{'image', 'label', …}` to a new one. The
-random ones draw from the generator they are given, so that an example's augmentation depends on
-its place in the stream and on nothing else. Those that move pixels live in `geometry.py` and
-`windows.py`, those that change their values in `augment.py`.
+random ones draw from the generator they are given, so that an example's augmentation depends on the
+seed and on its place in the stream and on nothing else. The transforms that move pixels are in
+`geometry.py` and `windows.py`, and those that change the values of pixels are in `augment.py`.
 """
 
 import dataclasses
@@ -60,11 +60,13 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """`record['image']` from encoded bytes to pixels, as `decode_image`."""
+    """Decodes the bytes in `record['image']` to pixels by `decode_image`."""
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         image, name = record["image"], record.get("name", "image")
-        if isinstance(image, np.ndarray):  # Pixels already, e.g. under tfds.testing.mock_data.
+        if isinstance(
+            image, np.ndarray
+        ):  # The image is decoded already, e.g. under tfds.testing.mock_data.
             image = np.broadcast_to(image, (*image.shape[:2], 3))
         else:
             image = decode_image(image, name)
@@ -79,7 +81,8 @@ class ValueRange:
     """Maps [0, 255] to [-1, 1] in float32.
 
     Attributes:
-      in_place: Whether a float32 image may be written over: so it may where a step made it.
+      in_place: Whether a float32 image may be overwritten, which is safe if the image was made by
+        an earlier step and nothing else holds it.
     """
 
     in_place: bool = False
@@ -94,7 +97,7 @@ class MeanStd:
     """Normalises per channel in float32: `(x / 255 - mean) / std`.
 
     Attributes:
-      mean, std: Of the three channels, for values in [0, 1].
+      mean, std: Mean and standard deviation of the three channels, for values in [0, 1].
       in_place: As in `ValueRange`.
     """
 
@@ -110,7 +113,7 @@ class MeanStd:
 
 
 def _normalised(image: np.ndarray, mean: Any, std: Any, in_place: bool) -> np.ndarray:
-    """`(image - mean) / std` in float32, contiguous."""
+    """`(image - mean) / std` as a contiguous float32 array; it may overwrite `image`."""
     flags = image.flags
     ours = in_place and image.dtype == np.float32 and flags.c_contiguous and flags.writeable
     image = np.subtract(image, mean, out=image if ours else None, dtype=np.float32, order="C")
@@ -122,7 +125,7 @@ def _normalised(image: np.ndarray, mean: Any, std: Any, in_place: bool) -> np.nd
 class OneHot:
     """Turns the label, or the list of labels, into float32 [num_classes] of zeros and ones.
 
-    Drops what is not for the model.
+    The new record holds the image and the label only.
     """
 
     num_classes: int
@@ -137,13 +140,13 @@ class OneHot:
 
 
 def preprocess_image(image: np.ndarray, spec: Preprocess) -> np.ndarray:
-    """One image as a given model wants it for evaluation.
+    """Prepares one image for evaluation with a given model.
 
     Args:
       image: uint8 [height, width, 3], as `decode_image` returns it.
-      spec: The model's preprocessing: resized so that the shorter side ('shortest') or both
-        ('squash') are `floor(size / crop)`, then the centre is cropped. 'shortest' is timm's
-        evaluation transform.
+      spec: The model's preprocessing. The image is resized so that its shorter side ('shortest') or
+        both sides ('squash') have `floor(size / crop)` pixels, and then the centre is cropped.
+        'shortest' is timm's evaluation transform.
 
     Returns:
       float32 [size, size, 3], normalised by the spec's mean and standard deviation.
@@ -157,7 +160,7 @@ def preprocess_image(image: np.ndarray, spec: Preprocess) -> np.ndarray:
         )
     if not 0 < spec.crop <= 1:
         raise UserError(f"the preprocessing's crop must be in (0, 1], got {spec.crop}")
-    # A crop of 9/14 must give 14 back, which 9 / (9 / 14) falls short of by a rounding.
+    # A size of 9 and a crop of 9/14 must give 14, but rounding makes 9 / (9 / 14) slightly less.
     short = math.floor(spec.size / spec.crop + 1e-6)
     height, width = target_shape(image.shape[0], image.shape[1], short, spec.resize)
     resized = central_crop(_resize(image, height, width, spec), spec.size)

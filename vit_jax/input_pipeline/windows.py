@@ -1,4 +1,4 @@
-"""Random windows of random shape, resized to a square."""
+"""Transforms that cut out a random window of random shape and resize it to a square."""
 
 import dataclasses
 import math
@@ -14,13 +14,13 @@ Window = tuple[int, int, int, int]  # Top, left, height, width in pixels.
 
 @dataclasses.dataclass(frozen=True)
 class RandomWindow:
-    """What the two ways to draw a window share.
+    """The parts that the two ways to draw a window share.
 
     Attributes:
-      size: Side of the result in pixels.
+      size: Side of the resized window in pixels.
       area_min, area_max: Bounds of the window's share of the image's area.
       ratio_min, ratio_max: Bounds of width / height before rounding to pixels.
-      method: A key of `RESIZE`.
+      method: Key of `RESIZE`.
     """
 
     size: int
@@ -46,11 +46,11 @@ class RandomWindow:
         return self._fallback(image_height, image_width)
 
     def _draw(self, image_height: int, image_width: int, rng: np.random.Generator) -> Window | None:
-        """One try; None if what was drawn does not fit."""
+        """Draws a window once; None if the drawn window does not fit into the image."""
         raise NotImplementedError
 
     def _fallback(self, image_height: int, image_width: int) -> Window:
-        """The window where no try fits."""
+        """The window that is taken if no drawn window fits."""
         raise NotImplementedError
 
 
@@ -60,10 +60,11 @@ class InceptionCrop(RandomWindow):
 
     Draws as `tf.image.sample_distorted_bounding_box` does, with the arguments of the original
     ViT code and TensorFlow's defaults for the others: the aspect ratio is uniform (not
-    log-uniform), then the height is uniform between the smallest and the largest that the area
-    bounds and the image allow; up to 100 tries, else the whole image. TensorFlow draws a place
-    below, not up to, the last one that fits (its kernel `sample_distorted_bounding_box_op.cc`), so
-    the last row and column are seen by windows of full height and width only; so it is here.
+    log-uniform), and then the height is uniform between the smallest and the largest height that
+    the area bounds and the image allow. After 100 failed tries the window is the whole image.
+    TensorFlow never draws the last place that fits (see its kernel
+    `sample_distorted_bounding_box_op.cc`), so that only windows of full height or width see the
+    last row or column; this transform does the same.
     """
 
     area_min: float = 0.05
@@ -96,7 +97,7 @@ class InceptionCrop(RandomWindow):
         high = min(high, image_height)
         low = min(round(math.sqrt(smallest / ratio)), high)
         height = int(rng.integers(low, high + 1))
-        # Rounding to pixels may step over a bound; one pixel of height steps back.
+        # Rounding to pixels may violate a bound of the area; one pixel of height corrects that.
         if height * round(height * ratio) < smallest:
             height += 1
         if height * round(height * ratio) > largest:
@@ -113,8 +114,8 @@ class InceptionCrop(RandomWindow):
 class RandomResizedCrop(RandomWindow):
     """A random window of random shape, resized to `size` × `size`, as torchvision and timm do it.
 
-    The area is uniform, the aspect ratio log-uniform, every place as likely; after 10 tries the
-    largest central window of an allowed ratio.
+    The area is uniform, the aspect ratio is log-uniform, and every place is equally likely. After
+    10 failed tries the window is the largest central window of an allowed aspect ratio.
     """
 
     area_min: float = 0.08

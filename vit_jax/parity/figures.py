@@ -18,8 +18,8 @@ NOISE_FACTOR = 3
 def relative_error(ours: np.ndarray, reference: np.ndarray) -> float:
     """max |ours - reference| / std(reference), the reference in float64.
 
-    Where the reference is constant (a head of zeros) there is no scale: 0 if ours is the same,
-    else infinite. NaN on either side gives NaN, which is below no bar.
+    A constant reference (of a head of zeros) has no scale: the error is then 0 if ours is the same,
+    and infinite otherwise. NaN on either side gives NaN, which is below no bar.
     """
     difference = max_abs(ours, reference)
     scale = float(np.std(reference))
@@ -126,7 +126,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """That of the matched numerics: 'same' or 'differs'."""
+        """The verdict for the matched numerics: 'same' or 'differs'."""
         return self.matched.verdict
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What a training step will cost, from the real compiler, before there is a machine to run it."""
+"""Predicts the cost of a training step from the compiled program, without a machine to run it."""

@@ -1,4 +1,4 @@
-"""A picture of a plan: where the cycles and the traffic go."""
+"""Draws a plan: the cycles and the traffic of each class of operations."""
 
 import os
 import pathlib
@@ -15,7 +15,11 @@ _CYCLES, _TRAFFIC, _GREY = "#0072B2", "#D55E00", "#555555"
 
 
 def check(path: str | os.PathLike) -> None:
-    """Raises UserError for a place or a format that cannot be, before minutes of compiling."""
+    """Checks that a chart can be written, before minutes of compiling.
+
+    Raises:
+      UserError: for a format other than .png and .svg, a missing directory, or without Matplotlib.
+    """
     path = pathlib.Path(path)
     if path.suffix not in FORMATS:
         raise UserError(f"cannot draw into {str(path)!r}: expected a file name in .png or .svg")
@@ -28,13 +32,13 @@ def check(path: str | os.PathLike) -> None:
 
 
 def draw(plan: Plan, path: str | os.PathLike) -> None:
-    """Bars for each class of operations, in one file that appears whole or not at all."""
+    """Draws bars for each class of operations into one file, which appears whole or not at all."""
     import matplotlib
     from matplotlib.figure import Figure
 
     path = pathlib.Path(path)
     with matplotlib.rc_context({"svg.hashsalt": "vit-jax", "font.size": 10}):
-        # The most expensive on top, as in the table.
+        # The most expensive class is the top bar, as it is the first row of the table.
         works = [item for item in plan.traffic.most_expensive()[::-1] if any(_figures(item[1]))]
         panels = _panels(plan, [work for _, work in works])
         figure = Figure(figsize=(11, 1.9 + 0.42 * len(works)), layout="constrained")
@@ -50,7 +54,7 @@ def _figures(work: Work) -> tuple[int, int]:
 
 
 def _panels(plan: Plan, works: list[Work]) -> list[tuple[str, list[float], str]]:
-    """Title, values and colour of each; cycles only where the compiler estimates them."""
+    """Title, values and colour of each panel; cycles are left out if none are estimated."""
     traffic = ("HBM traffic of a device, GB a step", [w.hbm_bytes / 1e9 for w in works], _TRAFFIC)
     if not plan.traffic.cycles:
         return [traffic]

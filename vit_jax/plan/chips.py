@@ -1,4 +1,4 @@
-"""What the roofline needs to know of a device. No JAX here."""
+"""The facts about a device that the roofline needs. This module does not import JAX."""
 
 import dataclasses
 
@@ -10,10 +10,10 @@ class Chip:
     """One device as JAX shows it: a chip, or half of one on TPU7x.
 
     Attributes:
-      hbm_bytes: Main memory that a program can have, None where it is not known here.
-      bandwidth: Of main memory, bytes/s.
-      clock: Hz, of the compiler's cycles.
-      flops: Peak of dense bfloat16 products, FLOP/s.
+      hbm_bytes: Bytes of main memory that a program can use; None if not known here.
+      bandwidth: Bandwidth of main memory in bytes/s; None if not known.
+      clock: Frequency of the cycles that the compiler estimates, in Hz; None if not known.
+      flops: Peak speed of dense bfloat16 products in FLOP/s; None if not known.
     """
 
     hbm_bytes: float | None = None
@@ -22,9 +22,10 @@ class Chip:
     flops: float | None = None
 
 
-# Memory and bandwidth: Google's TPU system architecture pages and NVIDIA's data sheets. Of a TPU's
-# memory a program gets what the compiler says when it runs out (15.75 of a v5e's 16 GiB). The clock
-# is the peak divided by what the matrix units multiply in a cycle: v5e has 4 of 128 x 128.
+# Memory and bandwidth are from Google's TPU system architecture pages and NVIDIA's data sheets. A
+# program can use less than all memory of a TPU: the message of the compiler that memory ran out
+# says how much (15.75 of the 16 GiB of a v5e). The clock is the peak speed divided by the
+# operations of all matrix units in a cycle; a v5e has 4 units of 128 x 128.
 _KNOWN = {
     "TPU v4": (32 * 2**30, 1228e9, 1.05e9),
     "TPU v5 lite": (15.75 * 2**30, 819e9, 1.5e9),
@@ -40,7 +41,7 @@ _KNOWN = {
 
 
 def chip(device_kind: str) -> Chip:
-    """What is known of it; nothing of a CPU."""
+    """The known facts about a kind of device (`device.device_kind`); a CPU's are all None."""
     fits = [kind for kind in _KNOWN if device_kind.lower().startswith(kind.lower())]
     memory, bandwidth, clock = _KNOWN[max(fits, key=len)] if fits else (None, None, None)
     return Chip(memory, bandwidth, clock, peak_flops(device_kind))

@@ -1,4 +1,4 @@
-"""What devices tell each other: the collectives of a compiled program."""
+"""Finds the collectives, by which devices exchange data, in a compiled program."""
 
 import dataclasses
 import re
@@ -20,11 +20,12 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One of `KINDS`.
+    """One collective operation.
 
     Attributes:
-      payload: The larger of what goes in and comes out, in bytes.
-      channel: The same for all instructions that take part in it; '' where there is none.
+      kind: One of `KINDS`.
+      payload: Bytes of its inputs or of its outputs, whichever are more, without padding.
+      channel: Name that all instructions of the collective share; '' if it has no channel.
     """
 
     kind: str
@@ -35,17 +36,17 @@ class Collective:
 def collective(
     instruction: Instruction, computation: Computation, module: Module
 ) -> Collective | None:
-    """What `instruction`, of `computation`, does or helps to do of a collective.
+    """The collective that an instruction of `computation` takes part in; None if there is none.
 
-    On TPU a collective may be begun in one fusion, go on inside of others, which compute something
-    else meanwhile, and end in another one. All of them name its channel.
+    On TPU a collective may begin in one fusion, go on in other fusions that compute something else
+    meanwhile, and end in yet another fusion. All of these fusions name the collective's channel.
     """
     found = list(_within(instruction, computation, module))
     if not found:
         return None
     inner, place = min(found, key=lambda pair: pair[0].opcode)
     kind = inner.opcode.removesuffix("-start")
-    # A reduction of which each device keeps its part comes as a fusion of the two.
+    # A reduce-scatter is compiled as a fusion of an all-reduce and the slice that a device keeps.
     opcodes = set(module.opcodes(instruction.called()))
     if kind == "all-reduce" and opcodes & {"slice", "dynamic-slice"}:
         kind = "reduce-scatter"

@@ -1,4 +1,4 @@
-"""Compiles the train step of a config for some devices, and reads the result."""
+"""Compiles the training step of a config for given devices, and makes a plan from the program."""
 
 import contextlib
 import dataclasses
@@ -27,8 +27,8 @@ ADVICE = (
     "A smaller batch, more accum_steps, remat of the model or a larger mesh.fsdp may help; "
     "--fit batch and --fit chips try them."
 )
-# The TPU compiler's words for a program that is too large as a whole; and for temporaries that
-# cannot fit, which it sees early and without the rest.
+# The TPU compiler has one message for a program that is too large as a whole, and another for
+# temporaries that alone are too large, which it finds early, before it knows the whole program.
 _WHOLE = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _PART = re.compile(r"\(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -36,7 +36,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
-    """A step before the compiler, and what is known of it already."""
+    """A step that is lowered and not yet compiled, with the facts that are known by then."""
 
     engine: engine_lib.Engine
     state: Any
@@ -49,7 +49,7 @@ class DoesNotFit(UserError):
     """The compiler found no place for the step in the devices' memory.
 
     Attributes:
-      needed, available: Bytes on a device.
+      needed, available: Bytes that a device needs, at least, and bytes that it has.
     """
 
     def __init__(self, message: str, needed: float, available: float):
@@ -58,35 +58,39 @@ class DoesNotFit(UserError):
 
 
 def build(config: Any, mesh: Mesh, num_classes: int) -> engine_lib.Engine:
-    """What `train` would build; `config` is complete."""
+    """The engine that `train` would build from a complete config.
+
+    Raises:
+      UserError: for a config that `train` would refuse.
+    """
     if config.model is None:
         raise UserError("--config.model is not set")
     if not config.total_steps:
         config = config.copy_and_resolve_references()
-        config.total_steps = config.warmup_steps + 1  # Shapes nothing that is compiled.
+        config.total_steps = config.warmup_steps + 1  # No shape in the compiled step depends on it.
     return engine_lib.build(config, mesh, num_classes)
 
 
 def shapes(engine: engine_lib.Engine) -> TrainState:
-    """The state's."""
+    """Shapes and dtypes of the training state, without any arrays."""
     return jax.eval_shape(engine.init, jax.random.key(0))
 
 
 def limit(device: Any) -> float | None:
-    """Bytes that a program can have on a device, None where that is not known."""
+    """Bytes that a program can use on a device; None if that is not known."""
     if known := chip(device.device_kind).hbm_bytes:
         return known
-    # Devices that are only compiled for have no memory to ask for, and say so by raising.
+    # The devices of a topology do not exist, so that asking for their memory raises.
     with contextlib.suppress(jax.errors.JaxRuntimeError, NotImplementedError):
         return (device.memory_stats() or {}).get("bytes_limit")
     return None
 
 
 def lower(config: Any, devices: Sequence[Any], num_classes: int) -> Lowered:
-    """The step that `train` would run, with its shardings; `config` is complete.
+    """Lowers the step that `train` would run with a complete config, with its shardings.
 
     Raises:
-      UserError: for what `train` would refuse.
+      UserError: for a config that `train` would refuse.
     """
     mesh = make_mesh(config.mesh, devices)
     engine = build(config, mesh, num_classes)
@@ -106,10 +110,11 @@ def lower(config: Any, devices: Sequence[Any], num_classes: int) -> Lowered:
 
 
 def compile_step(step: Lowered, config: Any, topology: str | None) -> Plan:
-    """Compiles it, which takes seconds to minutes.
+    """Compiles a lowered step, which takes seconds to minutes, and makes its plan.
 
     Raises:
-      DoesNotFit: where the compiler says so.
+      DoesNotFit: if the compiler says that the step does not fit into memory.
+      UserError: if the compiler fails for another reason.
     """
     mesh = step.engine.mesh
     device = mesh.devices.flat[0]
@@ -143,7 +148,7 @@ def compile_step(step: Lowered, config: Any, topology: str | None) -> Plan:
 
 
 def _out_of_memory(error: Exception, topology: str | None) -> UserError:
-    """The compiler's own words, in one sentence."""
+    """The error for a failure of the compiler, whose message is reduced to one sentence."""
     text = str(error)
     found = _WHOLE.search(text) or _PART.search(text)
     if found is None:
@@ -161,7 +166,7 @@ def _out_of_memory(error: Exception, topology: str | None) -> UserError:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the compiler's own lines on stderr, which come from C++ and past Python's."""
+    """Silences stderr at the level of the file descriptor, to which C++ code writes directly."""
     if os.environ.get("VIT_JAX_COMPILER_LOG"):
         yield
         return

@@ -1,9 +1,11 @@
 """Searches the settings that trade time for memory, by compiling with them.
 
-Memory falls with what is computed twice (`remat`). So the most sparing value of that says how large
-the batch, or how small the slice, can be at all; there, the fastest value is taken that still fits.
-Memory does not always fall with parts of the batch (small ones are padded to tiles) nor along the
-fsdp axis (the state shrinks, the temporaries grow): these divisions are tried one by one.
+The more a step computes twice (`remat`), the less memory it needs. So the search first finds the
+largest batch, or the smallest slice, with the value of `remat` that saves the most memory. For this
+batch and slice it then takes the fastest value of `remat` that still fits. Cutting the batch into
+more parts does not always save memory, because small parts are padded to tiles, and neither does a
+larger fsdp axis, which shrinks the state and grows the temporaries. These divisions are therefore
+tried one by one.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from vit_jax.plan.tries import Compiler, Say, Try, Undivided
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The best settings that fit, their plan, and all that was tried."""
+    """The best settings that fit, their plan, and every compilation that was tried."""
 
     plan: Plan
     settings: Settings
@@ -31,16 +33,18 @@ class Found:
 
 
 def search(config: Any, name: str | None, num_classes: int, goal: str, *, say: Say) -> Found:
-    """The best settings that fit.
+    """Searches for the best settings that fit.
 
     Args:
-      name: The topology; None is this machine.
+      config: A complete config.
+      name: Name of the topology; None is this machine.
+      num_classes: Number of classes of the dataset.
       goal: 'batch' for the largest batch of `config.batch` times a power of 2, on this topology;
         'chips' for the smallest slice of its family on which `config.batch` fits.
-      say: Gets what is tried, and what came of it.
+      say: Function that is told what is tried, and the outcome.
 
     Raises:
-      UserError: where nothing fits, or the memory of a device is not known.
+      UserError: if nothing fits, or if the memory of a device is not known.
     """
     if goal == "chips" and name is None:
         raise UserError("--fit chips needs a --topology, whose family is searched")
@@ -53,7 +57,7 @@ def search(config: Any, name: str | None, num_classes: int, goal: str, *, say: S
 
 def _largest_batch(compiler: Compiler, config: Any, name: str | None) -> Found:
     compiler.move(name)
-    # Any batch fits in parts enough: they are for one that does not fit otherwise.
+    # Any batch would fit in enough parts, so the batch is cut only if it does not fit whole.
     parts = (1,)
     if (tried := compiler.compile(_most_sparing(compiler, config), parts)).fits:
         return _fastest(compiler, _grown(compiler, tried), parts)
@@ -67,7 +71,7 @@ def _largest_batch(compiler: Compiler, config: Any, name: str | None) -> Found:
 
 
 def _grown(compiler: Compiler, fits: Try) -> Try:
-    """Of what fits, the same with the batch doubled as often as that fits too."""
+    """The settings that fit with the batch doubled as often as it still fits."""
     batch, doubled, too_often = fits.settings["batch"], 0, None
     points = [(0, 0), _point(fits)]
     while too_often is None or too_often - doubled > 1:
@@ -83,12 +87,12 @@ def _grown(compiler: Compiler, fits: Try) -> Try:
 
 
 def _point(tried: Try) -> tuple[int, int]:
-    """(images, bytes) of what fits."""
+    """(images in the batch, bytes of memory) of a try that fits."""
     return (tried.settings["batch"], tried.plan.memory.total) if tried.plan else (0, 0)
 
 
 def _doublings(points: list[tuple[int, int]], fits: Try) -> int:
-    """How often the batch can be doubled by the line through the last two points; at least once."""
+    """Doublings that should fit, by the line through the last two points; at least 1."""
     (small, less), (large, more) = points[-2:]
     if more <= less or fits.plan is None or fits.plan.limit is None:
         return 1
@@ -114,7 +118,10 @@ def _fewest_chips(compiler: Compiler, config: Any, name: str | None) -> Found:
 
 
 def _fastest(compiler: Compiler, fits: Try, parts: Sequence[int]) -> Found:
-    """The fastest value of remat that fits; `fits` is known to, with full rematerialisation."""
+    """Tries remat values from the fastest to the most sparing, and returns the first that fits.
+
+    `fits` is a try that is known to fit, with full rematerialisation.
+    """
     field, values = compiler.remat
     faster = (compiler.compile({**fits.settings, field: value}, parts) for value in values)
     fits = next(tried for tried in faster if tried.fits)

@@ -1,7 +1,9 @@
-"""Reads the text of a compiled program (`compiled.as_text()`) into instructions. No JAX here.
+"""Reads the text of a compiled program (`compiled.as_text()`) into instructions, without JAX.
 
-The text is XLA's, after all its passes: fusions, layouts with their tiles, memory spaces, and what
-the compiler noted about each instruction.
+XLA prints the text after all its passes. It has fusions, layouts with their tiles, memory spaces,
+and the notes of the compiler about each instruction. Arrays of a dtype that is not known here are
+left out, so that their bytes count 0; `Module.unread` is the number of instructions that have one,
+or whose line cannot be read.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ _BITS = {
     **{f"{kind}{bits}": bits for kind in "su" for bits in (2, 4, 8, 16, 32, 64)},
     **{"bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128},
 }
+_WITHOUT_BYTES = ("token", "opaque")  # Types of results that hold no numbers.
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([0-9,]*)\](?:\{([^{}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
@@ -26,8 +29,9 @@ class Array:
     """One array of a result.
 
     Attributes:
-      order: Dimensions from the minor one on.
-      tile: Of the minor dimensions, `order` reversed; what does not fill a tile is padded.
+      order: Dimensions in the order of memory, the fastest-varying dimension first.
+      tile: Sizes of the tile in the fastest-varying dimensions, of which the fastest comes last. A
+        dimension is padded to a multiple of its tile.
       space: Memory space: 0 is the device's main memory, 1 a TPU's on-chip memory, 5 the host's.
     """
 
@@ -43,7 +47,7 @@ class Array:
 
     @property
     def num_bytes(self) -> int:
-        """With the padding of its tiles."""
+        """Bytes of the array, with the padding of its tiles."""
         dims = list(self.dims)
         for dim, size in zip(self.order, reversed(self.tile), strict=False):
             dims[dim] = -(-dims[dim] // size) * size
@@ -51,7 +55,7 @@ class Array:
 
     @property
     def payload(self) -> int:
-        """Bytes of the numbers alone."""
+        """Bytes of the array, without padding."""
         return math.prod(self.dims) * self._bits // 8
 
     @property
@@ -61,7 +65,15 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. `arrays` are the leaves of the result, `operands` names of other instructions."""
+    """One instruction of the program.
+
+    Attributes:
+      arrays: Leaves of the result, without those of a dtype that is not known here.
+      operands: Names of the instructions whose results are the operands.
+      argument: Text between the parentheses of the call.
+      attributes: Text after the call: attributes and metadata.
+      is_root: Whether the result is the result of the computation.
+    """
 
     name: str
     opcode: str
@@ -72,18 +84,18 @@ class Instruction:
     is_root: bool
 
     def called(self, attribute: str = "calls") -> str | None:
-        """The computation that an attribute names."""
+        """The name of the computation that an attribute names; None without the attribute."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         return found and found[1]
 
     def number(self, field: str) -> int:
-        """A number that the compiler noted, such as `estimated_cycles`; 0 where it did not."""
+        """A number that the compiler noted, such as `estimated_cycles`; 0 if it noted none."""
         found = re.search(rf'"{field}":"(\d+)"', self.attributes)
         return int(found[1]) if found else 0
 
 
 class Computation(dict[str, Instruction]):
-    """Instructions by name, in order."""
+    """The instructions of a computation by name, in order."""
 
     @functools.cached_property
     def root(self) -> Instruction:
@@ -100,10 +112,18 @@ class Computation(dict[str, Instruction]):
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A whole program; `entry` is where it starts."""
+    """A whole program.
+
+    Attributes:
+      computations: All computations by name.
+      entry: Name of the computation at which the program starts.
+      unread: Instructions that were not understood: their line cannot be read, or their result has
+        an array of an unknown dtype, whose bytes count 0.
+    """
 
     computations: dict[str, Computation]
     entry: str
+    unread: int = 0
 
     def opcodes(self, computation: str | None) -> Iterator[str]:
         """All opcodes of a computation and of those that it calls."""
@@ -113,9 +133,13 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Raises ValueError for a text without an entry computation."""
+    """The program of a text that `compiled.as_text()` gives.
+
+    Raises:
+      ValueError: for a text without an entry computation.
+    """
     computations: dict[str, Computation] = {}
-    entry = current = None
+    entry, current, unread = None, None, 0
     for line in _whole_lines(text):
         if header := _HEADER.match(line):
             current = computations.setdefault(header[2], Computation())
@@ -126,13 +150,14 @@ def parse(text: str) -> Module:
             instruction = _instruction(found[2], found[3], bool(found[1]))
             if instruction is not None:
                 current[instruction.name] = instruction
+            unread += instruction is None or _has_unknown_dtype(found[3])
     if entry is None:
         raise ValueError("the text of the program has no ENTRY computation")
-    return Module(computations, entry)
+    return Module(computations, entry, unread)
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """Instructions on one line each: a kernel's metadata is printed over several."""
+    """The text with one line for each instruction; XLA prints a kernel's metadata on several."""
     whole = ""
     for line in text.splitlines():
         if _INSTRUCTION.match(line) or _HEADER.match(line) or line == "}":
@@ -144,13 +169,17 @@ def _whole_lines(text: str) -> Iterator[str]:
 
 
 def inputs(instruction: Instruction, computation: Computation) -> list[Array]:
-    """What it takes, of those operands that stand in `computation`."""
+    """The arrays of those operands of an instruction that are instructions of `computation`."""
     known = (computation[name] for name in instruction.operands if name in computation)
     return [array for operand in known for array in operand.arrays]
 
 
 def outputs(instruction: Instruction, computation: Computation) -> tuple[Array, ...]:
-    """What it makes. The result of a start also holds its operands and what it waits for."""
+    """The arrays that an instruction makes.
+
+    The result of an instruction that starts an asynchronous operation also holds its operands and
+    its state, which are left out here.
+    """
     made = instruction.arrays
     if instruction.opcode == "copy-start":
         return made[:1]
@@ -163,7 +192,7 @@ def outputs(instruction: Instruction, computation: Computation) -> tuple[Array, 
 
 
 def arrays(shape: str) -> tuple[Array, ...]:
-    """The leaves of a shape as the text spells it, tuples flattened."""
+    """The arrays of a shape in XLA's text, tuples flattened; unknown dtypes are left out."""
     return tuple(
         Array(dtype, _numbers(dims), *_layout(layout))
         for dtype, dims, layout in _ARRAY.findall(_COMMENT.sub("", shape))
@@ -171,9 +200,20 @@ def arrays(shape: str) -> tuple[Array, ...]:
     )
 
 
-def _instruction(name: str, rest: str, is_root: bool) -> Instruction | None:
+def _has_unknown_dtype(rest: str) -> bool:
+    shape = _COMMENT.sub("", _split(rest)[0])
+    found = [dtype for dtype, _, _ in _ARRAY.findall(shape)]
+    return any(d not in {*_BITS, *_WITHOUT_BYTES} and not d.startswith("f8") for d in found)
+
+
+def _split(rest: str) -> tuple[str, str]:
+    """The text of an instruction after its name, as the shape of the result and the call."""
     end = _closing(rest) + 1 if rest.startswith("(") else rest.find(" ")
-    shape, call = rest[:end], rest[end:].lstrip()
+    return rest[:end], rest[end:].lstrip()
+
+
+def _instruction(name: str, rest: str, is_root: bool) -> Instruction | None:
+    shape, call = _split(rest)
     opcode = re.match(r"([\w\-]+)\(", call)
     if opcode is None:
         return None
@@ -185,7 +225,7 @@ def _instruction(name: str, rest: str, is_root: bool) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis closes that `text` opens with."""
+    """The index of the parenthesis that closes the one with which `text` begins."""
     depth = 0
     for i, character in enumerate(text):
         depth += (character == "(") - (character == ")")

@@ -1,4 +1,4 @@
-"""What a plan says."""
+"""A plan of a training step, and the texts and tables that report it."""
 
 import dataclasses
 from typing import Any
@@ -100,6 +100,7 @@ class Plan:
             "flops": self.flops,
             "hbm_traffic": self.traffic.hbm_bytes,
             "cycles": self.traffic.cycles,
+            "instructions_not_understood": self.traffic.unread,
             "kernel_runs_without_cycles": self.traffic.kernels_unknown,
             "classes": {k: dataclasses.asdict(w) for k, w in self.traffic.classes.items()},
             "collectives": {
@@ -181,13 +182,18 @@ def collective_rows(plan: Plan) -> list[tuple[str, str, str]]:
 
 
 def caveats(plan: Plan) -> list[str]:
-    """What the figures are not."""
+    """Sentences about the limits of the figures."""
     traffic = plan.traffic
     text = [*plan.notes, _TIMES if traffic.cycles else _COMPILED, _TRAFFIC]
     if traffic.kernels_unknown and traffic.cycles:
         text.append(f"{traffic.kernels_unknown} runs of kernels have no estimate of cycles.")
     if traffic.unknown_loops:
         text.append(f"{traffic.unknown_loops} loops of unknown length are counted once.")
+    if traffic.unread:
+        text.append(
+            f"{traffic.unread} instructions were not understood: arrays of unknown types count "
+            "0 bytes."
+        )
     return text
 
 

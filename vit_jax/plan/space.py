@@ -1,6 +1,7 @@
 """The settings that trade time for memory, for a config on some devices.
 
-What is computed twice; into how many parts the batch is cut; over how many devices the state is.
+The settings are: the tensors that are computed twice, the number of parts into which the batch is
+cut, and the number of devices over which the state is split.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from vit_jax.plan import compiling
 Settings = dict[str, Any]
 
 _PARTS = (1, 2, 4, 8)
-# On a device, of a part of the batch: fewer leave its arithmetic idle.
+# Least number of images that a device gets of a part of the batch; fewer leave it partly idle.
 _LEAST_IMAGES = 8
 # From one size of the fsdp axis to the next that is tried.
 _STRIDE = 16

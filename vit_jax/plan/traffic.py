@@ -1,4 +1,4 @@
-"""What a compiled program does, counted from its instructions.
+"""Counts the work of a compiled program from its instructions.
 
 `compiled.cost_analysis()` counts the body of a loop once and arrays in on-chip memory as traffic.
 Here loops count as often as they run, on-chip operands do not count, tiles count with their
@@ -14,7 +14,7 @@ from vit_jax.plan import hlo
 from vit_jax.plan.collectives import Collective, collective
 from vit_jax.plan.hlo import Array, Computation, Instruction, Module
 
-# These move nothing themselves; what ends in -done was counted where it started.
+# Operations that move nothing themselves. An operation that ends in -done was counted at its start.
 _FREE = frozenset(
     [
         "parameter",
@@ -39,12 +39,12 @@ _VIEWS = ("ConcatBitcast", "SliceBitcast", "AllocateBuffer")
 
 @dataclasses.dataclass
 class Work:
-    """Of one class of operations.
+    """The work of one class of operations in a step.
 
     Attributes:
-      count: Times that one runs.
-      hbm_bytes: Read from and written to main memory.
-      cycles: The compiler's estimate.
+      count: Number of runs of its operations.
+      hbm_bytes: Bytes that they read from and write to main memory.
+      cycles: Number of cycles that the compiler estimates.
     """
 
     count: int = 0
@@ -65,14 +65,16 @@ class Traffic:
       classes: By class: 'matrix products', 'reductions', 'elementwise', 'moves', 'kernels' and the
         names of `collectives.KINDS`.
       collectives: Kind -> (times, payload in bytes: the larger of what goes in and comes out).
-      unknown_loops: Loops whose number of turns is not known; counted once.
-      kernels_unknown: Runs of kernels that no cycles are known of.
+      unknown_loops: Number of loops whose number of turns is not known; they count as one turn.
+      kernels_unknown: Number of runs of kernels without an estimate of cycles.
+      unread: Number of instructions that were not understood (`Module.unread`).
     """
 
     classes: dict[str, Work]
     collectives: dict[str, tuple[int, int]]
     unknown_loops: int = 0
     kernels_unknown: int = 0
+    unread: int = 0
 
     @property
     def hbm_bytes(self) -> int:
@@ -97,7 +99,7 @@ def count(text: str) -> Traffic:
 class _Counter:
     def __init__(self, module: Module):
         self.module = module
-        self.traffic = Traffic(collections.defaultdict(Work), {})
+        self.traffic = Traffic(collections.defaultdict(Work), {}, unread=module.unread)
         self._read = functools.cache(self._fusion_reads)
         self._written = functools.cache(self._fusion_writes)
 

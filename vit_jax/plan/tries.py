@@ -101,7 +101,7 @@ class Compiler:
             self.say(f"{self._place}, {words}: ", False)
             try:
                 tried = self._compiled(settings)
-            except BaseException:  # What is said of it begins a line of its own.
+            except BaseException:  # End the line of progress before the traceback.
                 self.say("", True)
                 raise
             self._known[key] = tried

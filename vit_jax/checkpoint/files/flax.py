@@ -22,6 +22,12 @@ _CHUNKED = "__msgpack_chunked_array__"
 
 
 class FlaxFile(Archive):
+    """The arrays of a Flax msgpack file by '/'-joined name, all read at once.
+
+    Raises:
+      UserError: if the file cannot be read, is damaged or holds anything but numbers.
+    """
+
     format = "flax"
 
     def __init__(self, path: str | os.PathLike):

@@ -44,6 +44,12 @@ class _Header(NamedTuple):
 
 
 class Npz(Archive):
+    """The arrays of an `.npz` file by name; each is read when it is asked for.
+
+    Raises:
+      UserError: if the file cannot be read, is damaged or holds anything but numbers.
+    """
+
     format = "npz"
 
     def __init__(self, path: str | os.PathLike):

@@ -40,6 +40,12 @@ _ALIGN = 8
 
 
 class Safetensors(Archive):
+    """The tensors of a safetensors file; each is read when it is asked for.
+
+    Raises:
+      UserError: if the file cannot be read, is damaged or holds anything but numbers.
+    """
+
     format = "safetensors"
 
     def __init__(self, path: str | os.PathLike):
