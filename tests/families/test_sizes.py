@@ -89,7 +89,7 @@ def test_counts_names_and_image_size(recorded, name):
 
 
 def test_the_references_counts_cover_what_is_registered():
-    """But for the original's own, whose shapes stand in `shapes.json`, and for what no package builds.
+    """But for the original's, whose shapes stand in `shapes.json`, and what no package builds.
 
     Those count their parameters in their own tests.
     """
