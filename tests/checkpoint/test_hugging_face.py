@@ -24,7 +24,7 @@ from vit_jax.parity.traces import trace_ours, trace_torch
 
 TINY = {"hidden_size": 16, "transformer": {"num_layers": 2, "num_heads": 2, "mlp_dim": 24}}
 PYRAMID = {
-    "hidden_sizes": (8, 16, 24), "depths": (1, 2, 1), "num_heads": (1, 2, 3),
+    "hidden_sizes": (8, 16, 24), "depths": (1, 1, 1), "num_heads": (1, 2, 3),
     "mlp_ratios": (4, 2, 2), "sr_ratios": (4, 2, 1),
 }  # fmt: skip
 FLAT = {"hidden_size": 16, **TINY["transformer"]}
@@ -33,7 +33,7 @@ THEIR_TINY = {
     "layer_norm_eps": 1e-6,
 }  # fmt: skip
 THEIR_PYRAMID = {
-    "hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "num_attention_heads": [1, 2, 3],
+    "hidden_sizes": [8, 16, 24], "depths": [1, 1, 1], "num_attention_heads": [1, 2, 3],
     "mlp_ratios": [4, 2, 2], "num_encoder_blocks": 3,
 }  # fmt: skip
 REDUCING = {"sr_ratios": [4, 2, 1], "patch_sizes": [7, 3, 3], "strides": [4, 2, 2]}
