@@ -79,7 +79,7 @@ def test_counts_names_and_image_size(recorded, name):
     config, side = spec.config.to_dict(), spec.preprocess.size
     if name in COUNTS:
         assert recorded[name].params == COUNTS[name]
-    assert names.default_size(config) == (side, side)
+        assert names.default_size(config) == (side, side)
     for layout in get(config).layouts:
         if layout in names.holding(config):
             rows = names.table(config, layout)
