@@ -1,12 +1,12 @@
 import pytest
+from timm.data import ImageNetInfo
 
 from vit_jax import class_names
 
 
 @pytest.mark.parametrize(("subset", "size"), [("imagenet-1k", 1000), ("imagenet-21k-goog", 21843)])
 def test_names_and_ids_are_timms_own_in_its_order(subset, size):
-    timm_data = pytest.importorskip("timm.data")
-    info = timm_data.ImageNetInfo(subset)
+    info = ImageNetInfo(subset)
     assert class_names.wordnet_ids(size) == info.label_names()
     assert class_names.class_names(size) == info.label_descriptions()
 

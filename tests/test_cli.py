@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from vit_jax import checkpoint, cli, commands, inference, main
 from vit_jax.checkpoint.source import open_source
 from vit_jax.configs.models import MODEL_CONFIGS
 from vit_jax.families.registry import registered
+from vit_jax.parity.subject import random_params
 from vit_jax.tree import arrays, unflatten
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -379,19 +381,33 @@ def test_a_model_without_a_head(refused, npz, image, tmp_path):
 
 
 def test_a_scanned_model_in_bfloat16_predicts_like_the_plain_one(npz, image, tmp_path):
-    plain = inference.load_model(npz)
-    weights, known = plain.weights, plain.weights.model
-    config = {**known.config, "transformer": {**known.config["transformer"], "scan": True}}
+    weights = inference.load_weights(npz)
+    # Random ones: of fresh parameters the blocks give next to nothing, and an error in them too.
+    shapes = {name: x.shape for name, x in arrays(weights.params).items()}
+    drawn = unflatten(random_params(shapes, seed=0))
+    weights = dataclasses.replace(weights, variables={**weights.variables, "params": drawn})
+    inference.save_weights(tmp_path / "plain.npz", weights, "official")
+    plain = inference.load_model(tmp_path / "plain.npz")
+    fields = weights.model.config
+    config = {**fields, "transformer": {**fields["transformer"], "scan": True}}
     params = {name: x.astype("bfloat16") for name, x in arrays(weights.params).items()}
-    other = inference.Weights(
-        dataclasses.replace(known, config=config),
-        {**weights.variables, "params": unflatten(params)},
+    other = dataclasses.replace(
+        weights,
+        model=dataclasses.replace(weights.model, config=config),
+        variables={**weights.variables, "params": unflatten(params)},
     )
     inference.save_weights(tmp_path / "scanned.npz", other, "official")
     scanned = inference.load_model(tmp_path / "scanned.npz")
     assert "encoderblock" in scanned.variables["params"]["Transformer"]
     pixels = plain.read_image(image)[None]
-    np.testing.assert_allclose(scanned.logits(pixels), plain.logits(pixels), atol=0.05)
+    got, wanted = scanned.logits(pixels), plain.logits(pixels)
+    error = np.abs(got - wanted).max() / wanted.std()
+    assert 1e-5 < error < 0.06  # rounded to bfloat16, and by no more than that
+    scanned.variables["params"]["Transformer"]["encoderblock"] = jax.tree.map(
+        lambda x: x[..., ::-1], scanned.variables["params"]["Transformer"]["encoderblock"]
+    )
+    others = scanned.logits(pixels)  # the channels of its block in another order
+    assert np.abs(others - wanted).max() / wanted.std() > 0.06
     assert scanned.logits(pixels).dtype == np.float32
 
 

@@ -409,3 +409,15 @@ def test_what_timm_cannot_build_is_not_written(key, writer, subject, tmp_path):
     with pytest.raises(UserError, match="timm builds no"):
         WRITERS[writer].write(subject(key), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_layout_refuses_is_known():
+    """The matrix leaves these pairs out: a layout that refuses more would shrink it in silence."""
+    refused = {
+        key: set(names.layouts_of(config_of(key))) - set(names.holding(config_of(key)))
+        for key in (*families(), *FORMS)
+    }
+    assert {key: layouts for key, layouts in refused.items() if layouts} == {
+        "hybrid": {"hf", "big_vision"},
+        "attention pooling": {"hf", "official"},
+    }

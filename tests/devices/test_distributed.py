@@ -287,7 +287,7 @@ def test_nobody_waits_for_ever(joined, monkeypatch):
 
 def test_a_wrong_coordinator_ends_in_one_line():
     code = (
-        "from vit_jax import cli\nfrom vit_jax.train import distributed\nimport sys\n"
+        "from vit_jax import cli\nfrom vit_jax.devices import distributed\nimport sys\n"
         f"address = '127.0.0.1:{processes.free_port()}'\n"
         "sys.exit(cli.guarded(lambda: distributed.initialize(address, 2, 1, timeout=2)))"
     )

@@ -26,7 +26,7 @@ def environment(devices: int) -> dict[str, str]:
     }
 
 
-# XLA's older emitter, in one piece: compiles programs that run once, for milliseconds, in a third
+# XLA's older emitter, in one piece: compiles programs that run once, for milliseconds, in half
 # of the time.
 COMPILED_ONCE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 

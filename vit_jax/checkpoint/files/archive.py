@@ -180,7 +180,8 @@ def reading(path: pathlib.Path, kind: str) -> Iterator[None]:
     """Turns whatever a parser raises on broken or hostile bytes into one UserError.
 
     Zip, JSON, NumPy's and torch's parsers raise a dozen unrelated types on bad input, so the
-    net is wide on purpose; it holds parsing only.
+    net is wide on purpose; it holds parsing only. What says that a program is wrong passes, where
+    no parser of another package raised it.
     """
     try:
         yield
@@ -189,8 +190,27 @@ def reading(path: pathlib.Path, kind: str) -> Iterator[None]:
     except OSError as e:
         raise UserError(f"cannot read {str(path)!r}: {e.strerror or e}") from e
     except Exception as e:
+        if isinstance(e, _BUGS) and not _is_a_parsers(e):
+            raise
         reason = str(e).strip().split("\n")[0][:200] or type(e).__name__
         raise UserError(f"{str(path)!r} is no readable {kind} file: {reason}") from e
+
+
+_BUGS = (AssertionError, AttributeError, NameError, NotImplementedError, TypeError)
+_PARSERS = {
+    *("ast", "codecs", "json", "pickle", "struct", "zipfile", "zlib"),
+    *("etils", "flax", "jax", "ml_dtypes", "msgpack", "numpy", "orbax", "safetensors"),
+    *("tensorstore", "torch"),
+}
+
+
+def _is_a_parsers(error: BaseException) -> bool:
+    """Whether the code that raised this is one of the packages that read files for us."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    name = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return name.partition(".")[0] in _PARSERS
 
 
 @contextlib.contextmanager

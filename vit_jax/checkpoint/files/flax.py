@@ -53,11 +53,14 @@ class FlaxFile(Archive):
 def _extension(code: int, data: bytes) -> Any:
     if code not in (_ARRAY, _SCALAR):
         return None
-    shape, dtype_name, buffer = msgpack.unpackb(data, raw=True)
-    dtype = np.dtype(dtype_name.decode())
-    if dtype != BFLOAT16 and dtype.kind not in "fiub":
-        raise UserError(f"an array of dtype {dtype}; expected numbers")
-    return np.frombuffer(buffer, dtype).reshape(shape)
+    try:
+        shape, dtype_name, buffer = msgpack.unpackb(data, raw=True)
+        dtype = np.dtype(dtype_name.decode())
+        if dtype != BFLOAT16 and dtype.kind not in "fiub":
+            raise UserError(f"an array of dtype {dtype}; expected numbers")
+        return np.frombuffer(buffer, dtype).reshape(shape)
+    except (AttributeError, TypeError) as error:  # what stands there is no shape, name and bytes
+        raise UserError(f"an array is described as no array is: {error}") from error
 
 
 def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:

@@ -175,10 +175,15 @@ def _metadata(folder: pathlib.Path) -> dict[str, str]:
     """Text stored beside a tree; for a step of a run of ours, what the run says of its model."""
     if (folder / METADATA).is_file():
         fields = json.loads((folder / METADATA).read_text())
+        if not isinstance(fields, dict):
+            raise UserError(f"{METADATA} holds no JSON object")
         return {str(k): str(v) for k, v in fields.items()}
     if not (folder.parent / RUN).is_file():
         return {}
     run = json.loads((folder.parent / RUN).read_text())
+    parts = ("model", "preprocess")
+    if not isinstance(run, dict) or not all(isinstance(run.get(part), dict) for part in parts):
+        raise UserError(f"{str(folder.parent / RUN)!r} describes no run")
     model = run["model"]
     described = {
         "name": model.get("model_name") or folder.parent.name,

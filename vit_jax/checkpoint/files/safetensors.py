@@ -66,8 +66,10 @@ class Safetensors(Archive):
                 f"{str(self.path)!r} is no readable safetensors file: its header claims {length} "
                 f"bytes, the file has {size}"
             )
-        header = json.loads(self._file.read(length), object_pairs_hook=_unique)
-        metadata = header.pop("__metadata__", None) or {}
+        header = _object(json.loads(self._file.read(length), object_pairs_hook=_unique))
+        metadata = _object(header.pop("__metadata__", None) or {})
+        for name, entry in header.items():
+            _require_entry(name, entry)
         self.metadata = {str(k): str(v) for k, v in metadata.items()}
         self._data = 8 + length
         self._offsets: dict[str, int] = {}
@@ -108,6 +110,21 @@ class Safetensors(Archive):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"its header holds {str(value)[:80]} where a JSON object is expected")
+    return value
+
+
+def _require_entry(name: str, entry: Any) -> None:
+    """UserError for an entry of the header without a dtype, a list of sizes and one of offsets."""
+    fields = _object(entry)
+    offsets = fields["data_offsets"]
+    good = isinstance(fields["dtype"], str) and isinstance(fields["shape"], list)
+    if not (good and isinstance(offsets, list) and all(type(n) is int for n in offsets)):
+        raise UserError(f"its header describes {name!r} as {str(entry)[:80]}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
