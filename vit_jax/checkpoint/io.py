@@ -364,7 +364,10 @@ def save_timm(
     config = config_of(model)
     state = to_torch({"params": params} if not is_variables(params) else params, model, "timm")
     shapes = names.shapes_of(arrays(unstack_blocks(named(params))))
-    size = image_size or names.image_size_of(config, shapes)
+    size = image_size
+    if size is None and preprocess is not None and not names.tells_image_size(config, shapes):
+        size = preprocess.size, preprocess.size
+    size = size or names.image_size_of(config, shapes)
     if size is None:
         raise UserError("the model's patches form no square; give the image size")
     spec = resolve(model) if isinstance(model, str) else model

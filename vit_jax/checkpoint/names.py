@@ -269,6 +269,14 @@ def image_size_of(config: Config, shapes: Shapes) -> Size | None:
         raise UserError(f"these are no parameters of {called(config)}: no {error}") from None
 
 
+def tells_image_size(config: Config, shapes: Shapes) -> bool:
+    """Whether a tensor of this model depends on the image size, so that tensors may tell it."""
+    try:
+        return get(config).image_size(config, shapes) is not None
+    except UserError:  # it depends, and is of no square image
+        return True
+
+
 def check(config: Config, shapes: Shapes, image_size: Size | None = None) -> None:
     """Raises UserError unless names and shapes are those of the model with this head.
 
