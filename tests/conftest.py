@@ -6,6 +6,13 @@ import pathlib
 # Where the TPU compiler is installed, for `vit-jax plan`, JAX would look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+# What is compiled here runs once, for milliseconds, so that compiling is most of the suite's time:
+# without LLVM's optimisation, with XLA's older emitter and in one piece it takes a quarter of it.
+_COMPILED_ONCE = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+os.environ.setdefault("XLA_FLAGS", _COMPILED_ONCE)
 # Many tests compile the same tiny model: the second one, and every subprocess, finds it here.
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))

@@ -26,11 +26,6 @@ def environment(devices: int) -> dict[str, str]:
     }
 
 
-# XLA's older emitter, in one piece: compiles programs that run once, for milliseconds, in half
-# of the time.
-COMPILED_ONCE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-
-
 def start(words: Sequence[object], devices: int = 1, **variables: str) -> subprocess.Popen:
     """`python <words>` in a process group of its own, with more variables of the environment."""
     return subprocess.Popen(

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from processes import COMPILED_ONCE, TESTS, finish, start
+from processes import TESTS, finish, start
 
 from vit_jax.families.registry import families
 
@@ -14,7 +14,7 @@ FAMILIES = [name for name in families() if name != "levit_conv"]
 @pytest.fixture(scope="module")
 def results():
     # One process for all: starting takes as long as a family. LeViT's two layouts are one model.
-    worker = start([TESTS / "zoo_worker.py", *FAMILIES], devices=8, XLA_FLAGS=COMPILED_ONCE)
+    worker = start([TESTS / "zoo_worker.py", *FAMILIES], devices=8)
     ((status, output, errors),) = finish(worker, limit=1200)
     assert status == 0, errors[-3000:]
     return {row["family"]: row for row in map(json.loads, output.splitlines())}
