@@ -70,14 +70,6 @@ NOT_BUILT = ("attention pooling",)
 REFUSED = ("botnet",)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quickly_compiled():
-    """What runs for milliseconds need not be compiled well."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @dataclasses.dataclass
 class Subject:
     """A tiny model with its weights, flat and as collections."""

@@ -11,8 +11,6 @@ from zoo_cases import Case
 from vit_jax.checkpoint import from_torch
 from vit_jax.layers.drop import DropPath
 from vit_jax.layers.head import HEADS, heads_of
-from vit_jax.models import feature_maps
-from vit_jax.parity.figures import relative_error
 from vit_jax.tree import arrays
 
 
@@ -81,26 +79,3 @@ def drop_rates(model: nn.Module, size: tuple[int, int]) -> dict[str, tuple[float
 
     jax.eval_shape(run, jax.ShapeDtypeStruct((2, *size, 3), "float32"))
     return found
-
-
-def map_errors(case: Case, **options: Any) -> list[float]:
-    """Of `feature_maps` against timm's `forward_intermediates`, in float64."""
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), case.variables)
-        ours = jax.jit(lambda v, x: feature_maps(case.model, v, x))(wide, case.images)
-    module: Any = case.reference().double()
-    pixels = torch.from_numpy(case.images).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        theirs = module.forward_intermediates(pixels, intermediates_only=True, **options)
-    return [
-        relative_error(np.asarray(x), y.movedim(1, -1).numpy())
-        for x, y in zip(ours, theirs, strict=True)
-    ]
-
-
-def bfloat16_error(case: Case) -> float:
-    """Of logits computed in bfloat16, which come in float32."""
-    model = case.model.clone(dtype="bfloat16")
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(case.variables, case.images)
-    assert logits.dtype == np.float32
-    return relative_error(np.asarray(logits), case.ours64)

@@ -71,7 +71,5 @@ def _moved(before, after) -> float:
 
 
 if __name__ == "__main__":
-    # What is compiled runs for milliseconds: compiling it well would take longer.
-    jax.config.update("jax_disable_most_optimizations", True)
     for family in sys.argv[1:]:
         print(json.dumps({"family": family, **two_updates(family)}), flush=True)

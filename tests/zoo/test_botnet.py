@@ -1,17 +1,14 @@
-"""BoTNet against timm, and its attention against the figures of the paper's equations."""
+"""What only BoTNet has, beside the battery's tests; against timm."""
 
 import functools
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
-import torch
-from zoo_cases import Case, resizing
+from zoo_botnet import SMALL_BOTNET, BoTNetCase
+from zoo_cases import resizing
 from zoo_training import (
-    bfloat16_error,
     drop_rates,
-    map_errors,
     our_step,
     their_step,
     values_per_channel,
@@ -25,65 +22,11 @@ from vit_jax.models.botnet import BottleneckAttention
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 
 SIZE = (64, 96)
-STAGES = (("conv",), ("conv", "attention"), ("attention",), ("conv", "attention"))
-WIDTHS = (32, 64, 128, 256)
-
-
-class SmallCase(Case):
-    """timm builds no BoTNet of other sizes by name: its parts are put together here."""
-
-    def reference(self, *, matched: bool = True) -> torch.nn.Module:
-        from timm.models.byoanet import model_cfgs
-        from timm.models.byobnet import ByoBlockCfg, ByobNet
-
-        blocks = tuple(
-            tuple(
-                ByoBlockCfg(
-                    type={"conv": "bottle", "attention": "self_attn"}[kind],
-                    d=1,
-                    c=width,
-                    s=2 if i > 0 and j == 0 else 1,
-                    gs=0,
-                    br=0.25,
-                )
-                for j, kind in enumerate(kinds)
-            )
-            for i, (kinds, width) in enumerate(zip(STAGES, WIDTHS, strict=True))
-        )
-        fields: dict[str, Any] = {"blocks": blocks, "act_layer": self.config["activation"]}
-        module = ByobNet(
-            model_cfgs["botnet26t"], num_classes=self.num_classes, img_size=self.size, **fields
-        )
-        state = {name: torch.from_numpy(np.array(x)) for name, x in self.state.items()}
-        module.load_state_dict(state, strict=True)
-        return module.eval()
 
 
 @functools.cache
-def case(activation: str = "relu", num_classes: int = 7) -> SmallCase:
-    small = {"hidden_sizes": WIDTHS, "stages": STAGES, "activation": activation}
-    return SmallCase("botnet26t_256", SIZE, num_classes=num_classes, **small)
-
-
-@pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_logits_are_timms(activation):
-    assert case(activation).error() <= FLOAT64_BAR
-    case(activation).assert_round_trip()
-
-
-def test_a_registered_model_is_timms():
-    this = Case("botnet50ts_256", (64, 64), num_classes=0)
-    assert this.error() <= FLOAT64_BAR
-    this.assert_round_trip()
-
-
-def test_maps_are_timms():
-    assert len(errors := map_errors(case())) == 5
-    assert max(errors) <= FLOAT64_BAR
-
-
-def test_gradients_are_timms():
-    case("silu").assert_same_gradients()
+def case(activation: str = "relu") -> BoTNetCase:
+    return BoTNetCase("botnet26t_256", SIZE, activation=activation, **SMALL_BOTNET)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +85,3 @@ def test_a_map_that_does_not_halve():
             lambda x: case().model.init(jax.random.key(0), x, train=False),
             np.zeros((1, 40, 64, 3)),
         )
-
-
-def test_bfloat16():
-    assert bfloat16_error(case()) < 0.1

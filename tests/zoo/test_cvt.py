@@ -1,4 +1,4 @@
-"""CvT against figures of the official code, and in training; see test_pyramids.py."""
+"""CvT against figures of the official code, and in training; the rest is in test_battery.py."""
 
 import functools
 

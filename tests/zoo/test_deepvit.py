@@ -4,11 +4,10 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from zoo_cases import Case, config_of
+from zoo_cases import config_of
 from zoo_golden import FOLDER, Golden
 
 from vit_jax.checkpoint import from_torch, to_torch
@@ -139,13 +138,3 @@ def test_reattention_is_its_equation():
     new = state["batch_stats"]["weights_norm"]
     np.testing.assert_allclose(new["mean"], 0.1 * mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(new["var"], 0.9 + 0.1 * var, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", [PLAIN, STEM])
-def test_bfloat16(name):
-    sizes = {**SIZES, "reattention_layers": REATTENTION_LAYERS[name]}
-    this = Case(REGISTERED[name], (48, 80), layout="torch", **sizes)
-    model = this.model.clone(dtype=jnp.bfloat16)
-    logits = jax.jit(functools.partial(model.apply, train=False))(this.variables, this.images)
-    assert logits.dtype == jnp.float32
-    assert relative_error(np.asarray(logits), this.ours64) < 0.2

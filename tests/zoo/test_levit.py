@@ -1,16 +1,13 @@
-"""LeViT, as linear layers and as 1×1 convolutions, against timm."""
+"""What only LeViT has, beside the battery's tests; against timm."""
 
 import functools
 
 import numpy as np
 import pytest
 import torch
-from flax import linen as nn
 from zoo_cases import Case, resizing
 from zoo_training import (
-    bfloat16_error,
     drop_rates,
-    map_errors,
     our_step,
     their_step,
     values_per_channel,
@@ -18,8 +15,6 @@ from zoo_training import (
 
 from vit_jax.checkpoint.names import shapes_of
 from vit_jax.families.levit import resize_biases
-from vit_jax.layers.attention import attend
-from vit_jax.layers.norm import BatchNorm
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 
 LINEAR, CONV = "levit_128s", "levit_conv_192"
@@ -29,38 +24,6 @@ SIZES = {LINEAR: (48, 80), CONV: (64, 64)}
 @functools.cache
 def case(name: str = LINEAR, num_classes: int = 7) -> Case:
     return Case(name, SIZES[name], num_classes=num_classes, depths=(1, 1, 1))
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_logits_are_timms(name):
-    assert case(name).error() <= FLOAT64_BAR
-    case(name).assert_round_trip()
-
-
-def test_features_are_timms():
-    assert case(CONV, num_classes=0).error() <= FLOAT64_BAR
-
-
-def test_maps_are_timms():
-    assert len(errors := map_errors(case())) == 3
-    assert max(errors) <= FLOAT64_BAR
-
-
-def test_gradients_are_timms():
-    case().assert_same_gradients()
-
-
-@pytest.mark.parametrize(
-    ("name", "wrong"),
-    [
-        ("vit_jax.models.levit.BatchNorm", functools.partial(BatchNorm, epsilon=1e-6)),
-        ("vit_jax.models.levit.attend", functools.partial(attend, scale=1 / 4.001)),
-        ("flax.linen.hard_swish", nn.swish),
-    ],
-)
-def test_another_formula_is_seen(monkeypatch, name, wrong):
-    monkeypatch.setattr(name, wrong)
-    assert relative_error(case().ours(case().model), case().theirs()) > FLOAT64_BAR
 
 
 def test_the_order_of_distances_is_seen():
@@ -121,7 +84,3 @@ def test_weights_fit_another_image_size():
     other = Case(CONV, (96, 80), depths=(1, 1, 1))
     assert shapes_of(resized) == shapes_of(other.flat)
     assert np.isfinite(other.ours_from(**resized)).all()
-
-
-def test_bfloat16():
-    assert bfloat16_error(case()) < 0.1

@@ -1,4 +1,4 @@
-"""PiT, with and without distillation, against timm."""
+"""What only PiT has, beside the battery's tests; against timm."""
 
 import functools
 from typing import Any
@@ -7,15 +7,12 @@ import jax
 import numpy as np
 import pytest
 import torch
-from flax import linen as nn
 from zoo_cases import Case, resizing
-from zoo_training import bfloat16_error, drop_rates, map_errors, our_step, their_step
+from zoo_training import drop_rates, our_step, their_step
 
 from vit_jax.checkpoint import names
 from vit_jax.checkpoint.names import shapes_of
 from vit_jax.errors import UserError
-from vit_jax.layers.block import vit_block
-from vit_jax.layers.norm import LayerNorm5
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 
 PLAIN, DISTILLED = "pit_b_224", "pit_ti_distilled_224"
@@ -28,38 +25,6 @@ POSITIONS = "posembed_input/pos_embedding"
 @functools.cache
 def case(name: str = DISTILLED, num_classes: int = 7) -> Case:
     return Case(name, SIZES[name], num_classes=num_classes, **SMALL)
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_logits_are_timms(name):
-    assert case(name).error() <= FLOAT64_BAR
-    case(name).assert_round_trip()
-
-
-def test_features_are_timms():
-    assert case(num_classes=0).error() <= FLOAT64_BAR
-
-
-def test_maps_are_timms():
-    assert len(errors := map_errors(case())) == 3
-    assert max(errors) <= FLOAT64_BAR
-
-
-def test_gradients_are_timms():
-    case().assert_same_gradients()
-
-
-@pytest.mark.parametrize(
-    ("name", "wrong"),
-    [
-        ("vit_block", functools.partial(vit_block, activation=nn.gelu)),
-        ("vit_block", functools.partial(vit_block, norm=LayerNorm5)),
-        ("LayerNorm", LayerNorm5),
-    ],
-)
-def test_another_formula_is_seen(monkeypatch, name, wrong):
-    monkeypatch.setattr(f"vit_jax.models.pit.{name}", wrong)
-    assert relative_error(case().ours(case().model), case().theirs()) > FLOAT64_BAR
 
 
 def test_the_order_of_channels_heads_and_tokens_is_seen():
@@ -115,7 +80,3 @@ def test_an_image_smaller_than_a_patch():
         jax.eval_shape(
             lambda x: model.init(jax.random.key(0), x, train=False), np.zeros((1, 15, 32, 3))
         )
-
-
-def test_bfloat16():
-    assert bfloat16_error(case()) < 0.1

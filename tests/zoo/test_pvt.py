@@ -1,4 +1,4 @@
-"""PVT against figures of the official code, and at other image sizes; see test_pyramids.py."""
+"""PVT against figures of the official code; the rest is in test_battery.py."""
 
 import numpy as np
 import pytest

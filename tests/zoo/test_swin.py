@@ -1,4 +1,4 @@
-"""Swin's tables of relative positions at other image sizes; the rest is in test_pyramids.py."""
+"""Swin's tables of relative positions at other image sizes; the rest is in test_battery.py."""
 
 import numpy as np
 import pytest

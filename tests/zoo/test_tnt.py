@@ -1,4 +1,4 @@
-"""TNT against timm."""
+"""What only TNT has, beside the battery's tests; against timm."""
 
 import functools
 
@@ -6,16 +6,13 @@ import jax
 import numpy as np
 import pytest
 import torch
-from flax import linen as nn
 from zoo_cases import Case, resizing
-from zoo_training import bfloat16_error, drop_rates
+from zoo_training import drop_rates
 
 from vit_jax.checkpoint.names import shapes_of
 from vit_jax.errors import UserError
 from vit_jax.families.registry import comparable
-from vit_jax.layers.block import vit_block
 from vit_jax.layers.conv import conv
-from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import split_patches
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.models.tnt import TNT
@@ -29,33 +26,6 @@ POSITIONS = "posembed_input/pos_embedding"
 @functools.cache
 def case(name: str = SMALL, size: tuple[int, int] | None = None, num_classes: int = 7) -> Case:
     return Case(name, size or SIZES[name], num_classes=num_classes, num_layers=2)
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_logits_are_timms(name):
-    assert case(name).error() <= FLOAT64_BAR
-    case(name).assert_round_trip()
-
-
-def test_features_are_timms():
-    assert case(num_classes=0).error() <= FLOAT64_BAR
-
-
-def test_gradients_are_timms():
-    case().assert_same_gradients()
-
-
-@pytest.mark.parametrize(
-    ("name", "wrong"),
-    [
-        ("vit_block", functools.partial(vit_block, activation=nn.gelu)),
-        ("vit_block", lambda *sizes, **fields: vit_block(*sizes, **fields | {"norm": LayerNorm})),
-        ("LayerNorm5", LayerNorm),
-    ],
-)
-def test_another_formula_is_seen(monkeypatch, name, wrong):
-    monkeypatch.setattr(f"vit_jax.models.tnt.{name}", wrong)
-    assert relative_error(case().ours(case().model), case().theirs()) > FLOAT64_BAR
 
 
 class Legacy(TNT):
@@ -108,7 +78,3 @@ def test_an_image_smaller_than_a_patch():
         jax.eval_shape(
             lambda x: model.init(jax.random.key(0), x, train=False), np.zeros((1, 15, 32, 3))
         )
-
-
-def test_bfloat16():
-    assert bfloat16_error(case()) < 0.1

@@ -216,11 +216,10 @@ def _registered(
     for name in entry.models:
         config = registered()[name].config.to_dict()
         ours = _shapes_if_read(config, entry.layout, shapes)
-        if ours is None:
+        # Counted first: the shapes of a model that has another number of parameters are not needed.
+        if ours is None or fingerprints.body(family, config, ours) != sizes.recorded()[name].body:
             continue
-        if fingerprints.body(family, config, ours) != sizes.recorded()[name].body:
-            continue
-        if not _is_doubtful(config, entry.layout, ours, size):
+        if _fits(config, ours) and not _is_doubtful(config, entry.layout, ours, size):
             yield Candidate(name, config, entry.layout, ours)
 
 
@@ -254,10 +253,16 @@ def _shapes_if_read(config: Config, layout: str, shapes: Shapes) -> Shapes | Non
         if names_differ(wanted, names.informative(shapes, config, layout)):
             return None
     try:
-        ours = _shapes(read(_dummies(shapes), config, layout, None)[0])
-        return None if names.differences(config, ours) else ours
+        return _shapes(read(_dummies(shapes), config, layout, None)[0])
     except _NOT_THESE_SHAPES:
         return None
+
+
+def _fits(config: Config, ours: Shapes) -> bool:
+    try:
+        return not names.differences(config, ours)
+    except _NOT_THESE_SHAPES:
+        return False
 
 
 def _is_doubtful(config: Config, layout: str, shapes: Shapes, size: Size | None) -> bool:
