@@ -15,7 +15,7 @@ from vit_jax.checkpoint import identify, load, names, recorded
 from vit_jax.checkpoint.files.formats import write_npz, write_safetensors
 from vit_jax.checkpoint.files.npz import Npz
 from vit_jax.errors import UserError
-from vit_jax.families.registry import comparable, families, get, resolve
+from vit_jax.families.registry import comparable, families, family_of, get, resolve
 from vit_jax.families.sizes import recorded as sizes
 
 CASES = [(family, layout) for family, known in families().items() for layout in known.layouts]
@@ -64,7 +64,7 @@ READ_AS = {("levit_conv", "hf"): "levit"}
 def assert_right_or_undecided(path, name: str, layout: str, capsys) -> None:
     """Never another model: where several fit, the right one is listed, and the command says so."""
     found, wanted = identify(path), resolve(name).config.to_dict()
-    read_as = READ_AS.get((wanted["family"], layout))
+    read_as = READ_AS.get((family_of(wanted), layout))
     if read_as is not None:
         assert found.config is not None
         assert get(found.config) is families()[read_as]
