@@ -1,7 +1,7 @@
 """The one exception for bad input, and the hint that goes with it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -25,3 +25,14 @@ def suggest(name: str, choices: Iterable[str], most: int = 3) -> str:
     by_lower = {c.lower(): c for c in choices}
     close = difflib.get_close_matches(name.lower(), by_lower, n=most, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(by_lower[c]) for c in close)}?" if close else ""
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first `most` names, none longer than 80 characters, and how many are left out."""
+    more = f", … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(short(name) for name in names[:most]) + more
+
+
+def short(text: str, most: int = 80) -> str:
+    """`text`, or its beginning and an ellipsis if it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -66,8 +66,8 @@ class Decode:
         image, name = record["image"], record.get("name", "image")
         if isinstance(
             image, np.ndarray
-        ):  # The image is decoded already, e.g. under tfds.testing.mock_data.
-            image = np.broadcast_to(image, (*image.shape[:2], 3))
+        ):  # The source holds pixels, grey or RGB.
+            image = np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
         else:
             image = decode_image(image, name)
         return {**record, "image": image}
