@@ -72,7 +72,7 @@ def _decode_any(encoded: bytes) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:
-        raise ValueError("no format and no kind of pixels that Pillow reads") from None
+        raise ValueError("no image, or a damaged one: in no format that Pillow reads") from None
     bits = _bits(image)  # A TIFF file forgets its tags when it is loaded.
     ImageOps.exif_transpose(image, in_place=True)
     if bits is not None:
@@ -98,7 +98,9 @@ def _bits(image: Any) -> int | None:
         return 16  # Pillow scales whatever the file's largest value is to 65,535.
     if image.mode in ("I", "F"):
         kind = "floating-point" if image.mode == "F" else "32-bit or signed"
-        raise ValueError(f"{kind} values, of which none is known to be white: save it with 8 or 16 bits")
+        raise ValueError(
+            f"{kind} values, of which none is known to be white: save it with 8 or 16 bits"
+        )
     return None
 
 

@@ -176,9 +176,9 @@ def _open_split_of_file(file: str, split: str) -> Source:
     labelled = os.path.exists(test) and _has_labels(test)
     if not labelled:
         return _held_out(_labelled(open_file(file)), split, test)
-    return _labelled(open_file(file) if split == "train" else open_file(
-        split_path(folder, split, suffix), file
-    ))
+    return _labelled(
+        open_file(file) if split == "train" else open_file(split_path(folder, split, suffix), file)
+    )
 
 
 def _has_labels(file: str) -> bool:

@@ -64,9 +64,7 @@ class Decode:
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         image, name = record["image"], record.get("name", "image")
-        if isinstance(
-            image, np.ndarray
-        ):  # The source holds pixels, grey or RGB.
+        if isinstance(image, np.ndarray):  # The source holds pixels, grey or RGB.
             image = np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
         else:
             image = decode_image(image, name)
