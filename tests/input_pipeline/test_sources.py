@@ -347,7 +347,7 @@ def test_suffixes_are_pillows():
 
     Image.init()
     opens = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-    others = ".bufr .emf .eps .grib .h5 .hdf .mpeg .mpg .ps .wmf".split()
+    others = [".bufr", ".emf", ".eps", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".ps", ".wmf"]
     assert opens - IMAGE_SUFFIXES == set(others)
     assert IMAGE_SUFFIXES - opens == {".mpo"}  # Read as JPEG.
 

@@ -68,9 +68,10 @@ def run(args: argparse.Namespace) -> None:
         from vit_jax import inference
 
         loaded = inference.load_model(args.model_path, model=args.model, part=args.part)
-        dataset = _dataset(args, loaded)
+        dataset, matched = _dataset(args, loaded)
         result |= {"read": dataset.description} | evaluate(loaded, dataset)
         result |= common.skipped(args, dataset)
+        print(matched, file=sys.stderr)  # Only now: what fails has one message.
     if args.json:
         common.print_json(result)
         return
@@ -99,7 +100,8 @@ def evaluate(loaded: "LoadedModel", dataset: "TestDataset") -> dict[str, Any]:
     return {"num_examples": count} | {tops[name]: n / count for name, n in sums.items()}
 
 
-def _dataset(args: argparse.Namespace, loaded: "LoadedModel") -> "TestDataset":
+def _dataset(args: argparse.Namespace, loaded: "LoadedModel") -> "tuple[TestDataset, str]":
+    """The dataset with the model's class numbers, and a line that says how they were found."""
     from vit_jax.input_pipeline import classes, loader, real_labels, sources
 
     source = sources.open_source(args.dataset, args.split, data_dir=args.tfds_data_dir)
@@ -116,14 +118,13 @@ def _dataset(args: argparse.Namespace, loaded: "LoadedModel") -> "TestDataset":
         by_position=args.by_position,
     )
     by_name = known.class_names is not None and not args.by_position
-    print(
-        f"{source.description}: {len(source)} images of {len(names)} classes, matched by "
-        f"{'name' if by_name else 'position'}: {some(names, 10)}",
-        file=sys.stderr,
-    )
-    return loader.TestDataset(
+    dataset = loader.TestDataset(
         classes.Relabelled(source, order, outputs),
         loaded.prepare,
         batch_size=args.batch,
         on_error=args.on_error,
+    )
+    return dataset, (
+        f"{source.description}: {len(source)} images of {len(names)} classes, matched by "
+        f"{'name' if by_name else 'position'}: {some(names, 10)}"
     )

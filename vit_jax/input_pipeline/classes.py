@@ -101,7 +101,7 @@ def match(
             + (
                 "classes can be matched by position only if there are as many"
                 if by_position
-                else "the names of the model's classes are not known, by which they could be matched"
+                else "the names of the model's classes, which could match them, are not known"
             )
         )
     if not by_position and sorted(names) != list(names) == ordered(names):

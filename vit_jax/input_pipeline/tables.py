@@ -17,13 +17,10 @@ from vit_jax.errors import UserError, short, some
 from vit_jax.input_pipeline.records import PathLike
 
 # What the columns are called, in small letters without spaces, hyphens and underscores.
-PATH_NAMES = (
-    "path file filename filenames filepath filepaths image images imagepath imagefile imagefilename"
-    " imagename imageid img imgpath imgfile imgname paths files"
-).split()
-LABEL_NAMES = (
-    "label labels class classes classname classlabel category categories target targets y"
-).split()
+_PATH = re.compile(
+    r"(path|file|filename|filepath|image|img|(image|img)(path|file|filename|name|id))s?"
+)
+_LABEL = re.compile(r"(label|class|category|target)(s|es|name|label)?|categories|y")
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".tab")
 # A tab hardly ever stands in a name, whereas names with commas and lists with semicolons are usual.
@@ -86,8 +83,8 @@ def columns_of(file: PathLike, names: Sequence[str]) -> Columns | None:
     """
     squashed = [squash(name) for name in names]
     path, label = (
-        _only(file, what, [i for i, name in enumerate(squashed) if name in known], names)
-        for what, known in (("path", PATH_NAMES), ("label", LABEL_NAMES))
+        _only(file, what, [i for i, name in enumerate(squashed) if known.fullmatch(name)], names)
+        for what, known in (("path", _PATH), ("label", _LABEL))
     )
     if path is None and len(names) < _PIXELS:
         return None
