@@ -73,6 +73,8 @@ def test_a_table_without_labels(tmp_path):
     np.testing.assert_array_equal(source[7]["image"][..., 0], IMAGES[7])
     with pytest.raises(UserError, match=r"test\.csv has no labels"):
         sources.open_source(file)
+    for split in (None, "test"):
+        assert len(sources.open_source(file, split, labelled=False)) == 20
 
 
 def test_a_run_on_a_table_with_unlabelled_test_images_beside_it(tmp_path, config, caplog):

@@ -70,6 +70,7 @@ def match(
     dataset: str,
     model: str,
     by_position: bool = False,
+    option: str = "--by-position",
 ) -> list[int]:
     """The output of the model that stands for each class of a dataset.
 
@@ -83,6 +84,7 @@ def match(
         known.
       dataset, model: What they are called in messages.
       by_position: Whether class i is output i, whatever the names are.
+      option: What the user adds to set `by_position`, for messages.
 
     Raises:
       UserError: if a class has no output, or if the order of the classes is open to doubt.
@@ -94,7 +96,7 @@ def match(
         order = [place for place in best if place is not None]
         if len(order) == len(names):
             return order
-        raise UserError(_strangers(names, outputs, best, dataset, model))
+        raise UserError(_strangers(names, outputs, best, dataset, model, option))
     if len(names) != count:
         raise UserError(
             f"{model} tells {count} classes apart, the dataset {dataset} has {len(names)}: "
@@ -108,8 +110,7 @@ def match(
         raise UserError(
             f"{model} does not record the names of its classes, and those of {dataset} are "
             f"numbers: here their order is {some(names)}, but libraries that sort them as text "
-            f"have {some(sorted(names))}. If the model has the order of the numbers, add "
-            "--by-position"
+            f"have {some(sorted(names))}. If the model has the order of the numbers, add {option}"
         )
     return list(range(count))
 
@@ -129,6 +130,7 @@ def _strangers(
     found: Sequence[int | None],
     dataset: str,
     model: str,
+    option: str,
 ) -> str:
     strangers = [name for name, place in zip(names, found, strict=True) if place is None]
     message = (
@@ -140,7 +142,7 @@ def _strangers(
     pairs = [f"{name} = {output}" for name, output in zip(names, outputs, strict=True)]
     return (
         f"{message}By position the pairs would be {some(pairs, _SHOWN)}. If they are right, add "
-        "--by-position; otherwise name the dataset's classes as the model does"
+        f"{option}; otherwise name the dataset's classes as the model does"
     )
 
 

@@ -46,6 +46,7 @@ def open_source(
     *,
     data_dir: PathLike | None = None,
     manual_dir: PathLike | None = None,
+    labelled: bool = True,
 ) -> Source:
     """Opens one split of the dataset that `dataset` names.
 
@@ -64,14 +65,17 @@ def open_source(
         warning. None reads all of a file or of a folder of classes, and is 'test' for other
         datasets.
       data_dir, manual_dir: As in `TfdsSource`.
+      labelled: Whether images without labels are an error. Otherwise a file of them is read, and
+        the label of each record is the empty list.
 
     Raises:
       UserError: if the source cannot be opened; the classes of the sources say when.
     """
     if dataset.lower().endswith(FILE_SUFFIXES) or os.path.isfile(dataset):
-        if split is None:
-            return _labelled(open_file(dataset))
-        return _open_split_of_file(dataset, _without_slice(split, dataset))
+        source = _open_split_of_file(dataset, split and _without_slice(split, dataset), labelled)
+        if labelled and not source.num_classes:
+            raise UserError(f"{source.description} has no labels; {tables.expected()}")
+        return source
     if not os.path.isdir(dataset):
         return TfdsSource(dataset, split or "test", data_dir, manual_dir)
     if imagenet_tar.is_imagenet(dataset):
@@ -164,31 +168,21 @@ def _open_arrays(file: PathLike, split: str, known: list[str] | None = None) -> 
     return array_source.open_npz(file, part or (parts[0] if len(parts) == 1 else None), known)
 
 
-def _open_split_of_file(file: str, split: str) -> Source:
+def _open_split_of_file(file: str, split: str | None, labelled: bool) -> Source:
+    if split is None:
+        return open_file(file)
     suffix = os.path.splitext(file)[1]
     if suffix.lower() == ".npz" and set(array_source.npz_parts(file)) & set(_TEST_SPLITS):
-        known = _open_arrays(file, "train").class_names
-        return _labelled(_open_arrays(file, split, known))
+        return _open_arrays(file, split, _open_arrays(file, "train").class_names)
     folder = os.path.dirname(file)
+    path, test = split_path(folder, split, suffix), split_path(folder, "test", suffix)
     if split not in ("train", *_TEST_SPLITS):
-        return _labelled(open_file(split_path(folder, split, suffix), file))
-    test = split_path(folder, "test", suffix)
-    labelled = os.path.exists(test) and _has_labels(test)
-    if not labelled:
-        return _held_out(_labelled(open_file(file)), split, test)
-    return _labelled(
-        open_file(file) if split == "train" else open_file(split_path(folder, split, suffix), file)
-    )
-
-
-def _has_labels(file: str) -> bool:
-    return bool(open_file(file).num_classes)
-
-
-def _labelled(source: TableSource | ArraySource) -> TableSource | ArraySource:
-    if not source.num_classes:
-        raise UserError(f"{source.description} has no labels; {tables.expected()}")
-    return source
+        return open_file(path, file)
+    if not os.path.exists(test) or (labelled and not open_file(test).num_classes):
+        return _held_out(open_file(file), split, test)
+    if split == "train":
+        return open_file(file)
+    return open_file(path, file if open_file(path).num_classes else None)
 
 
 def _held_out(source: LabelledSource, split: str, test: str = "") -> Source:

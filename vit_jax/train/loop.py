@@ -28,7 +28,7 @@ from vit_jax.train.log import RunLog
 from vit_jax.train.preemption import Preemption
 from vit_jax.train.pretrained import find_pretrained
 from vit_jax.train.profiling import Profiler
-from vit_jax.train.same_config import require_same_config
+from vit_jax.train.same_config import require_same_classes, require_same_config
 from vit_jax.train.state import TrainState
 from vit_jax.train.teacher import load_teacher
 from vit_jax.tree import arrays
@@ -64,7 +64,7 @@ def train_and_evaluate(
     ds_train, ds_test = input_pipeline.get_datasets(
         config, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    teacher = load_teacher(config, ds_train.num_classes)
+    teacher = load_teacher(config, ds_train.class_names)
     engine = engine_lib.build(config, mesh, ds_train.num_classes, teacher)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
 
@@ -72,6 +72,7 @@ def train_and_evaluate(
     with Checkpoints(workdir, *keep) as checkpoints, Preemption() as preemption:
         if checkpoints.latest_step is not None and not allow_other_config:
             require_same_config(config, workdir)
+            require_same_classes(ds_train.class_names, workdir)
         state = engine.init(init_key)
         if pretrained and checkpoints.latest_step is None:
             variables = _pretrained(pretrained, state, config, engine)
