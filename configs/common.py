@@ -339,9 +339,9 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
     for name, _ in flatten(given, prefix=()):
         if name not in known and not name.startswith("model."):
             raise UserError(f"config has no field {name!r}.{suggest(name, known)}")
-    complete.update({k: ConfigDict(v) if isinstance(v, Mapping) else v for k, v in given.items()})
-    check(dict(flatten(complete, prefix=())))
+    check(dict(flatten(given, prefix=())))
     fields.check(complete.model or {}, prefix="config.model.")
+    complete.update({k: ConfigDict(v) if isinstance(v, Mapping) else v for k, v in given.items()})
     return complete.lock()
 
 
