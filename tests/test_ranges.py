@@ -150,14 +150,16 @@ def test_a_runs_model_is_checked_with_its_config():
     config = common.get_config()
     config.model = registry.resolve("ViT-Ti_16").config.copy_and_resolve_references().unlock()
     config.model.transformer.num_heads = 0
-    with pytest.raises(UserError, match=r"config\.model\.transformer\.num_heads must be an integer"):
+    with pytest.raises(
+        UserError, match=r"config\.model\.transformer\.num_heads must be an integer"
+    ):
         common.with_defaults(config)
 
 
 @pytest.mark.parametrize("field", sorted(inference_time_config.RANGES))
 def test_inference_time(field, tmp_path):
     config = inference_time_config.get_config()
-    config.update({name: 8 for name in inference_time_config.RANGES} | {field: -1})
+    config.update(dict.fromkeys(inference_time_config.RANGES, 8) | {field: -1})
     with pytest.raises(UserError, match=f"config.{field} must be an integer of at least"):
         inference_time.inference_time(config, tmp_path)
     numeric = {name for name, value, _ in leaves(config) if is_number(value)}
@@ -167,8 +169,8 @@ def test_inference_time(field, tmp_path):
 def test_one_message_on_the_command_line(capsys, tmp_path):
     words = ["train", f"--config={CONFIGS}/digits.py", f"--workdir={tmp_path}/run"]
     assert cli.main([*words, "--config.base_lr=-1"]) == cli.BAD_INPUT
-    error = capsys.readouterr().err
-    assert error == "vit-jax: error: config.base_lr must be a finite number of at least 0, got -1.0\n"
+    message = "config.base_lr must be a finite number of at least 0, got -1.0"
+    assert capsys.readouterr().err == f"vit-jax: error: {message}\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -120,12 +120,16 @@ def test_a_resumed_run_is_the_uninterrupted_run(images, uninterrupted, tmp_path)
     assert without_timing(tmp_path) == without_timing(reference)
 
 
-def test_a_finished_run_is_not_trained_again(images, uninterrupted):
+def test_a_finished_run_is_not_trained_again_and_says_so(images, uninterrupted, capsys):
     expected, workdir = uninterrupted
     before = (workdir / "metrics.jsonl").read_bytes()
     got = run(small_config(images), workdir)
     np.testing.assert_array_equal(got["head/kernel"], expected["head/kernel"])
     assert (workdir / "metrics.jsonl").read_bytes() == before
+    out = capsys.readouterr().out
+    assert "this run is finished: all 6 steps are done" in out
+    assert f"vit-jax eval {workdir}" in out
+    assert "compiling" not in out
 
 
 @pytest.mark.parametrize("changes", [{"accum_steps": 2}, {"data": {"num_workers": 1}}], ids=str)
@@ -272,7 +276,7 @@ def test_inference_time_measures_the_steps_it_is_told(tmp_path):
     assert 0 < low <= mean <= high
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 0
     config.steps = 0
-    with pytest.raises(UserError, match="config.steps must be an integer of at least 1, got 0"):
+    with pytest.raises(UserError, match=r"config\.steps must be an integer of at least 1, got 0"):
         inference_time.inference_time(config, tmp_path)
 
 

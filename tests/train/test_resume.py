@@ -119,6 +119,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(images, uninterrupted, tmp_
     assert status == 2
     assert errors.startswith(f"vit_jax.main: error: cannot write a checkpoint to {tmp_path}: File")
     assert "Traceback" not in errors
+    assert "No checkpoint was written before" in errors
+    assert "the same command starts from the beginning" in errors
     assert not tiny_run.stored(tmp_path)
     processes.succeed(processes.start(command(images, tmp_path)))
     assert_same(tmp_path, uninterrupted)

@@ -103,16 +103,20 @@ def _train(
         profiler = Profiler(workdir, config.profile)
         if jax.process_index() == 0:
             run_info.save(run_info.RunInfo.of(config, ds_train.class_names), workdir)
+        if first_step >= config.total_steps:
+            log.say(_finished(workdir, first_step))
         clock = Clock(first_step)
         with log, profiler, contextlib.closing(ds_train.iterate(first_step)) as stream:
             batches = to_devices(stream, engine.batch, config.prefetch)
             for step in range(first_step + 1, config.total_steps + 1):
                 profiler.before(step)
+                if step == first_step + 1:
+                    log.say("compiling the first step …")
                 state, scalars = engine.train_step(state, next(batches), train_key)
                 profiler.after(step, scalars)
                 if step == first_step + 1:
                     jax.block_until_ready(scalars)
-                    log.first_step(time.monotonic() - started)
+                    log.first_step(step, time.monotonic() - started)
                 stopping = preemption.after(step)
                 figures = None
 
@@ -205,6 +209,16 @@ def _one_run(workdir: str | os.PathLike) -> Iterator[None]:
 
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or bool(every and step % every == 0)
+
+
+def _finished(workdir: str | os.PathLike, step: int) -> str:
+    """What is said when a finished run is started again: that it is, and what can be done."""
+    return (
+        f"this run is finished: all {step} steps are done, and nothing more is trained. Next: "
+        f"`vit-jax eval {workdir} --dataset=…`, or `predict`, `convert` or `plot` with the same "
+        "folder. Another --workdir begins a new run; a larger --config.total_steps with "
+        "--allow_other_config trains this one on."
+    )
 
 
 def _require_set(config: ConfigDict) -> None:

@@ -41,13 +41,7 @@ def run_lock(workdir: str | os.PathLike) -> Iterator[None]:
         file cannot be written.
     """
     path = pathlib.Path(workdir) / FILE
-    try:
-        file = open(path, "r+b" if path.exists() else "x+b", buffering=0)
-    except FileExistsError:  # somebody else was faster
-        file = open(path, "r+b", buffering=0)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir={workdir}: {error.strerror}") from error
-    with file:
+    with _opened(path) as file:
         trusted = _locked(file, path)
         _require_dead(path, trusted)
         _write(file, me := _me())
@@ -66,6 +60,14 @@ def run_lock(workdir: str | os.PathLike) -> Iterator[None]:
             beating.join()
             with contextlib.suppress(OSError):
                 file.truncate(0)
+
+
+def _opened(path: pathlib.Path) -> IO[bytes]:
+    """The file, open for reading and writing without a buffer, with what it held."""
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={path.parent}: {error.strerror}") from error
 
 
 def _locked(file: IO[bytes], path: pathlib.Path) -> bool:
