@@ -79,7 +79,8 @@ def test_lines_are_rare_but_for_evaluations(clock):
                 shown.evaluated(step, accuracy=0.5, loss=1.0)
             clock.now += 1
     at = [int(re.match(r"step (\d+)/100", line)[1]) for line in lines(shown)]
-    assert at == [1, 5, *range(11, 100, 10), 100]
+    assert at == [1, 5, *range(11, 100, 10), 100, 100]
+    assert lines(shown)[-2].endswith("ETA 0:00:00")
     assert [line for line in lines(shown) if "test:" in line] == [
         f"step {step}/100  test:  loss 1.0000  top-1 50.00%" for step in (5, 100)
     ]

@@ -62,7 +62,7 @@ class RunProgress:
     ) -> None:
         """Shows figures of training; figures that are None keep the value shown before.
 
-        Without a terminal this is a line, but no more than one in ten seconds.
+        Without a terminal this is a line, but no more than one in ten seconds until the last step.
 
         Args:
           step: The number of steps done.
@@ -82,7 +82,8 @@ class RunProgress:
             self._figures["memory"] = ("memory", f"{used:.1f}/{limit:.1f} GiB")
         self._show(step)
         now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_line >= _QUIET:
+        due = now - self._last_line >= _QUIET or step >= self._total
+        if due and not self._console.is_terminal:
             self._last_line = now
             self._line(self._figures)
 
