@@ -55,7 +55,7 @@ def _installed_path(path: str) -> str:
     parts, recipes = pathlib.PurePath(path), installed()
     plain = str(parts.parent) in (".", "configs") and parts.suffix in ("", ".py")
     if plain and parts.stem in recipes:
-        # Said, because it may have been another file of that name, in another folder, that was meant.
+        # It is said, because a file of that name in another folder may have been meant.
         print(f"recipe: {recipes[parts.stem]}, installed with vit_jax", file=sys.stderr)
         return str(recipes[parts.stem])
     raise UserError(
