@@ -206,8 +206,8 @@ def test_a_run_with_a_teacher_keeps_nothing_of_it(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"distill__kind": "sotf"}, "Did you mean 'soft'"),
-        ({"distill__alpha": 1.5}, "expected 0 <= alpha <= 1"),
-        ({"distill__tau": 0.0}, "tau > 0"),
+        ({"distill__alpha": 1.5}, r"config.distill.alpha must be in \[0, 1\], got 1.5"),
+        ({"distill__tau": 0.0}, "config.distill.tau must be a finite number above 0, got 0.0"),
         ({"distill__teacher_checkpoint": ""}, "needs --config.distill.teacher_checkpoint"),
         ({"pp__crop": 32}, "does not take images of 32 pixels"),
     ],
@@ -237,7 +237,9 @@ def test_the_teachers_classes_are_found_by_name(tmp_path):
         teacher = load_teacher(config, names)
         forward[names[0]] = np.asarray(jax.jit(teacher.logits)(teacher.variables, IMAGES))
     np.testing.assert_array_equal(forward["dog"], forward["cat"][:, ::-1])
-    with pytest.raises(UserError, match=r"chat = cat, chien = dog\. .*config\.distill\.by_position"):
+    with pytest.raises(
+        UserError, match=r"chat = cat, chien = dog\. .*config\.distill\.by_position"
+    ):
         load_teacher(config, ["chat", "chien"])
     config = config_of(write_teacher(tmp_path), distill__by_position=True)
     assert load_teacher(config, ["chat", "chien"]).order == (0, 1)

@@ -15,6 +15,7 @@ import tiny_run
 from vit_jax import train
 from vit_jax.configs import common
 from vit_jax.errors import UserError
+from vit_jax.train.run_lock import run_lock
 from vit_jax.train.same_config import require_same_classes, require_same_config
 
 KILLS = 20
@@ -81,6 +82,17 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_run(images, uninter
     assert in_saves  # or the moments were badly chosen
 
 
+def test_the_same_command_twice_at_once_is_one_run(images, uninterrupted, tmp_path):
+    pair = [processes.start(command(images, tmp_path)) for _ in range(2)]
+    results = dict(zip(("0", "1"), processes.finish(*pair), strict=True))
+    (refused,) = [name for name, (status, _, _) in results.items() if status == 2]
+    (other,) = {"0", "1"} - {refused}
+    assert results[other][0] == 0, results[other][2][-3000:]
+    assert f"is in use by the run of process {pair[int(other)].pid} on" in results[refused][2]
+    assert "Traceback" not in results[refused][2]
+    assert_same(tmp_path, uninterrupted)
+
+
 def test_sigterm_saves_and_the_run_goes_on(images, uninterrupted, tmp_path):
     process = processes.start(command(images, tmp_path, "--config.data.num_workers=1"))
     wait_for_lines(tmp_path, process, more=3)
@@ -107,6 +119,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(images, uninterrupted, tmp_
     assert status == 2
     assert errors.startswith(f"vit_jax.main: error: cannot write a checkpoint to {tmp_path}: File")
     assert "Traceback" not in errors
+    assert "No checkpoint was written before" in errors
+    assert "the same command starts from the beginning" in errors
     assert not tiny_run.stored(tmp_path)
     processes.succeed(processes.start(command(images, tmp_path)))
     assert_same(tmp_path, uninterrupted)
@@ -135,6 +149,11 @@ def test_sigterm_to_one_of_two_processes_stops_both(images, tmp_path):
     for status, _, errors in results:
         assert status == 143, errors[-3000:]
         assert f"stopped by SIGTERM after step {latest}, which is saved" in errors
+
+    with run_lock(workdir):  # one process is refused, and all stop
+        for status, _, errors in processes.finish(*start_two(images, workdir)):
+            assert status == 2, errors[-3000:]
+            assert f"--workdir={workdir}" in errors
 
     processes.succeed(*start_two(images, workdir))
     assert_same(workdir, reference)

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 
 from vit_jax.configs import common
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, some
 from vit_jax.input_pipeline import recipes
 from vit_jax.input_pipeline import transforms as tr
 from vit_jax.input_pipeline.classes import names_of
@@ -41,6 +41,14 @@ class _Dataset:
         self._reading = reading
         self._source = source
         self._damaged: set[int] = set()
+
+    @property
+    def summary(self) -> str:
+        """What is read, how many images it has, and its classes in their order."""
+        names = some(self.class_names, 10)
+        return (
+            f"{self.description}: {self.num_examples} images of {self.num_classes} classes: {names}"
+        )
 
     def as_numpy_iterator(self) -> Iterator[Batch]:
         """The same as `iter(self)`, under the name that `tf.data` gives it."""
