@@ -70,7 +70,7 @@ def test_names_are_matched_whatever_their_order(names, outputs, order):
         (["rot", "blau"], ["blue", "red"], r"rot = blue, blau = red\. .*--by-position"),
         (["red", "blau"], ["blue", "red"], "1 of the 2 classes of data: blau"),
         (["red", "pink"], ["blue", "red", "green"], "The model's 3 classes are blue, red, green"),
-        (["a"], ["a", "b", "a"], "or two, for 1 of the 1"),
+        (["a"], ["a", "b", "a"], "1 of the 1 classes .*or two of them"),
         (["a", "b"], 3, "run tells 3 classes apart, the dataset data has 2"),
         (["1", "2", "10"], 3, "have 1, 10, 2. .*add --by-position"),
         ([f"x{i}" for i in range(1000)], NAMES, "and 990 more"),
@@ -85,6 +85,9 @@ def test_other_names_are_refused(names, outputs, message):
 def test_by_position():
     assert match(["rot", "blau"], ["blue", "red"], by_position=True) == [0, 1]
     assert match(["1", "2", "10"], 3, by_position=True) == [0, 1, 2]
+    assert match(["0", "2"], ["blue", "red", "green"], by_position=True) == [0, 2]
+    with pytest.raises(UserError, match="numbers of outputs, from 0"):
+        match(["1", "3"], ["blue", "red", "green"], by_position=True)
     with pytest.raises(UserError, match="only if there are as many"):
         match(["rot"], ["blue", "red"], by_position=True)
 

@@ -399,7 +399,7 @@ def test_a_tenth_of_each_class_is_held_out(tmp_path, caplog, layout):
     for split in ("train", "test"):
         source = open_source(str(tmp_path), split)
         assert [source.int2str(i) for i in range(3)] == ["ant", "bee", "cow"]
-        assert "held out by seed 0" in source.description
+        assert "the tenth of each class that seed 0 holds out" in source.description
         parts[split] = [source[i]["name"] for i in range(len(source))]
         again = open_source(str(tmp_path), split)
         assert [again[i]["name"] for i in range(len(again))] == parts[split]

@@ -43,6 +43,8 @@ def write(folder, name: str, *rows: str, encoding: str = "utf-8") -> str:
             [[1, 0], [], [1, 2]],
         ),
         (['"photos/0.png","a, b"'], ["a, b"], [0]),
+        (["path, label", 'photos/0.png, "a, b"'], ["a, b"], [0]),
+        (["path,label\r", "photos/0.png,a\r", "\r", "photos/1.png,b\r"], ["a", "b"], [0, 1]),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -157,6 +159,7 @@ def test_without_a_split_the_named_file_is_read(images):
         (['photos/0.png,"a'], "is no CSV"),
         (["photos/0.png," + "long " * 10_000, "x"], "line 2: expected"),
         (["photos/" + "long" * 10_000 + ".png,a"], "do not exist"),
+        (["photos\\0.png,a"], r"with / between folders, not"),
         ([f"photos/{i}x.png,a" for i in range(9999)], "9999 of 9999 images that do not exist"),
     ],
 )

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--by-position",
         action="store_true",
-        help="class i of the dataset is output i of the model, whatever their names are",
+        help="class i of the dataset is output i of the model, whatever their names are; if not "
+        "all classes are there, their names must be the outputs' numbers from 0",
     )
     parser.add_argument(
         "--on-error",
@@ -117,7 +118,15 @@ def _dataset(args: argparse.Namespace, loaded: "LoadedModel") -> "tuple[TestData
         model=args.model_path,
         by_position=args.by_position,
     )
-    by_name = known.class_names is not None and not args.by_position
+    how = "name"
+    if args.by_position or known.class_names is None:
+        how, names = (
+            "position",
+            [
+                f"{name} = {loaded.class_name(output)}"
+                for name, output in zip(names, order, strict=True)
+            ],
+        )
     dataset = loader.TestDataset(
         classes.Relabelled(source, order, outputs),
         loaded.prepare,
@@ -125,6 +134,6 @@ def _dataset(args: argparse.Namespace, loaded: "LoadedModel") -> "tuple[TestData
         on_error=args.on_error,
     )
     return dataset, (
-        f"{source.description}: {len(source)} images of {len(names)} classes, matched by "
-        f"{'name' if by_name else 'position'}: {some(names, 10)}"
+        f"{source.description}: {len(source)} images of {len(names)} classes, matched by {how}: "
+        f"{some(names, 10)}"
     )

@@ -83,7 +83,8 @@ def match(
       outputs: Names of the model's outputs, in their order; the number of them if the names are not
         known.
       dataset, model: What they are called in messages.
-      by_position: Whether class i is output i, whatever the names are.
+      by_position: Whether class i is output i, whatever the names are. If some of the model's
+        classes are missing, their names must be the numbers of the outputs, from 0.
       option: What the user adds to set `by_position`, for messages.
 
     Raises:
@@ -97,11 +98,14 @@ def match(
         if len(order) == len(names):
             return order
         raise UserError(_strangers(names, outputs, best, dataset, model, option))
+    if by_position and len(names) != count and _are_outputs(names, count):
+        return [int(name) for name in names]
     if len(names) != count:
         raise UserError(
             f"{model} tells {count} classes apart, the dataset {dataset} has {len(names)}: "
             + (
-                "classes can be matched by position only if there are as many"
+                "classes can be matched by position only if there are as many, or if their names "
+                "are the numbers of outputs, from 0"
                 if by_position
                 else "the names of the model's classes, which could match them, are not known"
             )
@@ -113,6 +117,11 @@ def match(
             f"have {some(sorted(names))}. If the model has the order of the numbers, add {option}"
         )
     return list(range(count))
+
+
+def _are_outputs(names: Iterable[str], count: int) -> bool:
+    """Whether all names are numbers of outputs, from 0."""
+    return all(name.isdecimal() and int(name) < count for name in names)
 
 
 def _spellings(outputs: Sequence[str]) -> list[list[str]]:
@@ -134,8 +143,8 @@ def _strangers(
 ) -> str:
     strangers = [name for name, place in zip(names, found, strict=True) if place is None]
     message = (
-        f"{model} has no class of the name, or two, for {len(strangers)} of the {len(names)} "
-        f"classes of {dataset}: {some(strangers, _SHOWN)}. "
+        f"{len(strangers)} of the {len(names)} classes of {dataset} are no classes of {model}, or "
+        f"two of them, by their names: {some(strangers, _SHOWN)}. "
     )
     if len(names) != len(outputs):
         return message + f"The model's {len(outputs)} classes are {some(outputs, _SHOWN)}"

@@ -92,7 +92,7 @@ def _images_by_class(directory: Path) -> dict[str, list[str]]:
 
 def _require_classes(directory: Path, names: list[str]) -> None:
     """Raises UserError for a folder of datasets, whose subfolders are not classes."""
-    nested = [n for n in names if _SPLITS & set(image_files.subfolders(directory / n))]
+    nested = [n for n in names if any((directory / n / split).is_dir() for split in _SPLITS)]
     if nested or set(names) <= _SPLITS:
         raise UserError(
             f"{directory} holds datasets or splits, not classes: {some(nested or names)}. Name one "

@@ -19,8 +19,8 @@ def held_out(source: LabelledSource, *, train: bool) -> Subset:
     """
     rows = chosen(source.labels)
     rest = np.setdiff1d(np.arange(len(source)), rows)
-    part = "without a tenth of each class" if train else "a tenth of each class"
-    description = f"{source.description}, {part} held out by seed {_SEED}"
+    part = f"the tenth of each class that seed {_SEED} holds out"
+    description = f"{source.description}, {'without ' if train else ''}{part}"
     return Subset(source, (rest if train else rows).tolist(), description)
 
 

@@ -110,6 +110,8 @@ def _require_files(file: Path, rows: Sequence[tables.Row], paths: Sequence[str])
         return
     row, path = missing[0]
     hint = "paths are relative to the table's folder"
+    if "\\" in row.path:
+        hint += ", with / between folders, not \\"
     if row.place == "line 1":
         hint += f". If the line names the columns: {tables.expected()}"
     raise UserError(

@@ -156,7 +156,7 @@ def layout(file: PathLike) -> Layout:
 def _cells(lines: list[str], mark: str) -> list[list[str]]:
     """The cells of lines; a cell that is quoted over several lines is cut at the last of them."""
     try:
-        rows = [row for row in csv.reader(lines, delimiter=mark) if row]
+        rows = [row for row in csv.reader(lines, delimiter=mark, skipinitialspace=True) if row]
     except csv.Error:  # Said when the whole file is read.
         rows = []
     return rows or [[""]]
@@ -174,7 +174,9 @@ def _read_text(file: PathLike) -> tuple[list[Row], bool]:
     width = len(columns.names) if columns.names else 2 if columns.label is not None else 1
     header = columns.names is not None
     with _open(file) as lines:
-        reader = csv.reader(lines, delimiter=form.delimiter, strict=True)
+        reader = csv.reader(
+            lines, delimiter=form.delimiter, skipinitialspace=form.delimiter != "\t", strict=True
+        )
         try:
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
