@@ -520,7 +520,7 @@ def test_eval_refuses_bad_data(refused, workdir, colours, tmp_path):
     assert "no images" in refused("eval", workdir, "--dataset", tmp_path / "empty")
     assert "valid" in refused("eval", workdir, "--dataset", colours, "--split=valid")
     error = refused("eval", workdir, "--dataset", tmp_path / "two")
-    assert "2 of the 2 classes of" in error
+    assert "has 2 of 2 classes that" in error
     assert "The model's 3 classes are" in error
 
 

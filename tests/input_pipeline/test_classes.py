@@ -68,9 +68,9 @@ def test_names_are_matched_whatever_their_order(names, outputs, order):
     ("names", "outputs", "message"),
     [
         (["rot", "blau"], ["blue", "red"], r"rot = blue, blau = red\. .*--by-position"),
-        (["red", "blau"], ["blue", "red"], "1 of the 2 classes of data: blau"),
+        (["red", "blau"], ["blue", "red"], "data has 1 of 2 classes that run does not know by name, .*: blau"),
         (["red", "pink"], ["blue", "red", "green"], "The model's 3 classes are blue, red, green"),
-        (["a"], ["a", "b", "a"], "1 of the 1 classes .*or two of them"),
+        (["a"], ["a", "b", "a"], "data has 1 of 1 classes that run .*or knows twice: a"),
         (["a", "b"], 3, "run tells 3 classes apart, the dataset data has 2"),
         (["1", "2", "10"], 3, "have 1, 10, 2. .*add --by-position"),
         ([f"x{i}" for i in range(1000)], NAMES, "and 990 more"),

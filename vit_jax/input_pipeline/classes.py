@@ -143,8 +143,8 @@ def _strangers(
 ) -> str:
     strangers = [name for name, place in zip(names, found, strict=True) if place is None]
     message = (
-        f"{len(strangers)} of the {len(names)} classes of {dataset} are no classes of {model}, or "
-        f"two of them, by their names: {some(strangers, _SHOWN)}. "
+        f"{dataset} has {len(strangers)} of {len(names)} classes that {model} does not know by "
+        f"name, or knows twice: {some(strangers, _SHOWN)}. "
     )
     if len(names) != len(outputs):
         return message + f"The model's {len(outputs)} classes are {some(outputs, _SHOWN)}"
