@@ -188,7 +188,7 @@ def _preprocessing() -> ConfigDict:
             "augment": "inception",
             # The least share of the image's area that a random window covers.
             "area_min": 0.05,
-            # Of 'randaug' and 'deit': RandAugment's operations, their magnitude (its standard
+            # For 'randaug' and 'deit': RandAugment's operations, their magnitude (its standard
             # deviation), and whose scale that is on: 'torchvision' (30 is the strongest), 'timm'
             # or 'big_vision' (10 is).
             "randaug": {
@@ -197,7 +197,7 @@ def _preprocessing() -> ConfigDict:
                 "magnitude_std": 0.0,
                 "space": "torchvision",
             },
-            # Of 'autoaug': lines of (operation, probability, level of 0 to 9), two or so each;
+            # For 'autoaug': lines of (operation, probability, level of 0 to 9), two or so each;
             # None is the published list for ImageNet.
             "autoaug_policy": placeholder(tuple),
             # Brightness, contrast and saturation change by up to this; 0 leaves them.

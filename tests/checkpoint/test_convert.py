@@ -81,8 +81,8 @@ PAIRS = [
 @pytest.mark.parametrize(("name", "first", "second"), PAIRS)
 def test_there_and_back_for_every_pair(tmp_path, name, first, second):
     config = narrow(SHAPES[name]["config"])
-    # Of models that differ in their depth alone one is whole. An Orbax checkpoint has a file or two
-    # a tensor: a whole model takes a second.
+    # One of those models that differ in their depth alone is whole. An Orbax checkpoint has a file
+    # or two a tensor: a whole model takes a second.
     if name not in WHOLE or "orbax" in (first, second):
         config = shallow(config)
     checkpoint.save(tmp_path / "src.npz", narrow_params(config))

@@ -44,13 +44,13 @@ class Conversion:
       source_format, source_layout: As `identify` names them.
       to: The target.
       model: The model's name: registered, recorded, or 'custom'.
-      num_tensors, num_params: Of the new file.
+      num_tensors, num_params: How many the new file holds.
       steps: Whatever was done beyond renaming and reordering, in words.
       skipped: Tensors of SRC that are no parameters.
       dropped: Parameters of SRC that are not in DST (each by a step).
       not_finite: Tensor of DST -> how many of its numbers are NaN or infinite.
       notes: What a reader should know.
-      source_sha256: Of the file of weights.
+      source_sha256: The hash of the file of weights.
     """
 
     src: str
@@ -287,7 +287,7 @@ class _Hashing:
         return self._sha256.result()
 
     def draft(self) -> dict[str, str]:
-        """As long as the final metadata."""
+        """Metadata that is exactly as long as the final one, with zeros in place of the hash."""
         return self._metadata("0" * hashlib.sha256().digest_size * 2)
 
     def final(self) -> dict[str, str]:
@@ -435,7 +435,7 @@ def _record(source: Source, to: str, steps: list[str], sha256: str) -> dict[str,
 
 
 def _sha256(path: pathlib.Path) -> str:
-    """Of a file's bytes; of a directory, as of the text that `sha256sum` prints of its files."""
+    """The hash of a file's bytes; of a directory, that of what `sha256sum` prints for its files."""
     if path.is_dir():
         files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
         lines = [f"{_sha256(path / name)}  {name}\n" for name in files]

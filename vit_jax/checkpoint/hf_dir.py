@@ -131,7 +131,7 @@ def _preprocess(fields: Mapping[str, Any]) -> Preprocess:
 
 
 def _kind(fields: Mapping[str, Any]) -> str:
-    """Of a processor, without what versions and backends add to its name."""
+    """The kind of an image processor, without what versions and backends add to its name."""
     name = str(fields.get("image_processor_type") or fields.get("feature_extractor_type") or "ViT")
     for end in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         name = name.removesuffix(end)

@@ -279,7 +279,7 @@ def _is_doubtful(config: Config, layout: str, shapes: Shapes, size: Size | None)
 
 
 def _at_own_size(found: list[Candidate], size: Size | None) -> list[Candidate]:
-    """Of one architecture that is registered at several image sizes, the one with the file's."""
+    """Keeps one candidate of an architecture that is registered at several sizes: the file's."""
     kept: dict[Any, list[Candidate]] = {}
     for candidate in found:
         key = family_of(candidate.config), candidate.layout, repr(comparable(candidate.config))

@@ -58,7 +58,7 @@ _PROJECTED = ("query", "key", "value")
 
 
 def torch(config: Config) -> Table:
-    """Of microsoft/CvT, lib/models/cls_cvt.py."""
+    """The names in microsoft/CvT, lib/models/cls_cvt.py."""
     attention = under("proj", "out", OUT)
     for name in _PROJECTED:
         attention += under(f"conv_proj_{name[0]}", f"{name}_conv", CONV_NORM)
@@ -74,7 +74,7 @@ def torch(config: Config) -> Table:
 
 
 def hf(config: Config) -> Table:
-    """Of `CvtForImageClassification`."""
+    """The names of transformers' `CvtForImageClassification`."""
     embedding = under("projection", "conv", CONV) + under("normalization", "norm", NORM)
     embedding = under("embedding.convolution_embeddings", "embedding", embedding)
     block = _hf_block()

@@ -36,7 +36,7 @@ class Weights:
       top1: Published accuracy on ImageNet-1k in percent, at that image size.
       source: Where the file lies: an address, or `timm/NAME.TAG` for a repository of the hub.
       layout: Whose names the file uses.
-      licence: Of the weights, as SPDX writes it.
+      licence: The licence of the weights, as SPDX writes it.
     """
 
     preprocess: Preprocess

@@ -181,7 +181,7 @@ def _hf_body(config: Config) -> Table:
 
 
 def _hf(config: Config) -> Table:
-    """Of `LevitForImageClassificationWithTeacher`."""
+    """The names of transformers' `LevitForImageClassificationWithTeacher`."""
     rows = under("levit", "", _hf_body(config))
     for ours, theirs in _HF_HEADS.items():
         rows += under(f"{theirs}.batch_norm", f"{ours}_norm", BATCH_NORM)

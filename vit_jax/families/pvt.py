@@ -59,7 +59,7 @@ _ATTENTION = "MultiHeadDotProductAttention_0"
 
 
 def torch(config: Config) -> Table:
-    """Of whai362/PVT, classification/pvt.py."""
+    """The names in whai362/PVT, classification/pvt.py."""
     rows = rule("cls_token", f"stage_{len(config['depths']) - 1}/cls")
     for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):
         ours = f"stage_{i}"
@@ -73,7 +73,7 @@ def torch(config: Config) -> Table:
 
 
 def hf(config: Config) -> Table:
-    """Of `PvtForImageClassification`."""
+    """The names of transformers' `PvtForImageClassification`."""
     last = len(config["depths"]) - 1
     embedding = under("projection", "conv", CONV) + under("layer_norm", "norm", NORM)
     rows = rule(f"patch_embeddings.{last}.cls_token", f"stage_{last}/cls")

@@ -94,7 +94,7 @@ _NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
 
 
 def pvt_v2_hf(config: Config) -> Table:
-    """Of `PvtV2ForImageClassification`."""
+    """The names of transformers' `PvtV2ForImageClassification`."""
     embedding = under("proj", "conv", CONV) + under("layer_norm", "norm", NORM)
     rows: Table = []
     for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):

@@ -97,7 +97,7 @@ def timm_args(config: Config) -> dict[str, Any]:
 
 
 def windows(config: Config, size: Size) -> list[Size]:
-    """Of each stage, for an image of that size: no larger than the stage's map."""
+    """The windows of each stage for an image of that size: no larger than the stage's map."""
     largest = config["window_size"]
     maps = [(side // config["patch_size"]) for side in size]
     found = []
@@ -177,7 +177,7 @@ def _hf_body(config: Config) -> Table:
 
 
 def swin_hf(config: Config) -> Table:
-    """Of `SwinForImageClassification`."""
+    """The names of transformers' `SwinForImageClassification`."""
     return under("swin", "", _hf_body(config)) + under("classifier", "head", DENSE)
 
 

@@ -129,7 +129,7 @@ class MultiScaleEncoder(nn.Module):
     def _fuse(self, i: int, branches: list[jax.Array], train: bool) -> jax.Array:
         own, other = branches[i], branches[i - 1]
         token = Project(other.shape[-1], self.dtype, name=f"project_{i}")(own[:, :1])
-        # As many heads as the branch that is looked at.
+        # The attention has as many heads as the branch whose tokens it looks at.
         fusion = CrossAttention(self.num_heads[i - 1], self.dtype, name=f"fusion_{i}")
         token = fusion(token, other[:, 1:], self.drop_path_rates[-1], train=train)
         token = Project(own.shape[-1], self.dtype, name=f"revert_{i}")(token)

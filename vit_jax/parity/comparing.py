@@ -40,9 +40,10 @@ def compare(
         model's family was proven against.
       image_size: (height, width) in pixels; by default the weights', else the model's. Weights
         of another size get their position embeddings resized, on both sides.
-      num_classes: Of random weights; by default the model's. 0 compares features.
+      num_classes: Outputs of a model with random weights; by default the registered number. 0
+        compares features.
       num_images: Random images, uniform in [-1, 1].
-      seed: Of random weights and images.
+      seed: What random weights and images are drawn with.
       on_step: Told what is done next.
 
     Raises:

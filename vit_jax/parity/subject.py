@@ -21,7 +21,7 @@ from vit_jax.variables import collections, named
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """Attributes:
-    name: Of the model.
+    name: What the model is called.
     config: Constructor fields of the model, its blocks not scanned.
     params: Flat, linen names, float32; running statistics among them.
     image_size: (height, width) in pixels.
