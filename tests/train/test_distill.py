@@ -208,7 +208,7 @@ def test_a_run_with_a_teacher_keeps_nothing_of_it(tmp_path, monkeypatch):
         ({"distill__alpha": 1.5}, "expected 0 <= alpha <= 1"),
         ({"distill__tau": 0.0}, "tau > 0"),
         ({"distill__teacher_checkpoint": ""}, "needs --config.distill.teacher_checkpoint"),
-        ({"pp__crop": 32}, "does not take images of 32 pixels"),
+        ({"pp__crop": 32}, "does not take images of 32×32 pixels"),
     ],
     ids=str,
 )
