@@ -76,7 +76,7 @@ class LoadedModel:
     variables: dict[str, Any]
 
     def read_image(self, path: Path) -> np.ndarray:
-        """An image file as the model wants it: float32 [size, size, 3].
+        """An image file as the model wants it: float32 [height, width, channels].
 
         Raises:
           UserError: for a file that is missing, unreadable or damaged.
@@ -94,7 +94,7 @@ class LoadedModel:
         """
         from vit_jax.input_pipeline.transforms import Decode
 
-        return Decode()(dict(record))["image"]
+        return Decode(self.weights.model.preprocess.channels)(dict(record))["image"]
 
     def preprocess(self, pixels: np.ndarray) -> np.ndarray:
         """Decoded pixels as the model wants them, float32 [height, width, channels]."""
@@ -152,8 +152,7 @@ def load_model(path: Path, model: str | None = None, *, part: str | None = None)
     """`load_weights`, as a model that classifies.
 
     Raises:
-      UserError: as `load_weights`; and for a model without a head or with one for each token, or
-        whose images are not square.
+      UserError: as `load_weights`; and for a model without a head or with one for each token.
     """
     weights = load_weights(path, model, part=part)
     known = weights.model
@@ -180,7 +179,7 @@ def load_weights(path: Path, model: str | None = None, *, part: str | None = Non
 
     Raises:
       UserError: for a path that is missing or unreadable, a model that is unknown, not recognised
-        or one of several, tensors that are not the model's, or images that are not square.
+        or one of several, tensors that are not the model's, or an image size that nothing tells.
     """
     with open_source(path, model, part=part) as source:
         known = source.facts.model()
@@ -191,8 +190,11 @@ def load_weights(path: Path, model: str | None = None, *, part: str | None = Non
                 "see where they differ; `vit-jax models` lists the names"
             )
         size = known.image_size
-        if size is None or size[0] != size[1]:
-            raise UserError(f"{str(path)!r}: its images are not square, as images here are")
+        if size is None:
+            raise UserError(
+                f"{str(path)!r}: its patches form no square, and nothing tells the height and the "
+                "width of its images in pixels"
+            )
         statistics = names.statistics(known.config)
         return Weights(known, collections(read_all(source), statistics))
 
