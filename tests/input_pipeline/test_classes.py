@@ -68,7 +68,11 @@ def test_names_are_matched_whatever_their_order(names, outputs, order):
     ("names", "outputs", "message"),
     [
         (["rot", "blau"], ["blue", "red"], r"rot = blue, blau = red\. .*--by-position"),
-        (["red", "blau"], ["blue", "red"], "data has 1 of 2 classes that run does not know by name, .*: blau"),
+        (
+            ["red", "blau"],
+            ["blue", "red"],
+            "data has 1 of 2 classes that run does not know by name, .*: blau",
+        ),
         (["red", "pink"], ["blue", "red", "green"], "The model's 3 classes are blue, red, green"),
         (["a"], ["a", "b", "a"], "data has 1 of 1 classes that run .*or knows twice: a"),
         (["a", "b"], 3, "run tells 3 classes apart, the dataset data has 2"),
