@@ -418,6 +418,12 @@ def test_a_folder_of_classes_is_read_whole_unless_a_split_is_asked_for(tmp_path)
     assert (len(source), source.num_classes) == (3, 2)  # `train` beside it is another dataset.
 
 
+def test_a_class_whose_name_is_no_text(tmp_path):
+    tree(tmp_path, **{os.fsdecode(b"train__\xfcbung"): ["1.png"]})
+    with pytest.raises(UserError, match=r"no UTF-8: '.udcfcbung'"):
+        FolderSource(tmp_path / "train")
+
+
 def test_file_that_vanishes(tmp_path):
     tree(tmp_path, train__ant=["1.png"])
     source = FolderSource(tmp_path / "train")

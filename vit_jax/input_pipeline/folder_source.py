@@ -60,6 +60,10 @@ def _images_by_class(directory: Path) -> dict[str, list[str]]:
         names = image_files.subfolders(directory)
     except UserError as error:
         raise UserError(f"{error}; expected {{train,test}}/<class>/<image>") from error
+    if unreadable := [ascii(name) for name in names if not _is_text(name)]:
+        raise UserError(
+            f"{directory} has class folders whose names are no UTF-8: {some(unreadable)}. Rename them"
+        )
     total, files, empty = image_files.LeftOut(), {}, []
     outside = len(image_files.images_in(directory, total))
     for name in names:
@@ -88,6 +92,15 @@ def _images_by_class(directory: Path) -> dict[str, list[str]]:
             f"are left out: {image_files.counted(total)}"
         )
     return files
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is text, which can be written to a run's record."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require_classes(directory: Path, names: list[str]) -> None:

@@ -58,7 +58,8 @@ class Source(Protocol):
 class LabelledSource(Source, Protocol):
     """A source that knows the labels of all its records without reading an image."""
 
-    labels: Sequence[int] | Sequence[list[int]]
+    @property
+    def labels(self) -> Sequence[int] | Sequence[list[int]]: ...
 
 
 class Subset:
