@@ -62,7 +62,8 @@ def _images_by_class(directory: Path) -> dict[str, list[str]]:
         raise UserError(f"{error}; expected {{train,test}}/<class>/<image>") from error
     if unreadable := [ascii(name) for name in names if not _is_text(name)]:
         raise UserError(
-            f"{directory} has class folders whose names are no UTF-8: {some(unreadable)}. Rename them"
+            f"{directory} has class folders whose names are no UTF-8, which must be renamed: "
+            f"{some(unreadable)}"
         )
     total, files, empty = image_files.LeftOut(), {}, []
     outside = len(image_files.images_in(directory, total))
