@@ -228,6 +228,7 @@ RANGES = {
     "pp.randaug.num_ops": COUNT,
     "pp.randaug.magnitude": at_least(0),
     "pp.randaug.magnitude_std": at_least(0),
+    "pp.channels": COUNT,
     "pp.color_jitter": SHARE,
     "pp.erasing": SHARE,
     "data.num_workers": integer(0),
