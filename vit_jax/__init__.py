@@ -1,7 +1,7 @@
 """Vision Transformers in JAX/Flax.
 
-Importing this package loads neither JAX nor Flax: its modules, which `dir(vit_jax)` lists, load when
-they are first used.
+Importing this package loads neither JAX nor Flax: its modules, which `dir(vit_jax)` lists, load
+when they are first used.
 """
 
 import importlib
