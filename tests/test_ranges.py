@@ -190,3 +190,8 @@ def test_one_message_on_the_command_line(capsys, tmp_path):
 )
 def test_words(known, text):
     assert str(known) == text
+
+
+def test_numbers_beyond_every_float():
+    assert 10**400 not in integer(1)
+    assert float("inf") not in above(0)
