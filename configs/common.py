@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from vit_jax.errors import UserError, suggest
 from vit_jax.families import fields
@@ -172,16 +172,19 @@ def _preprocessing() -> ConfigDict:
             # Splits of a TFDS dataset.
             "train": "train",
             "test": "test",
-            # The height and width in pixels of the images that the model gets.
-            "crop": 224,
-            # The size in pixels to resize to before the crop. With None, training crops the
-            # original image, and evaluation squashes the image to `crop`.
-            "resize": placeholder(int),
+            # Images of this number of channels: 3 reads RGB, 1 grey; others as they are stored.
+            "channels": 3,
+            # What the model gets, in pixels: the side of a square, or (height, width).
+            "crop": FieldReference(224, field_type=object),
+            # The size in pixels to resize to before the crop, a side or (height, width) as `crop`.
+            # With None, training crops the original image, and evaluation squashes the image to
+            # `crop`.
+            "resize": placeholder(object),
             # 'bilinear' without antialiasing, the original's, or 'bicubic' with it.
             "resize_method": "bilinear",
             # 'squash' ignores the aspect ratio; 'shortest' keeps it, and sets the shorter side.
             "resize_shape": "squash",
-            # (x / 255 - mean) / std, per channel.
+            # (x / 255 - mean) / std, per channel; equal numbers stand for any number of channels.
             "mean": (0.5, 0.5, 0.5),
             "std": (0.5, 0.5, 0.5),
             # 'inception' (window of `area_min` to 100 % of the area, flip), 'crop' (random crop

@@ -13,7 +13,7 @@ it stands beside the arguments: `"act_layer"`.
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.families.family import Config, Size, Timm
+from vit_jax.families.family import RGB, Config, Size, Timm, channels
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import comparable, family_of, get, resolve
 
@@ -31,9 +31,11 @@ def timm_description(
     """
     built = _built(config, image_size)
     built["model_args"] |= {"num_classes": num_classes}
+    if channels(config) != RGB:
+        built["model_args"]["in_chans"] = channels(config)
     built["pretrained_cfg"] = {
         "num_classes": num_classes,
-        "input_size": [3, *image_size],
+        "input_size": [channels(config), *image_size],
         "fixed_input_size": True,
         "interpolation": preprocess.method,
         "crop_pct": preprocess.crop,

@@ -79,6 +79,7 @@ def convert(
     resize_method: str | None = None,
     num_classes: int | None = None,
     drop_pre_logits: bool = False,
+    channels: int | None = None,
     dtype: str | None = None,
     part: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -96,6 +97,8 @@ def convert(
         family's own code does.
       num_classes: A new head of zeros in the place of the file's; 0 for none.
       drop_pre_logits: Whether to drop `pre_logits`, and with it the head that reads it.
+      channels: The number of channels of the images that the new file is for, see
+        `edits.with_channels`.
       dtype: 'float32', 'float16' or 'bfloat16'; by default as stored.
       part: As for `open_source`.
       progress: Called with (bytes written, bytes in all) after every tensor.
@@ -106,7 +109,9 @@ def convert(
     """
     target = target_of(to)
     with open_source(src, model, image_size, part=part) as source:
-        plan = _planned(source, image_size, resize_method, num_classes, drop_pre_logits, dtype)
+        plan = _planned(
+            source, image_size, resize_method, num_classes, drop_pre_logits, channels, dtype
+        )
         layout = _layout(to, target, plan)
         _prepare(plan, layout)
         export = functools.partial(names.exported, config=plan.config, layout=layout)
@@ -199,6 +204,7 @@ def _planned(
     resize_method: str | None,
     num_classes: int | None,
     drop_pre_logits: bool,
+    channels: int | None,
     dtype: str | None,
 ) -> _Plan:
     plan = _Plan(source)
@@ -208,6 +214,8 @@ def _planned(
         stored = next(iter(plan.specs.values())).dtype
         size = plan.size
         plan.edit(edits.with_head(plan.config, plan.shapes, num_classes, size, stored))
+    if channels is not None:
+        plan.edit(edits.with_channels(plan.config, plan.shapes, channels))
     if image_size is not None:
         old = plan.size
         plan.edit(edits.resized(plan.config, plan.shapes, old, image_size, resize_method))

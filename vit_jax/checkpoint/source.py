@@ -19,7 +19,7 @@ from vit_jax.checkpoint.files.orbax import is_orbax, newest_step
 from vit_jax.checkpoint.names import Tensors
 from vit_jax.checkpoint.stacked import stacked_names
 from vit_jax.errors import UserError
-from vit_jax.families.family import Size
+from vit_jax.families.family import Size, channels
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.rules import listed
 
@@ -261,6 +261,10 @@ def _facts(
     )[1]
     spec = decision.spec
     fallback = spec.preprocess if spec is not None else Preprocess()
+    preprocess = found.preprocess or fallback
+    if preprocess.channels != (count := channels(chosen.config)):
+        preprocess = preprocess.for_channels(count)
+        notes += (_assumed(preprocess),)
     return Facts(
         layout=facts.layout_name(chosen.layout, shapes),
         models=_models(chosen),
@@ -274,12 +278,20 @@ def _facts(
         grid=facts.grid_of(chosen, size),
         image_size=size,
         num_classes=names.num_classes_of(chosen.shapes),
-        preprocess=found.preprocess or fallback,
+        preprocess=preprocess,
         notes=notes,
         steps=() if needs_size else steps,
         needs_size=needs_size,
         tensors=tensors,
         **common,
+    )
+
+
+def _assumed(preprocess: Preprocess) -> str:
+    count, mean, std = preprocess.channels, preprocess.mean[0], preprocess.std[0]
+    return (
+        f"its images have {'one channel' if count == 1 else f'{count} channels'}, and nothing "
+        f"records their mean and deviation; the average of RGB's is taken: {mean:.4g}, {std:.4g}"
     )
 
 

@@ -87,7 +87,7 @@ def _sizes(config: dict[str, Any] | None) -> str:
         return "unknown"
     from vit_jax.families.registry import get
 
-    told = {k: v for k, v in config.items() if k not in ("family", "model_name") and v}
+    told = {k: v for k, v in config.items() if k not in ("family", "model_name", "channels") and v}
     nested = told.pop("transformer", {})
     sizes = ", ".join(f"{name} {_plain(value)}" for name, value in {**told, **nested}.items())
     return f"{get(config).title} of sizes of its own: {sizes}"
@@ -113,7 +113,9 @@ def _images(preprocess: Any) -> str:
     crop = f", centre {p.crop:.4g} kept" if p.crop != 1 else ""
     smooth = "antialiased" if p.antialias else "not antialiased"
     mean, std = (" ".join(f"{x:.4g}" for x in xs) for xs in (p.mean, p.std))
-    return f"{p.size} px, {how}{crop}, {p.method}, {smooth}; mean {mean}, std {std}"
+    size = "×".join(map(str, p.height_width)) if isinstance(p.size, tuple) else p.size
+    size = f"{size} px" if p.channels == 3 else f"{size} px of {p.channels} channels"
+    return f"{size}, {how}{crop}, {p.method}, {smooth}; mean {mean}, std {std}"
 
 
 def _history(found: "Facts") -> Iterator[str]:

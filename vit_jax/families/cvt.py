@@ -123,7 +123,6 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "depth": list(config["depths"]),
         "embed_dim": list(config["hidden_sizes"]),
         "num_heads": list(config["num_heads"]),
-        "num_channels": 3,
         "mlp_ratio": [float(ratio) for ratio in config["mlp_ratios"]],
         "patch_sizes": [7, *[3] * (stages - 1)],
         "patch_stride": [4, *[2] * (stages - 1)],
@@ -164,6 +163,7 @@ _GELU = Difference("GELU", "x σ(1.702 x)", "erf form")
 FAMILIES = {
     "cvt": Family(
         title="CvT",
+        stem=lambda config: ("stage_0/embedding/conv/kernel",),
         paper="2103.15808",
         model="cvt:ConvolutionalVisionTransformer",
         computes="GELU as x σ(1.702 x), LayerNorm eps 1e-5",

@@ -22,7 +22,7 @@ RANGES = {
     "num_convolutions": COUNT,
     "stem_features": integer(1, None),
     "resnet.num_layers": COUNT,
-    "resnet.width_factor": COUNT,
+    "resnet.width_factor": above(0),
     # Widths and depths. A branch of a model may have no layers of its own.
     "hidden_size": COUNT,
     "hidden_sizes": COUNT,

@@ -148,7 +148,6 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "patch_sizes": [4, *[2] * (len(strides) - 1)],
         "strides": [4, *[2] * (len(strides) - 1)],
         "qkv_bias": True,
-        "num_channels": 3,
         **_NUMERICS,
     }
 
@@ -168,6 +167,7 @@ _EPS = Difference("LayerNorm eps of patches and reductions", "1e-5", "1e-6")
 FAMILIES = {
     "pvt": Family(
         title="PVT",
+        stem=lambda config: ("stage_0/embedding/conv/kernel",),
         paper="2102.12122",
         model="pvt:PyramidVisionTransformer",
         computes="GELU in its erf form, LayerNorm eps 1e-6, that of patches and reductions 1e-5",

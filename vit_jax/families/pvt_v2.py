@@ -126,7 +126,6 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     stages = len(config["depths"])
     return {
         "image_size": hf.one_or_two(image_size),
-        "num_channels": 3,
         "num_encoder_blocks": stages,
         "depths": list(config["depths"]),
         "hidden_sizes": list(config["hidden_sizes"]),
@@ -158,6 +157,7 @@ def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
 FAMILIES = {
     "pvt_v2": Family(
         title="PVT v2",
+        stem=lambda config: ("stage_0/embedding/conv/kernel",),
         paper="2106.13797",
         model="pvt_v2:PyramidVisionTransformerV2",
         computes=ERF_EPS5,

@@ -212,7 +212,6 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     return {
         "image_size": hf.one_or_two(image_size),
         "patch_size": config["patch_size"],
-        "num_channels": 3,
         "embed_dim": config["hidden_size"],
         "depths": list(config["depths"]),
         "num_heads": list(config["num_heads"]),
@@ -240,6 +239,7 @@ def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
 FAMILIES = {
     "swin": Family(
         title="Swin",
+        stem=lambda config: ("embedding/conv/kernel",),
         paper="2103.14030",
         model="swin:SwinTransformer",
         computes=ERF_EPS5,

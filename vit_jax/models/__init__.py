@@ -83,8 +83,8 @@ def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -
     from vit_jax.families import fields, registry
 
     cls = registry.model_class(registry.family_of(config))
-    # `family` and `model_name` are dropped unless the class has such a field.
-    told = {"family", "model_name"} - set(cls.__dataclass_fields__)
+    # What the config tells beside the fields is dropped unless the class has such a field.
+    told = {"family", "model_name", "channels"} - set(cls.__dataclass_fields__)
     config = {field: value for field, value in config.items() if field not in told}
     _check_fields(config, cls)
     if config.get("transformer") is not None:

@@ -16,6 +16,7 @@ from vit_jax.layers.block import exact_gelu, run_blocks, torch_attention, vit_bl
 from vit_jax.layers.conv import conv
 from vit_jax.layers.drop import DropPath, stage_drop_path_rates
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.interpolation import half_pixel_weights, torch_bicubic
 from vit_jax.layers.norm import LayerNorm
@@ -136,7 +137,7 @@ class MultiScaleEncoder(nn.Module):
         return jnp.concatenate([token, own[:, 1:]], axis=1)
 
 
-class CrossViT(nn.Module):
+class CrossViT(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider: the mean over branches.
 
     Attributes:

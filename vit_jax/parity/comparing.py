@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import __version__
-from vit_jax.families.family import Difference
+from vit_jax.families.family import Difference, channels
 from vit_jax.families.registry import config_of
 from vit_jax.parity import figures, references, subject
 from vit_jax.parity.figures import Comparison, Drift, Setting
@@ -55,7 +55,8 @@ def compare(
     reference = references.get(against)
     on_step("reading weights")
     this = subject.prepare(model, weights, image_size, num_classes, seed)
-    pixels = np.random.default_rng(seed).uniform(-1, 1, (num_images, *this.image_size, 3))
+    shape = (num_images, *this.image_size, channels(this.config))
+    pixels = np.random.default_rng(seed).uniform(-1, 1, shape)
     matched, as_shipped = _settings(reference, this, pixels.astype(np.float32), on_step)
     return Comparison(
         model=this.name,

@@ -77,6 +77,7 @@ def prepare(
             config, size = _plain(opened.facts.require_model()), opened.facts.image_size
         source = str(weights)
     params = {k: np.asarray(x, np.float32) for k, x in params.items()}
+    config = names.with_channels(config, names.shapes_of(params))
     size = size or _square_size(name, config, params)
     return _at_size(Subject(name, config, params, (0, 0), source), size, image_size)
 

@@ -105,6 +105,7 @@ def build(
         model,
         tx,
         image_size=config.pp.crop,
+        channels=config.pp.channels,
         head_bias=config.init_head_bias,
         ema=config.ema.decay > 0,
     )

@@ -98,7 +98,7 @@ def _train(
         first_step = int(state.step)
         image_flops = None
         if flops.peak_flops(jax.devices()[0].device_kind):  # Counting FLOPs takes a second.
-            image_flops = flops.train_flops(engine.model, config.pp.crop)
+            image_flops = flops.train_flops(engine.model, config.pp.crop, config.pp.channels)
         log = RunLog(workdir, first_step, config.total_steps, image_flops)
         profiler = Profiler(workdir, config.profile)
         if jax.process_index() == 0:
