@@ -46,14 +46,14 @@ def outside(known: Range) -> list:
     return [x if known.integer else float(x) for x in values if x not in known.also]
 
 
-# `profile` is empty by default: its numbers are steps.
+# Fields of numbers whose defaults do not show it: steps that are none, and a size that is not set.
 NUMERIC = sorted(
     {
         name
         for name, value, kind in leaves(common.get_config())
         if kind in (int, float) or holds_numbers(value)
     }
-    | {"profile"}
+    | {"profile", "pp.resize"}
 )
 
 

@@ -11,6 +11,7 @@ from vit_jax.errors import UserError, suggest
 from vit_jax.families.preprocess import Preprocess, sides
 from vit_jax.input_pipeline import augment as aug
 from vit_jax.input_pipeline import transforms as tr
+from vit_jax.ranges import SHARE, Range
 
 Steps = tuple[tr.Transform, ...]
 
@@ -173,14 +174,9 @@ def check(pp: Any) -> None:
                 "that are no squares two, (height, width)"
             )
     _check_sizes(pp)
-    if not 0 < pp.area_min <= 1:
-        raise UserError(f"config.pp.area_min must be in (0, 1], got {pp.area_min}")
-    for name in ("erasing", "color_jitter"):
-        if not 0 <= pp[name] <= 1:
-            raise UserError(f"config.pp.{name} must be in [0, 1], got {pp[name]}")
     for name in ("mean", "std"):
-        if not per_channel(pp, name) or (name == "std" and min(pp[name]) <= 0):
-            raise UserError(f"config.pp.{name} must be a positive number a channel, got {pp[name]}")
+        if not per_channel(pp, name):
+            raise UserError(f"config.pp.{name} must be a number a channel, got {pp[name]}")
     if pp.channels != 3 and (pp.augment in _OF_COLOURS or pp.color_jitter):
         what = "color_jitter" if pp.color_jitter else f"augment={pp.augment!r}"
         raise UserError(
@@ -218,8 +214,8 @@ def _check_policy(policy: Any) -> None:
     if policy is None:
         return
     try:
-        wrong = [op for line in policy for op, _probability, _level in line]
-        wrong = [op for op in wrong if op not in aug.POLICY_SPACE.levels]
+        operations = [op for line in policy for op in line]
+        wrong = [op for op, _, _ in operations if op not in aug.POLICY_SPACE.levels]
     except (TypeError, ValueError) as error:
         raise UserError(
             "config.pp.autoaug_policy must be None or lines of (operation, probability, "
@@ -230,3 +226,6 @@ def _check_policy(policy: Any) -> None:
             f"config.pp.autoaug_policy has unknown operations {wrong}: choose from "
             f"{', '.join(aug.POLICY_SPACE.levels)}"
         )
+    for _, probability, level in operations:
+        SHARE.require("a probability of config.pp.autoaug_policy", probability)
+        Range(0, aug.POLICY_SPACE.top).require("a level of config.pp.autoaug_policy", level)
