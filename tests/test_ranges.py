@@ -47,7 +47,7 @@ def outside(known: Range) -> list:
     return [x if known.integer else float(x) for x in values if x not in known.also]
 
 
-# Fields of numbers whose defaults do not show it: steps that are none, and a size that is not set.
+# `profile` is empty by default: its numbers are steps. `pp.resize` is a number, a pair or nothing.
 NUMERIC = sorted(
     {
         name

@@ -175,8 +175,7 @@ def check(pp: Any) -> None:
             )
     _check_sizes(pp)
     for name in ("mean", "std"):
-        if not per_channel(pp, name):
-            raise UserError(f"config.pp.{name} must be a number a channel, got {pp[name]}")
+        per_channel(pp, name)  # an error where there are too few
     if pp.channels != 3 and (pp.augment in _OF_COLOURS or pp.color_jitter):
         what = "color_jitter" if pp.color_jitter else f"augment={pp.augment!r}"
         raise UserError(
