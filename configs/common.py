@@ -220,7 +220,6 @@ def _preprocessing() -> ConfigDict:
 # The range of every field that is a number. Those of a model's fields are declared in
 # vit_jax/families/fields.py.
 RANGES = {
-    "pp.channels": COUNT,
     "pp.crop": COUNT,
     "pp.resize": integer(1, None),
     "pp.mean": ANY,
