@@ -264,7 +264,7 @@ def test_train_is_the_entry_point_of_the_original(vit_jax, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        ("nope.py", [], "No such file or directory: 'nope.py'"),
+        ("nope.py", [], "no file 'nope.py'"),
         ("configs/vit.py:b17,cifar10", [], "'b17'. Did you mean 'b16'"),
         ("configs/vit.py:b16,cifar11", [], "'cifar11'. Did you mean 'cifar10'"),
         ("configs/digits.py", ["--config.btch=3"], 'Did you mean "batch"'),

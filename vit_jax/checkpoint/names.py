@@ -46,6 +46,19 @@ LINEN, OFFICIAL = "linen", "official"
 _COUNTER = "num_batches_tracked"
 
 
+class _Frozen:
+    """A config as a key of a cache, equal where its text is."""
+
+    def __init__(self, config: Config):
+        self.config, self._text = dict(config), repr(sorted(config.items()))
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Frozen) and self._text == other._text
+
+
 def layouts_of(config: Config) -> tuple[str, ...]:
     """The layouts that the family of this config has: its own, then those of every family."""
     return tuple(dict.fromkeys([*get(config).layouts, OFFICIAL, LINEN]))
@@ -74,7 +87,12 @@ def table(config: Config, layout: str) -> Table:
 
 def _own_names(config: Config) -> Table:
     """Ours to ours."""
-    family = get(config)
+    return _made_of_own_names(_Frozen(config))
+
+
+@functools.lru_cache(64)
+def _made_of_own_names(key: _Frozen) -> Table:
+    config, family = key.config, get(key.config)
     if family.shapes is not None:
         size = default_size(config)
         return [r for n in family.shapes(config, 1, size) for r in rule(n, n)]
@@ -90,7 +108,12 @@ def statistics(config: Config) -> frozenset[str]:
 
 
 def _rows(config: Config, layout: str, *, head: bool) -> Table:
-    known = layout_of(config, layout)
+    return _made_rows(_Frozen(config), layout, head)
+
+
+@functools.lru_cache(256)
+def _made_rows(key: _Frozen, layout: str, head: bool) -> Table:
+    config, known = key.config, layout_of(key.config, layout)
     if head:
         return known.table(config)
     if known.headless is not None:
@@ -206,19 +229,6 @@ def expected_shapes(config: Config, *, num_classes: int, image_size: Size) -> di
     if (shapes := get(config).shapes) is not None:
         return shapes(config, num_classes, image_size)
     return dict(_traced(_Frozen(config), num_classes, tuple(image_size)))
-
-
-class _Frozen:
-    """A config as a key of a cache, equal where its text is."""
-
-    def __init__(self, config: Config):
-        self.config, self._text = dict(config), repr(sorted(config.items()))
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Frozen) and self._text == other._text
 
 
 @functools.lru_cache(64)
