@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import timm.models
 import torch
 
@@ -108,6 +109,8 @@ def test_a_model_of_one_channel_goes_there_and_back(tmp_path, to):
         processor = json.loads((dst / "preprocessor_config.json").read_text())
         assert processor["image_mean"] == [0.5]
         (dst / "config.json").write_text(json.dumps(fields | {"num_channels": 3}))
+        bare = safetensors.numpy.load_file(dst / "model.safetensors")  # without our own metadata
+        safetensors.numpy.save_file(bare, dst / "model.safetensors")
         with pytest.raises(UserError, match="of 1 channels; the model here is one of 3"):
             checkpoint.identify(dst)
 

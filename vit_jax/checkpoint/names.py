@@ -285,6 +285,15 @@ def default_size(config: Config) -> Size:
     return side, side
 
 
+def grid_of(config: Config, image_size: Size) -> tuple[int, int] | None:
+    """(rows, columns) of an image's whole patches; None for a model without one grid."""
+    stride = get(config).stride
+    if stride is None:
+        return None
+    height, width = stride(config)
+    return image_size[0] // height, image_size[1] // width
+
+
 def fitting_models(config: Config) -> tuple[str, ...]:
     """Registered models whose constructor fields these are, without those that are aliases."""
     fields = comparable(config)
