@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("--model", default="ViT-Ti_16")
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=10)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
