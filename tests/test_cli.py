@@ -375,7 +375,7 @@ def test_predict_takes_files_folders_lists_and_standard_input(
     (tmp_path / "list.txt").write_text("\n".join(wanted) + "\n\n")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(wanted).encode())))
     for given in ([test], [tmp_path / "list.txt"], ["-"], wanted):
-        status, out, err = vit_jax("predict", workdir, *given, "--batch=2")
+        status, out, err = vit_jax("predict", workdir, "--batch", 2, *given)
         lines = [line.split("\t") for line in out.splitlines()]
         assert (status, err) == (0, "")
         assert sorted(line[0] for line in lines) == sorted(wanted)
