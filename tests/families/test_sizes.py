@@ -72,6 +72,7 @@ def test_one_trace_has_the_recorded_sizes_and_the_names_of_every_table(recorded,
     counted = sum(math.prod(x.shape) for x in arrays(variables["params"]).values())
     assert counted == COUNTS.get(name, counted)
     assert names.statistics(config) == arrays(variables.get("batch_stats", {})).keys()
+    assert {shapes[kernel][-2] for kernel in get(config).stem(config)} == {3}  # RGB's channels
     if get(config).shapes is not None:  # told without a trace
         sizes_ = {"num_classes": spec.num_classes, "image_size": (side, side)}
         assert names.expected_shapes(config, **sizes_) == shapes
@@ -93,6 +94,7 @@ def test_counts_names_and_image_size(recorded, name):
         ours, theirs = [o for r in rows for o in r.ours], [r.theirs for r in rows]
         assert len(set(ours)) == len(ours)
         assert len(set(theirs)) == len(theirs)
+        assert set(get(config).stem(config)) <= set(ours)
 
 
 def test_the_references_counts_cover_what_is_registered():

@@ -163,10 +163,15 @@ def _points(config: Config) -> list[tuple[str, str]]:
     return points + [(f"encoder_norm_{b}", f"norm.{b}") for b in branches]
 
 
+def _stem(config: Config) -> tuple[str, ...]:
+    first = "conv_0/kernel" if config.get("conv_embedding", False) else "kernel"
+    return tuple(f"embedding_{branch}/{first}" for branch in (0, 1))
+
+
 FAMILIES = {
     "crossvit": Family(
         title="CrossViT",
-        stem=lambda config: ("embedding_0/kernel", "embedding_1/kernel"),
+        stem=_stem,
         paper="2103.14899",
         model="crossvit:CrossViT",
         computes=ERF,

@@ -70,11 +70,17 @@ def _stride(config: Config) -> Size:
     return config["patch_size"], config["patch_size"]
 
 
+def _stem(config: Config) -> tuple[str, ...]:
+    has_convolutions = config.get("stem_features") is not None
+    return ("stem_0/conv/kernel" if has_convolutions else "embedding/kernel",)
+
+
 FAMILIES = {
     "deepvit": Family(
         title="DeepViT",
         paper="2103.11886",
         model="deepvit:DeepViT",
+        stem=_stem,
         computes=ERF,
         architectures={
             "deepvit_patch16_224_re_attn_16b": _deepvit(384, 16, 79.1),
