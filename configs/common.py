@@ -243,7 +243,7 @@ RANGES = {
     "batch_eval_device": COUNT,
     "accum_steps": COUNT,
     "total_steps": integer(1, None),
-    "seed": integer(0),
+    "seed": Range(0, 2**32 - 1, integer=True),  # JAX drops what is above 32 bits in silence.
     "label_smoothing": RATE,
     "mixing.mixup_alpha": at_least(0),
     "mixing.cutmix_alpha": at_least(0),

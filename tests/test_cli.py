@@ -618,7 +618,7 @@ def test_eval_refuses_bad_data(refused, workdir, colours, tmp_path):
         _paint(tmp_path / "two" / "test" / name / "0.png", (0, 0, 0), np.random.default_rng(0))
     assert "digitz" in refused("eval", workdir, "--dataset=digitz")
     assert "no images" in refused("eval", workdir, "--dataset", tmp_path / "empty")
-    assert "valid" in refused("eval", workdir, "--dataset", colours, "--split=valid")
+    assert "small" in refused("eval", workdir, "--dataset", colours, "--split=small")
     error = refused("eval", workdir, "--dataset", tmp_path / "two")
     assert "has 2 of 2 classes that" in error
     assert "The model's 3 classes are" in error

@@ -122,6 +122,8 @@ def _train(
                 if step == first_step + 1:
                     jax.block_until_ready(scalars)
                     log.first_step(step, time.monotonic() - started)
+                    if not _due(step, config.progress_every, config.total_steps):
+                        clock = Clock(step)  # The first speed that is reported has no compilation.
                 stopping = preemption.after(step)
                 figures = None
 
