@@ -93,7 +93,8 @@ def main() -> int:
                 flush=True,
             )
     median, growth = statistics.median(shares), peak() - before
-    print(f"median {median:.3f} (bar {LEAST_SHARE}); after a quarter memory grew by {growth / 2**20:.1f} MiB")
+    print(f"median {median:.3f} (bar {LEAST_SHARE})")
+    print(f"after the first quarter memory grew by {growth / 2**20:.1f} MiB")
     return int(median < LEAST_SHARE or growth > MOST_GROWTH)
 
 
