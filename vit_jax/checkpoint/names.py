@@ -281,8 +281,7 @@ def default_size(config: Config) -> Size:
     name = config.get("model_name")
     if name not in models:
         name = next(iter(fitting_models(config)), next(iter(models)))
-    side = models[str(name)].default.preprocess.size
-    return side, side
+    return models[str(name)].default.preprocess.height_width
 
 
 def grid_of(config: Config, image_size: Size) -> tuple[int, int] | None:
