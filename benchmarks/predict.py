@@ -2,7 +2,8 @@
 
 The peer is the same compiled program on one batch that lies ready in memory, called again and again
 in the same process, in turns with the prediction of PNG files of 32 × 32 pixels. Bars: at least 0.9
-of its speed, and the memory of 20,000 images is that of a quarter of them but for their names.
+of its speed, and the last three quarters of 20,000 images take no more memory than the first, but
+for what the allocator of C holds back.
 """
 
 import argparse
@@ -85,14 +86,15 @@ def main() -> int:
             peer = bare(loaded, share, args.batch)
             ours = stream(loaded, paths, share, args.batch)
             shares.append(ours / peer)
-            before = before or peak()
+            before = peak() if i < args.rounds // 4 else before
             print(
                 f"round {i + 1}: {ours:.0f} images/s, {shares[-1]:.3f} of the bare {peer:.0f}; "
                 f"peak memory {peak() / 2**20:.0f} MiB",
                 flush=True,
             )
     median, growth = statistics.median(shares), peak() - before
-    print(f"median {median:.3f} (bar {LEAST_SHARE}); memory grew by {growth / 2**20:.1f} MiB")
+    print(f"median {median:.3f} (bar {LEAST_SHARE})")
+    print(f"after the first quarter memory grew by {growth / 2**20:.1f} MiB")
     return int(median < LEAST_SHARE or growth > MOST_GROWTH)
 
 

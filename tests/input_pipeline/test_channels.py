@@ -1,6 +1,7 @@
 """Images of any number of channels and any shape, from the file to what the model gets."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def test_oblong_images_are_prepared_as_timm_does_it():
     image = Image.fromarray(RNG.integers(0, 256, (60, 90, 3), np.uint8))
     for size in ((32, 48), (48, 32), (16, 64)):
         spec = Preprocess(size, 0.875, "shortest", "bicubic", antialias=True)
-        theirs = create_transform(
+        theirs: Any = create_transform(
             (3, *size), crop_pct=0.875, interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3
         )
         wanted = theirs(image).permute(1, 2, 0).numpy()

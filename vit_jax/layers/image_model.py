@@ -94,7 +94,7 @@ def _other_channels(family: Any, config: Any, shapes: Any, got: tuple[int, ...])
     )
 
 
-def _other_size(family: Any, config: Any, shapes: Any, got: tuple[int, int]) -> str:
+def _other_size(family: Any, config: Any, shapes: Any, got: tuple[int, ...]) -> str:
     end = f"as the parameters are for, got {got[0]}×{got[1]}; resize the images"
     if family.resize is not None:
         end += (
