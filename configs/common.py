@@ -348,7 +348,8 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
         if name not in known and not name.startswith("model."):
             raise UserError(f"config has no field {name!r}.{suggest(name, known)}")
     check(dict(flatten(given, prefix=())))
-    fields.check(complete.model or {}, prefix="config.model.")
+    model: Any = complete.model or {}
+    fields.check(model, prefix="config.model.")
     complete.update({k: ConfigDict(v) if isinstance(v, Mapping) else v for k, v in given.items()})
     return complete.lock()
 

@@ -324,7 +324,6 @@ def test_models_without_a_head(key, cls, options, tmp_path):
         ("pvt_v2", {"strides": [4, 2, 1]}, "strides is"),
         ("pvt", {"qkv_bias": False}, "qkv_bias is False"),
         ("cvt", {"stride_kv": [1, 1, 1]}, "stride_kv is"),
-        ("vit", {"num_channels": 1}, "num_channels is 1"),
     ],
 )
 def test_a_config_of_no_model_here_is_refused(key, changes, message, tmp_path):

@@ -309,11 +309,7 @@ def layout_name(layout: str, shapes: Shapes) -> str:
 
 def grid_of(candidate: Candidate, image_size: Size | None) -> Grid | None:
     """(rows, columns) of patches: by the image size; None without one, or without one grid."""
-    stride = get(candidate.config).stride
-    if stride is None or image_size is None:
-        return None
-    height, width = stride(candidate.config)
-    return image_size[0] // height, image_size[1] // width
+    return None if image_size is None else names.grid_of(candidate.config, image_size)
 
 
 def image_size_of(candidate: Candidate, recorded_size: Size | None) -> Size | None:
