@@ -1,6 +1,6 @@
 r"""Pretrains a ViT or hybrid on ImageNet-21k from scratch, as AugReg did.
 
-    vit-jax train --workdir=gs://runs/s16 --config=configs/pretrain_augreg.py:s16,medium1
+    vit-jax train --workdir=/gcs/runs/s16 --config=configs/pretrain_augreg.py:s16,medium1
 
 Steiner et al. 2021 (arXiv:2106.10270), section 3 and table 4 of the appendix: Adam, batch 4,096,
 peak rate 1e-3, weight decay 0.1, 10,000 steps of warm-up, cosine, 300 epochs. Augmentation levels:

@@ -245,6 +245,11 @@ def test_a_workdir_that_cannot_be_written(images, tmp_path):
         train.train_and_evaluate(small_config(images), tmp_path / "file" / "run")
 
 
+def test_a_workdir_that_is_an_address(images):
+    with pytest.raises(UserError, match=r"gs://bucket/run is an address.*Mount the bucket"):
+        train.train_and_evaluate(small_config(images), "gs://bucket/run")
+
+
 def test_unknown_config_fields_are_named(images):
     config = ConfigDict(small_config(images).to_dict())
     config.warmup_step = 3

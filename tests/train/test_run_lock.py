@@ -101,15 +101,14 @@ def test_a_dead_run_of_another_host_is_taken_over(tmp_path, quick, monkeypatch, 
 def test_a_living_run_is_seen_where_locks_are_not_shared(tmp_path, quick, monkeypatch, host):
     no_locks(monkeypatch)
     path, ended = left_by(tmp_path, host), threading.Event()
-    with path.open("r+b") as file:
-        beating = threading.Thread(target=module._beat, args=(file, ended))
-        beating.start()
-        try:
-            with pytest.raises(UserError, match=f"process 7 on {host}"), run_lock(tmp_path):
-                pass
-        finally:
-            ended.set()
-            beating.join()
+    beating = threading.Thread(target=module._beat, args=(path, note(tmp_path), ended))
+    beating.start()
+    try:
+        with pytest.raises(UserError, match=f"process 7 on {host}"), run_lock(tmp_path):
+            pass
+    finally:
+        ended.set()
+        beating.join()
     assert note(tmp_path)["process"] == 7
 
 

@@ -176,7 +176,17 @@ class Clock:
 
 
 def make_workdir(workdir: str | os.PathLike) -> None:
-    """Makes the folder `workdir`, and raises UserError if files cannot be written to it."""
+    """Makes the folder `workdir`.
+
+    Raises:
+      UserError: if files cannot be written to it, or if it is an address.
+    """
+    if "://" in os.fspath(workdir):
+        raise UserError(
+            f"--workdir={workdir} is an address; a run appends to its metrics and locks its "
+            "folder, which takes a file system. Mount the bucket, for example with gcsfuse, and "
+            "give the folder where it is mounted"
+        )
     path = epath.Path(workdir)
     probe = path / f".writable_{jax.process_index()}"
     try:

@@ -3,7 +3,7 @@
 The operating system's lock on `workdir/run.lock` decides on one machine, and on every file system
 that shares its locks between machines: it goes with the process that holds it, whatever ends that.
 Some shared file systems keep such locks to each machine, or have none. The file therefore holds a
-note of its holder, who touches it every few seconds for as long as the run goes on: a note that
+note of its holder, who renews it every few seconds for as long as the run goes on: a note that
 somebody else left there is watched for a while before it is taken for that of a dead run.
 """
 
@@ -44,14 +44,16 @@ def run_lock(workdir: str | os.PathLike) -> Iterator[None]:
     with _opened(path) as file:
         trusted = _locked(file, path)
         _require_dead(path, trusted)
-        _write(file, me := _me())
+        me = _me()
+        _write(file, _note(me, beat=0))
         if not trusted:
             # Two that start at once may both have found the file empty: the last note stays.
             time.sleep(SETTLE)
-            if (holder := _read(path)) != me:
+            holder = _read(path)
+            if me.items() - holder.items():
                 raise _held(path, holder)
         ended = threading.Event()
-        beating = threading.Thread(target=_beat, args=(file, ended), daemon=True)
+        beating = threading.Thread(target=_beat, args=(path, me, ended), daemon=True)
         beating.start()
         try:
             yield
@@ -133,11 +135,16 @@ def _me() -> dict[str, Any]:
     return {"host": socket.gethostname(), "process": os.getpid(), "begun": begun}
 
 
-def _write(file: IO[bytes], holder: dict[str, Any]) -> None:
+def _note(holder: dict[str, Any], beat: int) -> bytes:
+    """The file's content, as long for every beat, so that it is overwritten and never cut off."""
+    return json.dumps({**holder, "beat": f"{beat:09d}"}).encode() + b"\n"
+
+
+def _write(file: IO[bytes], note: bytes) -> None:
     try:
         file.truncate(0)
         file.seek(0)
-        file.write(json.dumps(holder).encode() + b"\n")
+        file.write(note)
         os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"cannot write {file.name}: {error.strerror}") from error
@@ -159,10 +166,15 @@ def _pulse(path: pathlib.Path) -> tuple[int, bytes]:
         return os.fstat(file.fileno()).st_mtime_ns, file.read()
 
 
-def _beat(file: IO[bytes], ended: threading.Event) -> None:
+def _beat(path: pathlib.Path, me: dict[str, Any], ended: threading.Event) -> None:
+    """Shows that this run goes on, until it has ended."""
+    beat = 0
     while not ended.wait(BEAT):
-        with contextlib.suppress(OSError):  # The run itself will meet what is wrong, and say it.
-            os.utime(file.fileno())
+        beat += 1
+        # The file is closed each time, for some file systems pass on what was written only then.
+        # What goes wrong here, the run itself will meet and say.
+        with contextlib.suppress(OSError), open(path, "r+b", buffering=0) as file:
+            file.write(_note(me, beat))
 
 
 def _say(text: str) -> None:
