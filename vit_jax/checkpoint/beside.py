@@ -10,8 +10,10 @@ name are overrides of a stock one. Where timm's entry points take no such overri
 it stands beside the arguments: `"act_layer"`.
 """
 
+import math
 from typing import Any
 
+from vit_jax.checkpoint import hf_dir
 from vit_jax.errors import UserError
 from vit_jax.families.family import Config, Size, Timm
 from vit_jax.families.preprocess import Preprocess
@@ -36,12 +38,24 @@ def timm_description(
         "input_size": [3, *image_size],
         "fixed_input_size": True,
         "interpolation": preprocess.method,
-        "crop_pct": preprocess.crop,
+        "crop_pct": _crop_pct(preprocess),
         "crop_mode": "squash" if preprocess.resize == "squash" else "center",
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
     }
     return built
+
+
+def _crop_pct(preprocess: Preprocess) -> float:
+    """The share for which timm, which rounds a quotient down, resizes as we do."""
+    resized = preprocess.before_crop(preprocess.size)
+    share = preprocess.size / resized
+    return share if math.floor(preprocess.size / share) == resized else math.nextafter(share, 0)
+
+
+def preprocessing_differences(preprocess: Preprocess) -> list[str]:
+    """In words, how pixels differ that timm prepares by the `pretrained_cfg` written here."""
+    return [] if preprocess.antialias else [hf_dir.NOT_ANTIALIASED.format("timm")]
 
 
 def _built(config: Config, image_size: Size) -> dict[str, Any]:

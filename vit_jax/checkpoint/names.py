@@ -269,6 +269,15 @@ def image_size_of(config: Config, shapes: Shapes) -> Size | None:
         raise UserError(f"these are no parameters of {called(config)}: no {error}") from None
 
 
+def grid_of(config: Config, image_size: Size | None) -> Size | None:
+    """(rows, columns) of patches of an image; None without a size, or without one grid."""
+    stride = get(config).stride
+    if stride is None or image_size is None:
+        return None
+    height, width = stride(config)
+    return image_size[0] // height, image_size[1] // width
+
+
 def tells_image_size(config: Config, shapes: Shapes) -> bool:
     """Whether a tensor of this model depends on the image size, so that tensors may tell it."""
     try:

@@ -38,6 +38,7 @@ class Recorded:
       class_names: In the order of the logits.
       history: The conversions that the file has been through, oldest first.
       notes: What was damaged, and what computes otherwise than our model.
+      entries: The `config.json` of transformers; {} without one.
     """
 
     by: str = ""
@@ -51,6 +52,7 @@ class Recorded:
     class_names: list[str] | None = None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(archive: Archive, beside: Mapping[str, Any]) -> Recorded:
@@ -268,7 +270,7 @@ def _read_hugging_face(
         found.config = {"family": name, **build.read(config)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{hf_dir.CONFIG} does not describe a {name}: no {error}") from None
-    found.notes += hf_dir.notes(config, build)
+    found.entries = config
     found.notes += [build.remark] if build.remark else []
     found.notes += _require_ours(config, build, found)
     found.class_names = hf_dir.labels(config)

@@ -31,10 +31,7 @@ def run(args: argparse.Namespace) -> None:
         if not pathlib.Path(image).is_file():
             raise UserError(f"no image file {image!r}")
 
-    from vit_jax import inference
-
-    path = common.checkpoint(args.model_path, args.checkpoint)
-    loaded = inference.load_model(path, model=args.model, part=args.part)
+    loaded = common.load_model(args, common.checkpoint(args.model_path, args.checkpoint))
     predictions = predict(loaded, args.images, args.top)
     if args.json:
         common.print_json(predictions)

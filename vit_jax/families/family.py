@@ -183,6 +183,7 @@ class Layout:
       points: Config to pairs of modules, ours and the library's, that give the same tokens: where a
         comparison looks on the way to the logits.
       differences: Config to what the library ships otherwise than we compute.
+      unsaid: Config to those of `differences` that nothing beside the weights can tell the library.
       build: How the library builds the model: `Timm`, `HuggingFace`, or a function of config,
         number of classes and image size that gives the arguments of its class; None where no
         package builds it.
@@ -203,6 +204,7 @@ class Layout:
     buffers: Callable[[Config], dict[str, np.ndarray]] = lambda config: {}
     points: Callable[[Config], Pairs] = lambda config: []
     differences: Callable[[Config], list[Difference]] = lambda config: []
+    unsaid: Callable[[Config], list[Difference]] = lambda config: []
     build: Any = None
 
 

@@ -1,6 +1,7 @@
 """The preprocessing of images that a model needs, as data; no code here touches pixels."""
 
 import dataclasses
+import math
 from typing import Any, Literal, Self
 
 from vit_jax.errors import UserError
@@ -16,7 +17,7 @@ class Preprocess:
     Attributes:
       size: Height and width in pixels that the model gets.
       crop: Share of the resized image's side that the central crop keeps (timm's `crop_pct`): the
-        image is resized to `floor(size / crop)` first.
+        image is resized to `floor(size / crop)` first, see `before_crop`.
       resize: 'squash' ignores the aspect ratio; 'shortest' keeps it, and sets the shorter side.
       method: Interpolation.
       antialias: Whether the kernel widens when shrinking: PIL does that, the official code not.
@@ -30,6 +31,11 @@ class Preprocess:
     antialias: bool = False
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def before_crop(self, side: int) -> int:
+        """Pixels to which a side is resized of which the central crop keeps `side`."""
+        # A side of 9 and a crop of 9/14 must give 14, but rounding makes 9 / (9 / 14) slightly less.
+        return math.floor(side / self.crop + 1e-6)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""

@@ -501,10 +501,14 @@ def _resnet_points(num_layers: tuple[int, ...]) -> Pairs:
 
 
 def _timm_differences(config: Config) -> list[Difference]:
+    return [GELU, *_timm_unsaid(config)]
+
+
+def _timm_unsaid(config: Config) -> list[Difference]:
+    """What no argument of timm's models changes."""
     if config.get("resnet") is None:
-        return [GELU]
+        return []
     return [
-        GELU,
         Difference("GroupNorm eps", "1e-6", "1e-5"),
         Difference("StdConv", "(w - mean) / (std + 1e-5)", "(w - mean) / sqrt(var + 1e-8)"),
     ]
@@ -598,6 +602,7 @@ FAMILIES = {
                 skeleton=_timm_skeleton,
                 points=_timm_points,
                 differences=_timm_differences,
+                unsaid=_timm_unsaid,
                 build=Timm(_timm_args, base=_timm_base, always=True, act_layer=TANH),
             ),
             "hf": Layout(

@@ -7,7 +7,6 @@ seed and on its place in the stream and on nothing else. The transforms that mov
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -160,8 +159,7 @@ def preprocess_image(image: np.ndarray, spec: Preprocess) -> np.ndarray:
         )
     if not 0 < spec.crop <= 1:
         raise UserError(f"the preprocessing's crop must be in (0, 1], got {spec.crop}")
-    # A size of 9 and a crop of 9/14 must give 14, but rounding makes 9 / (9 / 14) slightly less.
-    short = math.floor(spec.size / spec.crop + 1e-6)
+    short = spec.before_crop(spec.size)
     height, width = target_shape(image.shape[0], image.shape[1], short, spec.resize)
     resized = central_crop(_resize(image, height, width, spec), spec.size)
     return MeanStd(spec.mean, spec.std)({"image": resized})["image"]
