@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vit_jax.allow import Allow
 from vit_jax.checkpoint import io, names, recorded
-from vit_jax.checkpoint.allow import Allow
 from vit_jax.checkpoint.facts import Model
 from vit_jax.checkpoint.source import open_source, read_all
 from vit_jax.checkpoint.stacked import stack_blocks

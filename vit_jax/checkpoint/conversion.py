@@ -199,7 +199,8 @@ class _Plan:
             config=self.config,
             num_classes=names.num_classes_of(self.shapes),
             image_size=self.size,
-            size_is_known=self.source.facts.size_is_known or self.size != self.source.facts.image_size,
+            size_is_known=self.source.facts.size_is_known
+            or self.size != self.source.facts.image_size,
         )
         return known.model()
 
@@ -294,9 +295,7 @@ class _Hashing:
     Hashing takes as long as converting: what can wait for it writes a draft first.
     """
 
-    def __init__(
-        self, files: tuple[pathlib.Path, ...], metadata: Callable[[str], dict[str, str]]
-    ):
+    def __init__(self, files: tuple[pathlib.Path, ...], metadata: Callable[[str], dict[str, str]]):
         self._metadata = metadata
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._sha256 = self._thread.submit(_sha256, files)

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from vit_jax.allow import NOT_FINITE
 from vit_jax.checkpoint import hf_dir, names, recognise, recorded
-from vit_jax.checkpoint.allow import NOT_FINITE
 from vit_jax.checkpoint.files.archive import Spec
 from vit_jax.checkpoint.recognise import Candidate
 from vit_jax.checkpoint.recorded import Recorded
@@ -240,6 +240,8 @@ def decide(
             found.config = None
     size = found.image_size or image_size
     fitting = recognise.of_tensors(shapes, size, family=found.family)
+    if (args := found.timm_args) and any(c.layout == "timm" for c in fitting):
+        fitting = [c for c in fitting if recorded.builds(c.config, args)]
     if found.candidates:
         fitting = [c for c in fitting if c.name in found.candidates] or fitting
     fitting = [_with_recorded_heads(path, c, found) for c in fitting]

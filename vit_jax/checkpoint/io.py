@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.allow import Allow
 from vit_jax.checkpoint import beside, edits, names, recognise, recorded
-from vit_jax.checkpoint.allow import Allow
 from vit_jax.checkpoint.facts import Facts, Model
 from vit_jax.checkpoint.files.archive import to_numpy
 from vit_jax.checkpoint.files.formats import write_npz, write_safetensors
@@ -57,7 +57,7 @@ def load(
       model: Registered name or config, needed where the tensors fit several models.
       image_size: (height, width) in pixels, where positions are computed.
       part: Which of several sets of weights in the file is meant, such as 'model_ema'.
-      allow: What is no error here: 'other-function', 'not-finite'; see `checkpoint.allow`.
+      allow: What is no error here: 'other-function', 'not-finite'; see `vit_jax.allow`.
 
     Returns:
       Nested dict of NumPy arrays in linen names, unstacked, dtypes as stored: the parameters, or

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint import allow as allowing
+from vit_jax import allow as allowing
+from vit_jax.allow import NOT_FINITE, OTHER_FUNCTION, Allow
 from vit_jax.checkpoint import facts, hf_dir, names, recognise, recorded, wrappers
-from vit_jax.checkpoint.allow import NOT_FINITE, OTHER_FUNCTION, Allow
 from vit_jax.checkpoint.facts import Facts
 from vit_jax.checkpoint.files.archive import Archive, Spec, View, reading
 from vit_jax.checkpoint.files.fetch import fetch
@@ -37,7 +37,7 @@ class Source:
       view: Its parameters by the file's names, unstacked, without a trainer's prefixes.
       facts: What is known of it.
       image_size: What the caller gave.
-      allowed: What is no error here, see `checkpoint.allow`.
+      allowed: What is no error here, see `vit_jax.allow`.
     """
 
     archive: Archive

@@ -115,7 +115,9 @@ def _several(archive: Archive, prefix: str, sets: list[str], part: str | None) -
     )
 
 
-def _unknown(archive: Archive, prefix: str, inside: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def _unknown(
+    archive: Archive, prefix: str, inside: Mapping[str, str]
+) -> tuple[str, dict[str, str]]:
     """A wrapper of any name in which there is a model, and that model's names; '' for none.
 
     Raises UserError where there are several beside each other.

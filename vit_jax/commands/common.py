@@ -52,7 +52,7 @@ def add_part_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_allow_option(parser: argparse.ArgumentParser) -> None:
-    from vit_jax.checkpoint import allow
+    from vit_jax import allow
 
     known = "; ".join(f"{name}, {what}" for name, what in allow.KNOWN.items())
     parser.add_argument(

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _require_usable(found: "Facts", allow: list[str]) -> None:
     """What is an error wherever the weights are used is one here."""
+    from vit_jax.allow import NOT_FINITE
     from vit_jax.checkpoint import facts as known
-    from vit_jax.checkpoint.allow import NOT_FINITE
 
     if found.not_finite and NOT_FINITE not in allow:
         known.require_finite(found.path, found.not_finite)

@@ -147,6 +147,8 @@ class Timm:
         name where that takes no sizes.
       always: Arguments that are given even where a registered name has these sizes.
       act_layer: The activation, where timm's default is not ours and it can be chosen.
+      builds: Config and arguments of timm's to whether these make what tells models of one name
+        apart: how tokens become one vector.
     """
 
     args: Callable[[Config], dict[str, Any]] | None = None
@@ -155,6 +157,7 @@ class Timm:
     cls: str | None = None
     always: bool = False
     act_layer: str | None = None
+    builds: Callable[[Config, Mapping[str, Any]], bool] = lambda config, args: True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -465,6 +465,15 @@ def _timm_args(config: Config) -> dict[str, Any]:
     return args
 
 
+def _timm_builds(config: Config, args: Mapping[str, Any]) -> bool:
+    wanted = _timm_args(config)
+    told = {"global_pool": "token", "class_token": True, "fc_norm": None, **args}
+    if told["global_pool"] != wanted["global_pool"]:
+        return False
+    is_mean = wanted["global_pool"] == "avg"
+    return told["class_token"] == has_class_token(config) and not (is_mean and told["fc_norm"])
+
+
 def _timm_base(config: Config) -> str:
     if (resnet := config.get("resnet")) is None:
         return "vit_tiny_patch16_224"
@@ -603,7 +612,13 @@ FAMILIES = {
                 points=_timm_points,
                 differences=_timm_differences,
                 unsaid=_timm_unsaid,
-                build=Timm(_timm_args, base=_timm_base, always=True, act_layer=TANH),
+                build=Timm(
+                    _timm_args,
+                    base=_timm_base,
+                    always=True,
+                    act_layer=TANH,
+                    builds=_timm_builds,
+                ),
             ),
             "hf": Layout(
                 _hf,

@@ -41,7 +41,9 @@ class Shards(Archive):
 
     def _open(self, open_part: Callable[[pathlib.Path], Archive]) -> None:
         files = sorted(set(self._where.values()))
-        lost = [f for f in files if pathlib.Path(f).name != f or not (self.path.parent / f).exists()]
+        lost = [
+            f for f in files if pathlib.Path(f).name != f or not (self.path.parent / f).exists()
+        ]
         if lost:
             raise UserError(
                 f"{str(self.path)!r} names {len(files)} files of weights, of which {len(lost)} are "
