@@ -206,7 +206,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    cv2.setNumThreads(1)  # As in the worker processes.
+    cv2.setNumThreads(1)  # The worker processes do the same.
     photos = Photos()
     ours = compare(photos, arguments.rounds)
     scaling(photos, arguments.workers, arguments.scaling_rounds, arguments.seconds)

@@ -10,21 +10,22 @@ file name (without `.npz`) takes that file.
 from ml_collections import ConfigDict
 
 from vit_jax.configs import common, models
-from vit_jax.errors import UserError, suggest
+from vit_jax.errors import UserError, chosen
 
 
-def get_config(model_or_filename: str) -> ConfigDict:
+def get_config(model_or_filename: str = "") -> ConfigDict:
     """`model_or_filename` is `R_Ti_16`, or `R_Ti_16-i21k-300ep-lr_0.001-…`."""
-    model = model_or_filename.split("-")[0]
-    if model not in models.AUGREG_CONFIGS:
-        known = [name for name in models.AUGREG_CONFIGS if "-" not in name]
+    known = {name: model for name, model in models.AUGREG_CONFIGS.items() if "-" not in name}
+    if not model_or_filename:
         raise UserError(
-            f"unknown AugReg model {model!r}.{suggest(model, known)} Known: {', '.join(known)}"
+            "expected a model or a file name, as in configs/augreg.py:R_Ti_16. "
+            f"Models: {', '.join(known)}"
         )
+    model = chosen(model_or_filename.split("-")[0], known, "AugReg model")
     config = common.get_config()
     config.pretrained_dir = "gs://vit_models/augreg"
     config.model_or_filename = model_or_filename
-    config.model = models.AUGREG_CONFIGS[model].copy_and_resolve_references()
+    config.model = model.copy_and_resolve_references()
     config.model.transformer.dropout_rate = 0.0  # AugReg regularises pre-training only.
     config.base_lr = 0.03
     config.total_steps = 500

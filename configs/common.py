@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from vit_jax.errors import UserError, suggest
+from vit_jax.families import fields
+from vit_jax.ranges import ANY, COUNT, RATE, SHARE, Range, above, at_least, integer
 
 
 def get_config() -> ConfigDict:
@@ -170,16 +172,19 @@ def _preprocessing() -> ConfigDict:
             # Splits of a TFDS dataset.
             "train": "train",
             "test": "test",
-            # The height and width in pixels of the images that the model gets.
-            "crop": 224,
-            # The size in pixels to resize to before the crop. With None, training crops the
-            # original image, and evaluation squashes the image to `crop`.
-            "resize": placeholder(int),
+            # Images of this number of channels: 3 reads RGB, 1 grey; others as they are stored.
+            "channels": 3,
+            # What the model gets, in pixels: the side of a square, or (height, width).
+            "crop": FieldReference(224, field_type=object),
+            # The size in pixels to resize to before the crop, a side or (height, width) as `crop`.
+            # With None, training crops the original image, and evaluation squashes the image to
+            # `crop`.
+            "resize": placeholder(object),
             # 'bilinear' without antialiasing, the original's, or 'bicubic' with it.
             "resize_method": "bilinear",
             # 'squash' ignores the aspect ratio; 'shortest' keeps it, and sets the shorter side.
             "resize_shape": "squash",
-            # (x / 255 - mean) / std, per channel.
+            # (x / 255 - mean) / std, per channel; equal numbers stand for any number of channels.
             "mean": (0.5, 0.5, 0.5),
             "std": (0.5, 0.5, 0.5),
             # 'inception' (window of `area_min` to 100 % of the area, flip), 'crop' (random crop
@@ -188,7 +193,7 @@ def _preprocessing() -> ConfigDict:
             "augment": "inception",
             # The least share of the image's area that a random window covers.
             "area_min": 0.05,
-            # Of 'randaug' and 'deit': RandAugment's operations, their magnitude (its standard
+            # For 'randaug' and 'deit': RandAugment's operations, their magnitude (its standard
             # deviation), and whose scale that is on: 'torchvision' (30 is the strongest), 'timm'
             # or 'big_vision' (10 is).
             "randaug": {
@@ -197,7 +202,7 @@ def _preprocessing() -> ConfigDict:
                 "magnitude_std": 0.0,
                 "space": "torchvision",
             },
-            # Of 'autoaug': lines of (operation, probability, level of 0 to 9), two or so each;
+            # For 'autoaug': lines of (operation, probability, level of 0 to 9), two or so each;
             # None is the published list for ImageNet.
             "autoaug_policy": placeholder(tuple),
             # Brightness, contrast and saturation change by up to this; 0 leaves them.
@@ -206,6 +211,76 @@ def _preprocessing() -> ConfigDict:
             "erasing": 0.0,
         }
     )
+
+
+# The range of every field that is a number. Those of a model's fields are declared in
+# vit_jax/families/fields.py.
+RANGES = {
+    "pp.crop": COUNT,
+    "pp.resize": integer(1, None),
+    "pp.mean": ANY,
+    "pp.std": above(0),
+    "pp.area_min": Range(0, 1, above=True),
+    "pp.randaug.num_ops": COUNT,
+    "pp.randaug.magnitude": at_least(0),
+    "pp.randaug.magnitude_std": at_least(0),
+    "pp.color_jitter": SHARE,
+    "pp.erasing": SHARE,
+    "data.num_workers": integer(0),
+    "data.repeats": COUNT,
+    "shuffle_buffer": integer(0),
+    "prefetch": integer(0),
+    "mesh.data": integer(1, -1),
+    "mesh.fsdp": integer(1, -1),
+    "mesh.model": integer(1, -1),
+    "batch": COUNT,
+    "batch_eval": COUNT,
+    "batch_eval_device": COUNT,
+    "accum_steps": COUNT,
+    "total_steps": integer(1, None),
+    "seed": integer(0),
+    "label_smoothing": RATE,
+    "mixing.mixup_alpha": at_least(0),
+    "mixing.cutmix_alpha": at_least(0),
+    "mixing.probability": SHARE,
+    "mixing.switch": SHARE,
+    "distill.alpha": SHARE,
+    "distill.tau": above(0),
+    "init_head_bias": Range(also=(None,)),
+    "optim_b1": Range(0, 1, below=True, also=(None,)),
+    "optim_b2": Range(0, 1, below=True, also=(None,)),
+    "optim_eps": at_least(0, also=(None,)),
+    "optim_clip": at_least(0, also=(None,)),
+    "weight_decay": at_least(0),
+    "decay_rules": at_least(0, rules=True),
+    "lr_rules": at_least(0, rules=True),
+    "layer_decay": Range(0, 1, above=True),
+    "sam.rho": at_least(0),
+    "sam.rho_min": at_least(0),
+    "sam.alpha": at_least(0),
+    "grad_norm_clip": at_least(0, also=(None,)),
+    "base_lr": at_least(0),
+    "warmup_steps": integer(0),
+    "cooldown_steps": integer(0),
+    "lr_timescale": COUNT,
+    "ema.decay": RATE,
+    "eval_every": integer(0),
+    "progress_every": integer(0),
+    "checkpoint_every": integer(0),
+    "profile": COUNT,
+    "keep_checkpoints": integer(0),
+}
+
+
+def check(values: Mapping[str, Any]) -> None:
+    """Raises UserError for a value out of the range of its field.
+
+    Args:
+      values: Values by the dotted names of their fields, such as 'mixing.switch'.
+    """
+    for field, value in values.items():
+        if field in RANGES:
+            RANGES[field].require(f"config.{field}", value)
 
 
 def with_drop_path(model: ConfigDict, rate: float) -> ConfigDict:
@@ -255,7 +330,7 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
     """A complete copy: fields that `config` lacks get their default.
 
     Raises:
-      UserError: for a field that no run has.
+      UserError: for a field that no run has, and for a number out of the range of its field.
     """
     config = config.copy_and_resolve_references()
     complete = get_config().unlock()
@@ -267,6 +342,8 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
     for name, _ in flatten(given, prefix=()):
         if name not in known and not name.startswith("model."):
             raise UserError(f"config has no field {name!r}.{suggest(name, known)}")
+    check(dict(flatten(given, prefix=())))
+    fields.check(complete.model or {}, prefix="config.model.")
     complete.update({k: ConfigDict(v) if isinstance(v, Mapping) else v for k, v in given.items()})
     return complete.lock()
 

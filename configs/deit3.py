@@ -11,6 +11,7 @@ S 81.4 %, B 83.8 %.
 from ml_collections import ConfigDict
 
 from vit_jax.configs import common
+from vit_jax.errors import chosen
 from vit_jax.families.registry import resolve
 
 IMAGES, EPOCHS, BATCH = 1_281_167, 800, 2_048
@@ -23,8 +24,8 @@ def get_config(model: str = "s16") -> ConfigDict:
     """`model` is `s16` or `b16`."""
     config = common.get_config()
     config.pretrained_dir = None
-    spec = resolve(f"deit3_{SIZES.get(model, model)}_patch16_224")
-    config.model = common.with_drop_path(spec.config, DROP_PATH.get(model, 0.1))
+    spec = resolve(f"deit3_{chosen(model, SIZES, 'model')}_patch16_224")
+    config.model = common.with_drop_path(spec.config, DROP_PATH[model])
     config.dataset = "imagenet2012"
     config.pp.train, config.pp.test, config.pp.crop = "train", "validation", 224
     config.pp.augment = "three_augment"

@@ -16,13 +16,14 @@ on the same classes and take the same size. Cost: that of ./deit.py, and the tea
 from ml_collections import ConfigDict
 
 from vit_jax.configs import deit
+from vit_jax.errors import chosen
 
 STUDENTS = {"ti16": "tiny", "s16": "small", "b16": "base"}
 
 
 def get_config(model: str = "s16") -> ConfigDict:
     """`model` is `ti16`, `s16` or `b16`."""
-    config = deit.get_config(f"deit_{STUDENTS.get(model, model)}_distilled_patch16_224")
+    config = deit.get_config(f"deit_{chosen(model, STUDENTS, 'model')}_distilled_patch16_224")
     config.distill.kind = "hard"
     config.distill.teacher = "R50+ViT-L_32"
     return config

@@ -6,6 +6,17 @@
 
 from ml_collections import ConfigDict
 
+from vit_jax.ranges import COUNT, integer
+
+# The range of every field that is a number.
+RANGES = {
+    "initial_steps": integer(0),
+    "steps": COUNT,
+    "batch": COUNT,
+    "num_classes": COUNT,
+    "image_size": COUNT,
+}
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()

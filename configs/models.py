@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from vit_jax.errors import UserError, suggest
+from vit_jax.errors import chosen
 
 MODEL_CONFIGS: dict[str, ConfigDict] = {}
 AUGREG_CONFIGS: dict[str, ConfigDict] = {}
@@ -229,11 +229,13 @@ def by_short_name(name: str) -> ConfigDict:
     Raises:
       UserError: for an unknown name, with the closest known ones.
     """
-    known = {
+    return chosen(name, short_names(), "model")()
+
+
+def short_names() -> dict[str, Callable[[], ConfigDict]]:
+    """Every function of this module that makes a config, by the name that `by_short_name` takes."""
+    return {
         key.removeprefix("get_").removesuffix("_config"): value
         for key, value in globals().items()
         if key.startswith("get_") and key.endswith("_config")
     }
-    if name not in known:
-        raise UserError(f"unknown model {name!r}.{suggest(name, known)} Known: {', '.join(known)}")
-    return known[name]()

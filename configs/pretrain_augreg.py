@@ -11,7 +11,7 @@ best checkpoint on ImageNet-1k at 384 px: S/16 83.7 %, B/16 85.5 %.
 from ml_collections import ConfigDict
 
 from vit_jax.configs import common, models
-from vit_jax.errors import UserError, suggest
+from vit_jax.errors import chosen
 
 IMAGES = 14_197_122  # imagenet21k, split 'full'
 EPOCHS, BATCH = 300, 4_096
@@ -31,14 +31,12 @@ LEVELS = {
 def get_config(model_level: str = "s16,medium1") -> ConfigDict:
     """`model_level` is `s16,medium1`: a `get_…_config` of ./models.py, and one of `LEVELS`."""
     model, _, level = model_level.partition(",")
-    if level not in LEVELS:
-        raise UserError(f"unknown level {level!r}.{suggest(level, LEVELS)} Known: {list(LEVELS)}")
     config = common.get_config()
     config.pretrained_dir = None
     config.model = models.by_short_name(model)
     config.dataset = "imagenet21k"
     config.pp.train, config.pp.test, config.pp.crop = "full[51200:]", "full[:51200]", 224
-    mixup, operations, magnitude = LEVELS[level]
+    mixup, operations, magnitude = chosen(level, LEVELS, "level")
     config.mixing.mixup_alpha = mixup
     if operations:
         config.pp.augment = "randaug"

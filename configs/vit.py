@@ -12,11 +12,13 @@ from vit_jax.configs import common, models
 from vit_jax.errors import UserError
 
 
-def get_config(model_dataset: str) -> ConfigDict:
+def get_config(model_dataset: str = "") -> ConfigDict:
     """`model_dataset` is `b16,cifar10`: a `get_…_config` of ./models.py, and a dataset preset."""
     if model_dataset.count(",") != 1:
         raise UserError(
-            f"expected MODEL,DATASET as in configs/vit.py:b16,cifar10; got {model_dataset!r}"
+            f"expected MODEL,DATASET as in configs/vit.py:b16,cifar10; got {model_dataset!r}. "
+            f"Models: {', '.join(models.short_names())}. "
+            f"Datasets: {', '.join(common.DATASET_PRESETS)}"
         )
     model, dataset = model_dataset.split(",")
     config = common.with_dataset(common.get_config(), dataset)

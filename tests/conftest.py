@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import sys
 
 # Where the TPU compiler is installed, for `vit-jax plan`, JAX would look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -43,3 +44,11 @@ def strict_promotion(request):
 
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgets_what_is_compiled():
+    """A worker that keeps what every file compiled takes gigabytes."""
+    yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()

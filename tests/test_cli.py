@@ -1,6 +1,8 @@
 """The command line from the outside: what it prints, its exit status, what it leaves behind."""
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -12,6 +14,7 @@ import sys
 
 import jax
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 from shapes import param_shapes
@@ -146,7 +149,7 @@ def test_no_command_prints_the_help(vit_jax):
     [
         (["models", "--jsn"], "unknown argument '--jsn'. Did you mean '--json'?"),
         (["models", "a", "b"], "unknown argument 'b'"),
-        (["predict"], "required: MODEL, IMAGE"),
+        (["predict"], "required: MODEL"),
         (["eval", "x"], "required: --dataset"),
         (["eval", "x", "--dataset=y", "--batch=z"], "--batch: invalid int value: 'z'"),
         (["eval", "x", "--dataset=y", "--batch=0"], "--batch must be at least 1; got 0"),
@@ -261,7 +264,7 @@ def test_train_is_the_entry_point_of_the_original(vit_jax, monkeypatch):
 @pytest.mark.parametrize(
     ("config", "options", "message"),
     [
-        ("nope.py", [], "No such file or directory: 'nope.py'"),
+        ("nope.py", [], "no file 'nope.py'"),
         ("configs/vit.py:b17,cifar10", [], "'b17'. Did you mean 'b16'"),
         ("configs/vit.py:b16,cifar11", [], "'cifar11'. Did you mean 'cifar10'"),
         ("configs/digits.py", ["--config.btch=3"], 'Did you mean "batch"'),
@@ -305,7 +308,7 @@ def test_predict_names_the_class_whatever_the_source(vit_jax, colours, source, r
 def test_predict_prints_a_table_for_each_image(vit_jax, workdir, tmp_path):
     image = tmp_path / "[bold]x.png"  # no markup
     _paint(image, COLOURS["green"], np.random.default_rng(1))
-    status, out, _ = vit_jax("predict", workdir, image, "--top=1")
+    status, out, _ = vit_jax("predict", workdir, image, "--top=1", "--format=text")
     title, _, header, _, row = out.splitlines()[:5]
     assert status == 0
     assert title == str(image)
@@ -323,14 +326,110 @@ def test_predictions_do_not_depend_on_their_number(workdir, colours):
     np.testing.assert_allclose(many, np.broadcast_to(one, many.shape), atol=1e-6)
 
 
-def test_predict_refuses_a_bad_image_before_it_predicts(refused, workdir, colours, tmp_path):
-    good = colours / "test" / "red" / "0.png"
-    corrupt, text = tmp_path / "corrupt.jpg", tmp_path / "text.jpg"
+def _damaged(folder, good):
+    """A file that was cut off, one that is no image, and an empty one."""
+    corrupt, text, empty = folder / "corrupt.jpg", folder / "text.jpg", folder / "empty.png"
     Image.open(good).resize((200, 200)).save(corrupt)
     corrupt.write_bytes(corrupt.read_bytes()[:-500])
     text.write_text("no image")
-    for image in (tmp_path / "missing.jpg", tmp_path, corrupt, text):
-        assert str(image) in refused("predict", workdir, good, image)
+    empty.touch()
+    return corrupt, text, empty
+
+
+def test_predict_refuses_what_names_no_image_before_it_reads_the_model(refused, colours, tmp_path):
+    good = colours / "test" / "red" / "0.png"
+    assert "no image file 'missing.jpg'" in refused("predict", "no model", good, "missing.jpg")
+    (tmp_path / "empty").mkdir()
+    assert "no images in the folder" in refused("predict", "no model", good, tmp_path / "empty")
+    (tmp_path / "list.txt").write_text("\n")
+    assert "names no image" in refused("predict", "no model", tmp_path / "list.txt")
+
+
+def test_predict_reports_skips_or_refuses_damaged_images(
+    refused, vit_jax, workdir, colours, tmp_path
+):
+    good = colours / "test" / "red" / "0.png"
+    damaged = _damaged(tmp_path, good)
+    for image in damaged:
+        status, out, err = vit_jax("predict", workdir, good, image, "--on-error=raise")
+        assert status == 2
+        assert str(image) in err
+        assert str(image) in refused("predict", workdir, image)  # nothing to report beside it
+    status, out, err = vit_jax("predict", workdir, damaged[0], good, *damaged[1:])
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert status == 0
+    assert [line[0] for line in lines] == [*map(str, (damaged[0], good, *damaged[1:]))]
+    assert [line[1] for line in lines] == ["", "red", "", ""]
+    assert "3 of 4 images could not be read and have no class" in err
+    assert all(str(image) in err for image in damaged)
+    status, out, err = vit_jax("predict", workdir, damaged[0], good, "--on-error=skip")
+    assert (status, len(out.splitlines())) == (0, 1)
+    assert "1 of 2 images could not be read and are left out" in err
+
+
+def test_predict_takes_files_folders_lists_and_standard_input(
+    vit_jax, workdir, colours, tmp_path, monkeypatch
+):
+    test = colours / "test"
+    wanted = [str(p) for name in CLASSES for p in sorted((test / name).iterdir())]
+    (tmp_path / "list.txt").write_text("\n".join(wanted) + "\n\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(wanted).encode())))
+    for given in ([test], [tmp_path / "list.txt"], ["-"], wanted):
+        status, out, err = vit_jax("predict", workdir, *given, "--batch=2")
+        lines = [line.split("\t") for line in out.splitlines()]
+        assert (status, err) == (0, "")
+        assert sorted(line[0] for line in lines) == sorted(wanted)
+        right = [path.split("/")[-2] == label for path, label, _ in lines]
+        assert sum(right) == len(wanted) - 1  # one lies in the wrong folder
+    status, out, _ = vit_jax(
+        "predict", workdir, f"--dataset={colours}", "--columns=Id=number,label,class_3", "--top=3",
+        "--format=csv",
+    )  # fmt: skip
+    header, *lines = [line.split(",") for line in out.splitlines()]
+    assert header == ["Id", "label", "class_3"]
+    assert [int(line[0]) for line in lines] == [*range(1, len(wanted) + 1)]
+    assert len({line[1] for line in lines}) == 3
+
+
+def test_predict_writes_every_format_alike(vit_jax, workdir, colours, tmp_path):
+    images = [str(colours / "test" / name / "0.png") for name in CLASSES]
+    _, out, _ = vit_jax("predict", workdir, *images)
+    lines = [line.split("\t") for line in out.splitlines()]
+    for name in ("x.csv", "x.tsv", "x.jsonl", "x.parquet"):
+        path = tmp_path / name
+        assert vit_jax("predict", workdir, *images, f"--output={path}")[0::2] == (0, "")
+        if name.endswith("parquet"):
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        elif name.endswith("jsonl"):
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+        else:
+            header = ["path", "class", "probability"] if name.endswith("tsv") else None
+            form = {"delimiter": "\t"} if name.endswith("tsv") else {}
+            rows = [*csv.DictReader(path.open(), header, **form)]
+        assert [[*row] for row in rows] == [["path", "class", "probability"]] * 3
+        assert [[row["path"], row["class"]] for row in rows] == [line[:2] for line in lines]
+        got = [float(row["probability"]) for row in rows]
+        assert got == pytest.approx([float(line[2]) for line in lines], rel=1e-4)
+    assert {p.name for p in tmp_path.iterdir()} == {"x.csv", "x.tsv", "x.jsonl", "x.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output=no/such/x.csv"], "there is no directory 'no/such'"),
+        (["--output=x.xls"], "the suffix of 'x.xls' tells no format"),
+        (["--format=cvs"], "Did you mean 'csv'"),
+        (["--format=parquet"], "Parquet is no text"),
+        (["--columns=clas"], "Did you mean 'class'"),
+        (["--columns=class_2"], "needs --top 2, not 1"),
+        (["--columns=path,path"], "names 'path' twice"),
+        (["--batch=0"], "--batch must be at least 1; got 0"),
+        (["--on-error=x"], "must be report, skip or raise"),
+        (["--dataset=x"], "name the images"),
+    ],
+)
+def test_predict_refuses_options_before_it_reads_the_model(refused, image, options, message):
+    assert message in refused("predict", "no model", image, *options)
 
 
 # --- what a model is read from -------------------------------------------------------------------
@@ -406,6 +505,7 @@ def test_a_scanned_model_in_bfloat16_predicts_like_the_plain_one(npz, image, tmp
     scanned.variables["params"]["Transformer"]["encoderblock"] = jax.tree.map(
         lambda x: x[..., ::-1], scanned.variables["params"]["Transformer"]["encoderblock"]
     )
+    scanned = dataclasses.replace(scanned)  # whose variables are placed anew
     others = scanned.logits(pixels)  # the channels of its block in another order
     assert np.abs(others - wanted).max() / wanted.std() > 0.06
     assert scanned.logits(pixels).dtype == np.float32

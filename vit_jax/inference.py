@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-import pathlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from vit_jax.tree import arrays
 from vit_jax.variables import collections
 
 if TYPE_CHECKING:
+    import jax
     from flax import linen as nn
 
 Path = str | os.PathLike[str]
@@ -83,43 +84,67 @@ class LoadedModel:
         return not any(x.any() for n, x in heads.items() if "norm" not in n)
 
     def read_image(self, path: Path) -> np.ndarray:
-        """An image file as the model wants it: float32 [size, size, 3].
+        """An image file as the model wants it: float32 [height, width, channels].
 
         Raises:
           UserError: for a file that is missing, unreadable or damaged.
         """
-        from vit_jax.input_pipeline.transforms import decode_image, preprocess_image
+        from vit_jax.input_pipeline.records import read_image
 
-        try:
-            encoded = pathlib.Path(path).read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read image {str(path)!r}: {error.strerror}") from error
-        return preprocess_image(decode_image(encoded, str(path)), self.weights.model.preprocess)
+        name = os.fspath(path)
+        return self.preprocess(self.decode({"image": read_image(name), "name": name}))
+
+    def decode(self, record: Mapping[str, Any]) -> np.ndarray:
+        """The pixels of a stored example, uint8 [height, width, channels of the model].
+
+        Raises:
+          DamagedImage: for bytes that are no image, or only a part of one.
+        """
+        from vit_jax.input_pipeline.transforms import Decode
+
+        return Decode(self.weights.model.preprocess.channels)(dict(record))["image"]
+
+    def preprocess(self, pixels: np.ndarray) -> np.ndarray:
+        """Decoded pixels as the model wants them, float32 [height, width, channels]."""
+        from vit_jax.input_pipeline.transforms import preprocess_image
+
+        return preprocess_image(pixels, self.weights.model.preprocess)
 
     def prepare(self, record: dict[str, Any], rng: Any = None) -> dict[str, Any]:
         """A stored example as the model wants it, with a one-hot label: a pipeline's transform."""
-        from vit_jax.input_pipeline.transforms import Decode, OneHot, preprocess_image
+        from vit_jax.input_pipeline.transforms import OneHot
 
-        image = preprocess_image(Decode()(record)["image"], self.weights.model.preprocess)
+        image = self.preprocess(self.decode(record))
         return OneHot(self.weights.model.num_classes)({**record, "image": image})
 
+    def dispatch(self, images: np.ndarray) -> "jax.Array":
+        """`logits` that may still be computed when this returns."""
+        return self._forward(self._placed, images)
+
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """[N, size, size, 3] to float32 [N, num_classes]; compiles once a shape."""
-        return np.asarray(self._forward(self.variables, images))
+        """[N, height, width, channels] to float32 [N, num_classes]; compiles once a shape."""
+        return np.asarray(self.dispatch(images))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Softmax of the logits, [N, num_classes], for any number of images."""
+        from vit_jax.evaluate.predictions import softmax
+
         batch = min(len(images), _BATCH)
         padding = -len(images) % batch
         padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
         parts = [self.logits(padded[i : i + batch]) for i in range(0, len(padded), batch)]
-        logits = np.concatenate(parts)[: len(images)].astype(np.float64)
-        exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return exp / exp.sum(axis=-1, keepdims=True)
+        return softmax(np.concatenate(parts)[: len(images)])
 
     def class_name(self, index: int) -> str:
         names = self.weights.model.class_names
         return f"class {index}" if names is None else names[index]
+
+    @functools.cached_property
+    def _placed(self) -> Any:
+        """The variables on the device, so that no call copies them again."""
+        import jax
+
+        return jax.device_put(self.variables)
 
     @functools.cached_property
     def _forward(self):
@@ -135,8 +160,7 @@ def load_model(path: Path, model: str | None = None, **how: Any) -> LoadedModel:
     """`load_weights`, as a model that classifies; its arguments are those of `load_weights`.
 
     Raises:
-      UserError: as `load_weights`; and for a model without a head or with one for each token, or
-        whose images are not square.
+      UserError: as `load_weights`; and for a model without a head or with one for each token.
     """
     weights = load_weights(path, model, **how)
     known = weights.model
@@ -170,7 +194,7 @@ def load_weights(
 
     Raises:
       UserError: for a path that is missing or unreadable, a model that is unknown, not recognised
-        or one of several, tensors that are not the model's, or images that are not square.
+        or one of several, tensors that are not the model's, or an image size that nothing tells.
     """
     with open_source(path, model, image_size, part=part, allow=allow) as source:
         known = source.facts.model()
@@ -181,8 +205,11 @@ def load_weights(
                 "see where they differ; `vit-jax models` lists the names"
             )
         size = known.image_size
-        if size is None or size[0] != size[1]:
-            raise UserError(f"{str(path)!r}: its images are not square, as images here are")
+        if size is None:
+            raise UserError(
+                f"{str(path)!r}: its patches form no square, and nothing tells the height and the "
+                "width of its images in pixels: give --image-size HEIGHTxWIDTH"
+            )
         statistics = names.statistics(known.config)
         return Weights(known, collections(read_all(source), statistics))
 

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import pathlib
 import statistics
 import time
 from typing import Any
@@ -12,11 +13,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vit_jax import models
+from vit_jax.configs import inference_time as recipe
 from vit_jax.devices.sharding import check_batch, make_mesh, replicated, split_batch
 from vit_jax.errors import UserError
 from vit_jax.layers.attention.choice import attending
 from vit_jax.train.loop import make_workdir
 from vit_jax.train.metrics import MetricWriter
+from vit_jax.train.run_lock import run_lock
 
 
 def inference_time(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
@@ -27,16 +30,24 @@ def inference_time(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, 
       written to `workdir` too.
 
     Raises:
-      UserError: when batch, num_classes, image_size or steps are not positive, or `config.attend`
-        cannot compute the model.
+      UserError: for a number out of its range, an `attend` that cannot compute the model, or a
+        workdir that holds a training run, whose metrics would be lost.
     """
-    for field in ("batch", "num_classes", "image_size", "steps"):
-        value: Any = config[field]
-        if value <= 0:
-            raise UserError(f"expected --config.{field} > 0, got {value}")
+    for field, known in recipe.RANGES.items():
+        known.require(f"config.{field}", config[field])
     mesh = make_mesh()
     check_batch("batch", config.batch, mesh)
     make_workdir(workdir)
+    with run_lock(workdir):
+        if (pathlib.Path(workdir) / "run.json").exists():
+            raise UserError(
+                f"--workdir={workdir} holds a training run, whose metrics would be replaced by "
+                "these; use another one"
+            )
+        return _measure(config, mesh, workdir)
+
+
+def _measure(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: str | os.PathLike):
     model = models.get_model(config.model_name, num_classes=config.num_classes)
     shape = (config.batch, config.image_size, config.image_size, 3)
     full, split = replicated(mesh), split_batch(mesh)

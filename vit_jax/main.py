@@ -11,6 +11,9 @@ others are; elsewhere add
 --set FIELD=VALUE changes a field that the recipe's model does not name, and its constructor has:
 --set model.transformer.scan=True. It may be given several times.
 
+A recipe that is installed with this package is found by its name, --config=vit:b16,cifar10, where
+there is no such file.
+
 --allow_other_config goes on with a run whose config was another one. --smoke makes any recipe three
 tiny steps on generated images, to see that it runs.
 """
@@ -22,6 +25,7 @@ from absl import flags, logging
 
 from vit_jax.errors import UserError
 from vit_jax.overrides import overridden
+from vit_jax.recipes import with_recipe
 
 
 def run(argv: Sequence[str]) -> int:
@@ -66,6 +70,7 @@ def parse(argv: Sequence[str]):
     """
     from ml_collections import config_flags
 
+    argv = with_recipe(argv)
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file(
         "config",

@@ -23,8 +23,14 @@ TARGETS = ("official", "big_vision", "orbax", "timm", "hf")
 SUFFIX = {"official": ".npz", "big_vision": ".npz", "orbax": "", "timm": ".safetensors", "hf": ""}
 
 
+# An Orbax checkpoint has a file or two a tensor: one model of each kind, with one block, is enough.
+ORBAX = ("testing", "testing-unpooled", "ViT-S_16-gap-norep", "R+ViT-Ti_16", "Mixer-B_16")
+
+
 def can_hold(target: str, name: str) -> bool:
     config = SHAPES[name]["config"]
+    if target == "orbax" and name not in ORBAX:
+        return False
     if target == "hf":
         return config.get("classifier") == "token" and "resnet" not in config
     return target != "big_vision" or "resnet" not in config
@@ -81,8 +87,7 @@ PAIRS = [
 @pytest.mark.parametrize(("name", "first", "second"), PAIRS)
 def test_there_and_back_for_every_pair(tmp_path, name, first, second):
     config = narrow(SHAPES[name]["config"])
-    # Of models that differ in their depth alone one is whole. An Orbax checkpoint has a file or two
-    # a tensor: a whole model takes a second.
+    # One of those models that differ in their depth alone is whole.
     if name not in WHOLE or "orbax" in (first, second):
         config = shallow(config)
     checkpoint.save(tmp_path / "src.npz", narrow_params(config))

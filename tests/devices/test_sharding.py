@@ -211,7 +211,7 @@ def test_bad_meshes(sizes, message):
 
 
 def test_accumulation_keeps_one_buffer_of_gradients():
-    """Of the parameters' size; each part's gradient is added as soon as it is there."""
+    """One buffer of the parameters' size; each part's gradient is added as soon as it is there."""
     model, tx = get_model("ViT-S_16", num_classes=10), optax.sgd(0.1)
     init = functools.partial(engine_lib.init_state, model, tx, image_size=32)
     state = jax.eval_shape(init, jax.random.key(0))

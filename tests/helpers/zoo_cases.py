@@ -150,7 +150,7 @@ class Case:
         return trace_torch(module, self.images, [], np.float64, logits_of).logits
 
     def error(self, module: torch.nn.Module | None = None) -> float:
-        """Of our logits against the reference's, both in float64."""
+        """How far our logits are from the reference's, both in float64."""
         return relative_error(self.ours64, self.theirs(module))
 
     def assert_round_trip(self) -> None:

@@ -64,7 +64,7 @@ def values_per_channel(case: Case, ours: Step, theirs: Step) -> dict[str, float]
 
 
 def drop_rates(model: nn.Module, size: tuple[int, int]) -> dict[str, tuple[float, int]]:
-    """Of each residual branch by its path, in order: probability, and how many are drawn."""
+    """Probability, and how many are drawn, of each residual branch by its path, in order."""
     found = {}
 
     def record(call, args, kwargs, context):

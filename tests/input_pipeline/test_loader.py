@@ -230,7 +230,7 @@ def test_original_configs_work(folder):
         ("pp.erasing", 1.5, r"config.pp.erasing must be in \[0, 1\]"),
         ("pp.color_jitter", -1.0, "config.pp.color_jitter"),
         ("pp.area_min", 0.0, r"config.pp.area_min must be in \(0, 1\]"),
-        ("pp.std", (1.0, 0.0, 1.0), "config.pp.std must be three"),
+        ("pp.std", (1.0, 0.0, 1.0), "config.pp.std must be a finite number above 0"),
         ("pp.autoaug_policy", ((("Spin", 1.0, 2),),), r"unknown operations \['Spin'\]"),
         ("pp.autoaug_policy", ("Invert",), "lines of"),
         ("dataset", "cifar1", "unknown dataset 'cifar1'"),

@@ -14,7 +14,7 @@ from vit_jax.errors import UserError
 from vit_jax.input_pipeline.folder_source import FolderSource
 from vit_jax.input_pipeline.real_labels import RealLabels
 
-# Of images 1 to 6; the folder has five of them, in another order.
+# Labels of images 1 to 6; the folder has five of these images, in another order.
 LABELS = [[2], [], [0, 2], [1], [1, 0], [0]]
 IMAGES = {"a": (5, 2), "b": (1, 6), "c": (3,)}
 

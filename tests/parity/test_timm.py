@@ -70,7 +70,14 @@ AS_SHIPPED = {
 }
 
 
-@pytest.fixture(scope="module", params=AS_SHIPPED)
+# There is a smaller one of the same kind.
+LARGE = ("ViT-B_32", "R26+ViT-S_32")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in AS_SHIPPED],
+)
 def name(request):
     return request.param
 

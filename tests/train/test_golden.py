@@ -21,8 +21,8 @@ TRAIN = np.load(GOLDEN / "train.npz")
 SETUP = json.loads(str(TRAIN["config"]))
 TAGS = sorted({key.split(":")[0] for key in TRAIN if key.endswith(":losses")})
 LR = np.load(GOLDEN / "lr.npz")
-# Of the largest change of a tensor. The momentum in bfloat16 rounds to 2**-9 of itself, at each of
-# five updates, and one rounding in a thousand falls the other way.
+# Shares of the largest change of a tensor. The momentum in bfloat16 rounds to 2**-9 of itself, at
+# each of five updates, and one rounding in a thousand falls the other way.
 UPDATE_BAR = 5 * 2**-9
 
 

@@ -120,12 +120,16 @@ def test_a_resumed_run_is_the_uninterrupted_run(images, uninterrupted, tmp_path)
     assert without_timing(tmp_path) == without_timing(reference)
 
 
-def test_a_finished_run_is_not_trained_again(images, uninterrupted):
+def test_a_finished_run_is_not_trained_again_and_says_so(images, uninterrupted, capsys):
     expected, workdir = uninterrupted
     before = (workdir / "metrics.jsonl").read_bytes()
     got = run(small_config(images), workdir)
     np.testing.assert_array_equal(got["head/kernel"], expected["head/kernel"])
     assert (workdir / "metrics.jsonl").read_bytes() == before
+    out = capsys.readouterr().out
+    assert "this run is finished: all 6 steps are done" in out
+    assert f"vit-jax eval {workdir}" in out
+    assert "compiling" not in out
 
 
 @pytest.mark.parametrize("changes", [{"accum_steps": 2}, {"data": {"num_workers": 1}}], ids=str)
@@ -199,13 +203,13 @@ def test_bfloat16_adamw_and_scan_train(images, tmp_path):
         ),
         ({"batch": 8, "accum_steps": 4}, "4 times accum_steps=4"),
         ({"batch_eval": 3}, "batch_eval=3"),
-        ({"total_steps": 0}, "total_steps=0"),
+        ({"total_steps": 0}, "config.total_steps must be an integer of at least 1 or None, got 0"),
         ({"keep_best": "accuracy"}, "keep_best='accuracy'"),
-        ({"ema": {"decay": 1.0}}, "ema.decay=1.0"),
-        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"ema": {"decay": 1.0}}, "config.ema.decay must be in [0, 1), got 1.0"),
+        ({"warmup_steps": -1}, "config.warmup_steps must be an integer of at least 0, got -1"),
         ({"decay_type": "sine"}, "decay_type='sine'"),
         ({"optim": "adamx"}, "Did you mean 'adamw'"),
-        ({"sam": {"rho": 0.1, "rho_min": 0.2}}, "expected 0 <= rho_min <= rho"),
+        ({"sam": {"rho": 0.1, "rho_min": 0.2}}, "expected rho_min <= rho"),
         ({"optim_dtype": "int8"}, "optim_dtype='int8'"),
         ({"dtype": "float8"}, "dtype='float8'"),
         ({"pretrained_dir": "/nowhere"}, "/nowhere/testing.npz"),
@@ -272,7 +276,7 @@ def test_inference_time_measures_the_steps_it_is_told(tmp_path):
     assert 0 < low <= mean <= high
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 0
     config.steps = 0
-    with pytest.raises(UserError, match=r"--config.steps > 0, got 0"):
+    with pytest.raises(UserError, match=r"config\.steps must be an integer of at least 1, got 0"):
         inference_time.inference_time(config, tmp_path)
 
 

@@ -69,8 +69,8 @@ def test_label_smoothing(name):
     ("args", "message"),
     [
         (("softmx",), "Did you mean 'softmax'"),
-        (("softmax", 1.0), "label_smoothing=1.0"),
-        (("softmax", -0.1), "label_smoothing=-0.1"),
+        (("softmax", 1.0), r"config.label_smoothing must be in \[0, 1\), got 1.0"),
+        (("softmax", -0.1), r"must be in \[0, 1\), got -0.1"),
         (("multilabel", 0.1), "loss='sigmoid'"),
     ],
     ids=str,

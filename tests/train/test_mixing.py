@@ -149,5 +149,5 @@ def test_a_batch_over_four_devices_is_mixed_as_on_one(mixing):
 )
 def test_bad_settings(changes):
     ((name, value),) = changes.items()
-    with pytest.raises(UserError, match=f"{name}={value}"):
+    with pytest.raises(UserError, match=f"config.mixing.{name} must be .*, got {value}"):
         Mixing(**changes)

@@ -117,7 +117,7 @@ def test_layer_decay_covers_every_model(model):
 
 @pytest.mark.parametrize("decay", [0.0, 1.1])
 def test_layer_decay_out_of_range(decay):
-    with pytest.raises(UserError, match=f"layer_decay={decay}"):
+    with pytest.raises(UserError, match=rf"config.layer_decay must be in \(0, 1\], got {decay}"):
         layer_decay_rules(decay, tree())
 
 

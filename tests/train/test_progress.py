@@ -50,15 +50,25 @@ def lines(shown):
 
 def test_a_line_holds_every_figure_that_is_known(clock):
     with plain() as shown:
+        shown.start(1)
         shown.update(1, **FIGURES)
         clock.now += 60
-        shown.update(21, loss=0.25, accuracy=0.5)
+        shown.update(21, loss=0.25)
+        shown.evaluated(21, accuracy=0.5, loss=0.75)
     assert lines(shown) == [
-        "step 1/100  loss 0.5000  images/s 1,234  MFU 42.3%  memory 3.0/80.0 GiB  ETA -",
+        "step 1/100  loss 0.5000  images/s 1,234  MFU 42.3%  memory 3.0/80.0 GiB",
         # 20 steps in 60 seconds, 79 to go; one line, however narrow the terminal would be
-        "step 21/100  loss 0.2500  images/s 1,234  MFU 42.3%  memory 3.0/80.0 GiB  top-1 50.00%"
-        "  ETA 0:03:57",
+        "step 21/100  loss 0.2500  images/s 1,234  MFU 42.3%  memory 3.0/80.0 GiB  ETA 0:03:57",
+        "step 21/100  test:  loss 0.7500  top-1 50.00%",
     ]
+
+
+def test_the_first_line_has_an_estimate(clock):
+    with plain() as shown:
+        shown.start(1)
+        clock.now += 18
+        shown.update(10, loss=1.0)
+    assert lines(shown) == ["step 10/100  loss 1.0000  ETA 0:03:00"]
 
 
 def test_lines_are_rare_but_for_evaluations(clock):
@@ -66,16 +76,19 @@ def test_lines_are_rare_but_for_evaluations(clock):
         for step in range(1, 101):
             shown.update(step, loss=1.0)
             if step in (5, 100):
-                shown.update(step, accuracy=0.5)
+                shown.evaluated(step, accuracy=0.5, loss=1.0)
             clock.now += 1
     at = [int(re.match(r"step (\d+)/100", line)[1]) for line in lines(shown)]
-    assert at == [1, 5, *range(15, 100, 10), 100]
-    assert lines(shown)[-1].endswith("ETA 0:00:00")
+    assert at == [1, 5, *range(11, 100, 10), 100, 100]
+    assert lines(shown)[-2].endswith("ETA 0:00:00")
+    assert [line for line in lines(shown) if "test:" in line] == [
+        f"step {step}/100  test:  loss 1.0000  top-1 50.00%" for step in (5, 100)
+    ]
 
 
 def test_a_resumed_run_estimates_from_its_own_steps(clock):
     with plain(first_step=80) as shown:
-        shown.update(81, loss=1.0)
+        shown.start(81)
         clock.now += 50
         shown.update(86, loss=1.0)
     assert lines(shown)[-1].endswith("ETA 0:02:20")
@@ -158,7 +171,7 @@ def test_the_log_of_an_unknown_device_shows_neither(tmp_path, capsys):
         run.train(1, loss=0.5, lr=0.1, speed=100.0, devices=1)
         run.evaluation(1, Evaluation(examples=4, counted=4, correct=1, loss=2.0))
     out = capsys.readouterr().out
-    assert "loss 0.5000  images/s 100  top-1 25.00%" in out
+    assert "step 1/10  loss 0.5000  images/s 100\nstep 1/10  test:  loss 2.0000" in out
     assert "MFU" not in out
     assert "memory" not in out
 

@@ -15,9 +15,10 @@ import tiny_run
 from vit_jax import train
 from vit_jax.configs import common
 from vit_jax.errors import UserError
+from vit_jax.train.run_lock import run_lock
 from vit_jax.train.same_config import require_same_config
 
-KILLS = 20
+MANY_KILLS = 20  # so many that some of them come while a checkpoint is saved
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +59,15 @@ def wait_for_lines(workdir: pathlib.Path, process: subprocess.Popen, more: int =
         time.sleep(0.002)
 
 
-def test_a_run_killed_at_random_moments_is_the_uninterrupted_run(images, uninterrupted, tmp_path):
+@pytest.mark.parametrize("wanted", [6, pytest.param(MANY_KILLS, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_is_the_uninterrupted_run(
+    wanted, images, uninterrupted, tmp_path
+):
     """SIGKILL in steps, saves and evaluations; a run that gets through makes way for another."""
     rng, kills, in_saves, workdir = random.Random(0), 0, 0, tmp_path / "0"
     while True:
         process = processes.start(command(images, workdir))
-        if kills < KILLS:
+        if kills < wanted:
             wait_for_lines(workdir, process)
             time.sleep(rng.uniform(0, 0.6))
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
@@ -75,10 +79,21 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_run(images, uninter
             continue
         assert status == 0, errors[-3000:]
         assert_same(workdir, uninterrupted)
-        if kills == KILLS:
+        if kills == wanted:
             break
         workdir = tmp_path / str(kills)
-    assert in_saves  # or the moments were badly chosen
+    assert in_saves or wanted < MANY_KILLS
+
+
+def test_the_same_command_twice_at_once_is_one_run(images, uninterrupted, tmp_path):
+    pair = [processes.start(command(images, tmp_path)) for _ in range(2)]
+    results = dict(zip(("0", "1"), processes.finish(*pair), strict=True))
+    (refused,) = [name for name, (status, _, _) in results.items() if status == 2]
+    (other,) = {"0", "1"} - {refused}
+    assert results[other][0] == 0, results[other][2][-3000:]
+    assert f"is in use by the run of process {pair[int(other)].pid} on" in results[refused][2]
+    assert "Traceback" not in results[refused][2]
+    assert_same(tmp_path, uninterrupted)
 
 
 def test_sigterm_saves_and_the_run_goes_on(images, uninterrupted, tmp_path):
@@ -107,6 +122,8 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(images, uninterrupted, tmp_
     assert status == 2
     assert errors.startswith(f"vit_jax.main: error: cannot write a checkpoint to {tmp_path}: File")
     assert "Traceback" not in errors
+    assert "No checkpoint was written before" in errors
+    assert "the same command starts from the beginning" in errors
     assert not tiny_run.stored(tmp_path)
     processes.succeed(processes.start(command(images, tmp_path)))
     assert_same(tmp_path, uninterrupted)
@@ -135,6 +152,11 @@ def test_sigterm_to_one_of_two_processes_stops_both(images, tmp_path):
     for status, _, errors in results:
         assert status == 143, errors[-3000:]
         assert f"stopped by SIGTERM after step {latest}, which is saved" in errors
+
+    with run_lock(workdir):  # one process is refused, and all stop
+        for status, _, errors in processes.finish(*start_two(images, workdir)):
+            assert status == 2, errors[-3000:]
+            assert f"--workdir={workdir}" in errors
 
     processes.succeed(*start_two(images, workdir))
     assert_same(workdir, reference)

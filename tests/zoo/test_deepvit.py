@@ -24,7 +24,7 @@ REGISTERED = {PLAIN: "deepvit_patch16_224_re_attn_16b", STEM: "deepvit_S"}
 SIZES = {"hidden_size": 24, "num_layers": 3, "num_heads": 3, "mlp_dim": 72}
 REATTENTION_LAYERS = {PLAIN: 3, STEM: 2}
 
-# Of the official code, buffers left out.
+# Numbers of parameters in the official code, buffers left out.
 COUNTS = {
     "deepvit_patch16_224_re_attn_16b": 24_426_664,
     "deepvit_patch16_224_re_attn_24b": 36_261_448,
@@ -44,7 +44,7 @@ def config(name: str) -> dict:
 
 
 def errors(name: str, **fields) -> dict[str, float]:
-    """Of ours with these fields, in float64, by the names of the figures."""
+    """Errors of our model with these fields, in float64, by the names of the figures."""
     golden = official(name)
     variables = from_torch(golden.weights, config(name), "torch")
     model = from_config({**config(name), **fields}, num_classes=7)
@@ -63,7 +63,7 @@ def errors(name: str, **fields) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", [PLAIN, STEM])
 def test_logits_are_the_official_codes(name):
-    """Those of images of 48×80 pixels, and what is on the way to them."""
+    """Logits of images of 48×80 pixels, and what is computed on the way to them."""
     assert official(name).images.shape[1:3] == (48, 80)
     found = errors(name)
     assert max(found.values()) <= FLOAT64_BAR, found

@@ -45,7 +45,7 @@ def test_tables_are_stretched_as_the_official_code_does(new):
     ("size", "fits"), [((224, 224), 224), ((448, 448), 224), ((40, 40), 40), ((96, 96), 96)]
 )
 def test_the_tables_tell_an_image_size(size, fits):
-    """That of the smallest image whose windows are as large, where none is smaller than 7."""
+    """The size of the smallest image whose windows are as large, where none is smaller than 7."""
     config = tables((32, 32)).config
     shapes = names.expected_shapes(config, num_classes=7, image_size=size)
     assert names.image_size_of(config, shapes) == (fits, fits)

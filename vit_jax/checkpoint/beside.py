@@ -15,7 +15,7 @@ from typing import Any
 
 from vit_jax.checkpoint import hf_dir
 from vit_jax.errors import UserError
-from vit_jax.families.family import Config, Size, Timm
+from vit_jax.families.family import RGB, Config, Size, Timm, channels
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import comparable, family_of, get, resolve
 
@@ -33,9 +33,11 @@ def timm_description(
     """
     built = _built(config, image_size)
     built["model_args"] |= {"num_classes": num_classes}
+    if channels(config) != RGB:
+        built["model_args"]["in_chans"] = channels(config)
     built["pretrained_cfg"] = {
         "num_classes": num_classes,
-        "input_size": [3, *image_size],
+        "input_size": [channels(config), *image_size],
         "fixed_input_size": True,
         "interpolation": preprocess.method,
         "crop_pct": _crop_pct(preprocess),
@@ -48,9 +50,11 @@ def timm_description(
 
 def _crop_pct(preprocess: Preprocess) -> float:
     """The share for which timm, which rounds a quotient down, resizes as we do."""
-    resized = preprocess.before_crop(preprocess.size)
-    share = preprocess.size / resized
-    return share if math.floor(preprocess.size / share) == resized else math.nextafter(share, 0)
+    sides = preprocess.height_width
+    shares = [side / preprocess.before_crop(side) for side in sides]
+    share = min(shares, key=lambda share: abs(share - preprocess.crop))
+    exact = all(math.floor(side / share) == preprocess.before_crop(side) for side in sides)
+    return share if exact else math.nextafter(share, 0)
 
 
 def preprocessing_differences(preprocess: Preprocess) -> list[str]:

@@ -50,7 +50,7 @@ class Conversion:
       source_format, source_layout: As `identify` names them.
       to: The target.
       model: The model's name: registered, recorded, or 'custom'.
-      num_tensors, num_params: Of the new file.
+      num_tensors, num_params: How many the new file holds.
       steps: Whatever was done beyond renaming and reordering, in words.
       skipped: Tensors of SRC that are no parameters.
       dropped: Parameters of SRC that are not in DST (each by a step).
@@ -85,6 +85,7 @@ def convert(
     resize_method: str | None = None,
     num_classes: int | None = None,
     drop_pre_logits: bool = False,
+    channels: int | None = None,
     dtype: str | None = None,
     part: str | None = None,
     allow: Allow = (),
@@ -103,6 +104,8 @@ def convert(
         family's own code does.
       num_classes: A new head of zeros in the place of the file's; 0 for none.
       drop_pre_logits: Whether to drop `pre_logits`, and with it the head that reads it.
+      channels: The number of channels of the images that the new file is for, see
+        `edits.with_channels`.
       dtype: 'float32', 'float16' or 'bfloat16'; by default as stored.
       part: As for `open_source`.
       allow: As for `open_source`: 'other-function' goes on, too, where the target's library cannot
@@ -115,7 +118,9 @@ def convert(
     """
     target = target_of(to)
     with open_source(src, model, image_size, part=part, allow=allow) as source:
-        plan = _planned(source, image_size, resize_method, num_classes, drop_pre_logits, dtype)
+        plan = _planned(
+            source, image_size, resize_method, num_classes, drop_pre_logits, channels, dtype
+        )
         layout = _layout(to, target, plan)
         _prepare(plan, layout)
         plan.notes += _unsaid(plan, to, layout, allow) + target.notes(plan, pathlib.Path(dst))
@@ -211,6 +216,7 @@ def _planned(
     resize_method: str | None,
     num_classes: int | None,
     drop_pre_logits: bool,
+    channels: int | None,
     dtype: str | None,
 ) -> _Plan:
     plan = _Plan(source)
@@ -220,6 +226,8 @@ def _planned(
         stored = next(iter(plan.specs.values())).dtype
         size = plan.size
         plan.edit(edits.with_head(plan.config, plan.shapes, num_classes, size, stored))
+    if channels is not None:
+        plan.edit(edits.with_channels(plan.config, plan.shapes, channels))
     if image_size is not None:
         old = plan.size
         plan.edit(edits.resized(plan.config, plan.shapes, old, image_size, resize_method))
@@ -310,7 +318,7 @@ class _Hashing:
         return self._sha256.result()
 
     def draft(self) -> dict[str, str]:
-        """As long as the final metadata."""
+        """Metadata that is exactly as long as the final one, with zeros in place of the hash."""
         return self._metadata("0" * hashlib.sha256().digest_size * 2)
 
     def final(self) -> dict[str, str]:
@@ -358,8 +366,8 @@ def _state_dict_notes(_: _Plan, dst: pathlib.Path) -> list[str]:
     if dst.suffix not in _PICKLED:
         return []
     return [
-        f"a {dst.suffix} file holds tensors only: neither the model, nor its preprocessing, nor what "
-        "was done here is recorded in it"
+        f"a {dst.suffix} file holds tensors only: neither the model, nor its preprocessing, nor "
+        "what was done here is recorded in it"
     ]
 
 

@@ -39,7 +39,7 @@ def resized(
     Raises:
       UserError: where the architecture takes no other size with these weights.
     """
-    family = get(config)
+    family, config = get(config), names.with_channels(config, shapes)
     if family.stride is not None and family.num_patches is not None:
         stride = family.stride(config)
         grid = new[0] // stride[0], new[1] // stride[1]
@@ -76,6 +76,42 @@ def resized(
         f"resized from images of {old} to {new} pixels, method {method!r}: "
         f"{', '.join(list(changed)[:3])}{', …' if len(changed) > 3 else ''}",
         changed=changed,
+    )
+
+
+def with_channels(config: Config, shapes: Shapes, channels: int) -> Edit | None:
+    """Fits the kernels that read the pixels to images of another number of channels.
+
+    As timm does it for a model of RGB images: to one channel they are summed, which gives a grey
+    image what RGB with three equal channels would give; to more they are repeated in turn and
+    scaled by old / new, so that equal channels give the same.
+
+    Returns:
+      None where the number is the same.
+
+    Raises:
+      UserError: for a number below 1.
+    """
+    if channels < 1:
+        raise UserError(f"a number of channels is 1 or more; got {channels}")
+    old = names.channels_of(config, shapes)
+    if old == channels:
+        return None
+
+    def fitted(kernel: np.ndarray) -> np.ndarray:
+        x = kernel.astype(np.float64)
+        if channels == 1:
+            x = x.sum(axis=-2, keepdims=True)
+        else:
+            x = x[..., np.arange(channels) % old, :] * (old / channels)
+        return x.astype(kernel.dtype)
+
+    kernels = [name for name in get(config).stem(config) if name in shapes]
+    how = "summed" if channels == 1 else "repeated and scaled"
+    return Edit(
+        f"{old} channels of the images become {channels}, {how}: {', '.join(kernels)}",
+        changed=dict.fromkeys(kernels, fitted),
+        config={"channels": channels},
     )
 
 

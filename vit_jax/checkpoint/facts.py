@@ -19,7 +19,7 @@ from vit_jax.checkpoint.recorded import Recorded
 from vit_jax.class_names import class_names as known_class_names
 from vit_jax.errors import UserError
 from vit_jax.families import released
-from vit_jax.families.family import Shapes, Size
+from vit_jax.families.family import Shapes, Size, channels
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import ModelSpec, comparable, config_of, get, registered, resolve
 from vit_jax.families.resize import Grid
@@ -163,9 +163,9 @@ class Facts:
     def model(self) -> Model:
         """What must be known to use the weights; UserError as `require_model`."""
         config = self.require_model()
-        preprocess = self.preprocess or Preprocess()
+        preprocess = (self.preprocess or Preprocess()).for_channels(channels(config))
         if self.image_size is not None:
-            preprocess = dataclasses.replace(preprocess, size=max(self.image_size))
+            preprocess = dataclasses.replace(preprocess, size=self.image_size)
         found = self.class_names
         if found is None or len(found) != self.num_classes:
             found = known_class_names(self.num_classes)
@@ -370,11 +370,10 @@ def image_size_of(
 
 
 def _usual_sizes(config: Mapping[str, Any]) -> set[Size]:
-    """The square image sizes for which weights of this architecture are registered."""
+    """The image sizes for which weights of this architecture are registered."""
     known, fields = get(config).architectures.values(), comparable(config)
     same = [a for a in known if comparable(a.config) == fields] or known
-    sides = (weights.preprocess.size for a in same for weights in a.weights.values())
-    return {(side, side) for side in sides}
+    return {weights.preprocess.height_width for a in same for weights in a.weights.values()}
 
 
 def other_function(found: Recorded, config: Mapping[str, Any]) -> tuple[list[str], bool]:

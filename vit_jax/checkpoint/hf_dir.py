@@ -8,7 +8,7 @@ from typing import Any
 from vit_jax.checkpoint.files.archive import reading
 from vit_jax.checkpoint.files.shards import INDEX
 from vit_jax.errors import UserError
-from vit_jax.families.family import Config, HuggingFace, Size
+from vit_jax.families.family import Config, HuggingFace, Size, channels
 from vit_jax.families.preprocess import Preprocess
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -153,7 +153,7 @@ def _preprocess(fields: Mapping[str, Any]) -> Preprocess:
 
 
 def _kind(fields: Mapping[str, Any]) -> str:
-    """Of a processor, without what versions and backends add to its name."""
+    """The kind of an image processor, without what versions and backends add to its name."""
     name = str(fields.get("image_processor_type") or fields.get("feature_extractor_type") or "ViT")
     for end in ("Fast", "Pil", "ImageProcessor", "FeatureExtractor"):
         name = name.removesuffix(end)
@@ -181,6 +181,11 @@ def labels(config: Mapping[str, Any]) -> list[str] | None:
     return None if all(n == f"LABEL_{i}" for i, n in enumerate(names)) else names
 
 
+def entries(config: Config, build: HuggingFace, image_size: Size) -> dict[str, Any]:
+    """The entries of a `config.json` that say the model's sizes."""
+    return {**build.write(config, image_size), "num_channels": channels(config)}
+
+
 def config_json(
     config: Config,
     build: HuggingFace,
@@ -200,7 +205,7 @@ def config_json(
     fields: dict[str, Any] = {
         "architectures": [with_head if num_classes else without],
         "model_type": build.model_type,
-        **build.write(config, image_size),
+        **entries(config, build, image_size),
         "dtype": dtype,
         "torch_dtype": dtype,  # its name before transformers 5
     }

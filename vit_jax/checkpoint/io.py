@@ -192,9 +192,11 @@ def load_pretrained(
 ) -> dict[str, Any]:
     """Pretrained weights adapted to a new task, as the original's.
 
-    The head is the model's own. With `representation_size=None` a `pre_logits` of the file is
-    dropped. What depends on the image size is resized as the family's own code does (for the
-    original's models bilinear, corners aligned; see `edits.resized`).
+    The head is the model's own. Where the model's images have another number of channels, the
+    kernels that read the pixels are fitted as timm does it, see `edits.with_channels`. With
+    `representation_size=None` a `pre_logits` of the file is dropped. What depends on the image size
+    is resized as the family's own code does (for the original's models bilinear, corners aligned;
+    see `edits.resized`).
 
     Args:
       pretrained_path: Whatever `load` reads.
@@ -220,6 +222,11 @@ def load_pretrained(
         gone = [n for n in shapes if n.startswith("pre_logits/")]
         flat = {n: x for n, x in flat.items() if n not in gone}
     wanted = names.shapes_of(init)
+    channels = names.channels_of(config, wanted)
+    if edit := edits.with_channels(config, shapes, channels):
+        log.warning("%s: %s", pretrained_path, edit.step)
+        flat = names.applied(edit, flat)
+        shapes = names.shapes_of(flat)
     old = _size_of(config, shapes, old_grid, "the file's", pretrained_path)
     new = _size_of(config, wanted, new_grid, "the model's", None)
     flat = names.applied(edits.with_heads_of(shapes, init), flat)
@@ -379,18 +386,19 @@ def save_timm(
     Raises:
       UserError: if timm cannot hold the model or the parameters are not the model's.
     """
-    config = config_of(model)
     state = to_torch({"params": params} if not is_variables(params) else params, model, "timm")
     shapes = names.shapes_of(arrays(unstack_blocks(named(params))))
+    config = names.with_channels(config_of(model), shapes)
     size = image_size
     if size is None and preprocess is not None and not names.tells_image_size(config, shapes):
-        size = preprocess.size, preprocess.size
+        size = preprocess.height_width
     size = size or names.image_size_of(config, shapes)
     if size is None:
         raise UserError("the model's patches form no square; give the image size")
     spec = resolve(model) if isinstance(model, str) else model
     if preprocess is None:
-        preprocess = spec.preprocess if isinstance(spec, ModelSpec) else Preprocess(size=max(size))
+        preprocess = spec.preprocess if isinstance(spec, ModelSpec) else Preprocess(size=size)
+    preprocess = preprocess.for_channels(names.channels_of(config, shapes))
     num_classes = names.num_classes_of(shapes)
     name = spec.name if isinstance(spec, ModelSpec) else str(config.get("model_name") or "custom")
     known = Model(

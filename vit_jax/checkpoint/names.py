@@ -17,7 +17,17 @@ import numpy as np
 from vit_jax.checkpoint.files.archive import Edited, Renamed
 from vit_jax.errors import UserError
 from vit_jax.families import released
-from vit_jax.families.family import Config, Edit, Layout, Shape, Shapes, Size, is_head
+from vit_jax.families.family import (
+    RGB,
+    Config,
+    Edit,
+    Layout,
+    Shape,
+    Shapes,
+    Size,
+    channels,
+    is_head,
+)
 from vit_jax.families.registry import comparable, family_of, get
 from vit_jax.families.rules import (
     Exported,
@@ -34,6 +44,19 @@ Tensors = Mapping[str, np.ndarray]
 LINEN, OFFICIAL = "linen", "official"
 # PyTorch's BatchNorm counts batches for a momentum of None, which none of these models has.
 _COUNTER = "num_batches_tracked"
+
+
+class _Frozen:
+    """A config as a key of a cache, equal where its text is."""
+
+    def __init__(self, config: Config):
+        self.config, self._text = dict(config), repr(sorted(config.items()))
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Frozen) and self._text == other._text
 
 
 def layouts_of(config: Config) -> tuple[str, ...]:
@@ -64,7 +87,12 @@ def table(config: Config, layout: str) -> Table:
 
 def _own_names(config: Config) -> Table:
     """Ours to ours."""
-    family = get(config)
+    return _made_of_own_names(_Frozen(config))
+
+
+@functools.lru_cache(64)
+def _made_of_own_names(key: _Frozen) -> Table:
+    config, family = key.config, get(key.config)
     if family.shapes is not None:
         size = default_size(config)
         return [r for n in family.shapes(config, 1, size) for r in rule(n, n)]
@@ -80,7 +108,12 @@ def statistics(config: Config) -> frozenset[str]:
 
 
 def _rows(config: Config, layout: str, *, head: bool) -> Table:
-    known = layout_of(config, layout)
+    return _made_rows(_Frozen(config), layout, head)
+
+
+@functools.lru_cache(256)
+def _made_rows(key: _Frozen, layout: str, head: bool) -> Table:
+    config, known = key.config, layout_of(key.config, layout)
     if head:
         return known.table(config)
     if known.headless is not None:
@@ -198,19 +231,6 @@ def expected_shapes(config: Config, *, num_classes: int, image_size: Size) -> di
     return dict(_traced(_Frozen(config), num_classes, tuple(image_size)))
 
 
-class _Frozen:
-    """A config as a key of a cache, equal where its text is."""
-
-    def __init__(self, config: Config):
-        self.config, self._text = dict(config), repr(sorted(config.items()))
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Frozen) and self._text == other._text
-
-
 @functools.lru_cache(64)
 def _traced(key: _Frozen, num_classes: int, image_size: Size) -> dict[str, Shape]:
     import jax
@@ -219,9 +239,21 @@ def _traced(key: _Frozen, num_classes: int, image_size: Size) -> dict[str, Shape
     from vit_jax.variables import named
 
     model = from_config(key.config, num_classes=num_classes)
-    images = jax.ShapeDtypeStruct((1, *image_size, 3), "float32")
+    images = jax.ShapeDtypeStruct((1, *image_size, channels(key.config)), "float32")
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return {name: tuple(leaf.shape) for name, leaf in arrays(named(variables)).items()}
+
+
+def channels_of(config: Config, shapes: Shapes) -> int:
+    """The number of channels of the images that tensors are for; RGB's where they tell none."""
+    return get(config).channels_of(config, shapes)
+
+
+def with_channels(config: Config, shapes: Shapes) -> dict[str, Any]:
+    """The config with the number of channels that the tensors tell, where it is not RGB's."""
+    found = channels_of(config, shapes)
+    others = {field: value for field, value in config.items() if field != "channels"}
+    return others if found == RGB else {**others, "channels": found}
 
 
 def num_classes_of(shapes: Shapes) -> int:
@@ -298,7 +330,7 @@ def check(config: Config, shapes: Shapes, image_size: Size | None = None) -> Non
 
 def differences(config: Config, shapes: Shapes, image_size: Size | None = None) -> str:
     """In words, how names and shapes differ from those of the model; '' if they do not."""
-    family = get(config)
+    family, config = get(config), with_channels(config, shapes)
     missing = {r.ours[0] for r in _own_names(config) if not is_head(r.ours[0])} - shapes.keys()
     if missing and family.shapes is None:
         return f"tensors do not fit: {names_differ(missing | set(shapes), set(shapes))}"

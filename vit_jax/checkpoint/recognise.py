@@ -137,13 +137,13 @@ def of_model(config: Config, shapes: Shapes) -> Candidate:
             layout = entry.layout
     ours = _shapes(read(_dummies(shapes), config, layout, None)[0])
     names.check(config, ours)
-    return Candidate(_name(config), dict(config), layout, ours)
+    return Candidate(_name(config), names.with_channels(config, ours), layout, ours)
 
 
 def _candidate(name: str | None, config: Config, layout: str, shapes: Shapes) -> Candidate:
     """A candidate from the shapes by the file's names."""
     ours = _shapes(read(_dummies(shapes), config, layout, None)[0])
-    return Candidate(name, dict(config), layout, ours)
+    return Candidate(name, names.with_channels(config, ours), layout, ours)
 
 
 def _name(config: Config) -> str | None:
@@ -225,7 +225,7 @@ def _registered(
         if ours is None or fingerprints.body(family, config, ours) != sizes.recorded()[name].body:
             continue
         if _fits(config, ours) and not _is_doubtful(config, entry.layout, ours, size):
-            yield Candidate(name, config, entry.layout, ours)
+            yield Candidate(name, names.with_channels(config, ours), entry.layout, ours)
 
 
 def _inferred(entry: fingerprints.Entry, shapes: Shapes) -> tuple[dict[str, Any] | None, Shapes]:
@@ -284,7 +284,7 @@ def _is_doubtful(config: Config, layout: str, shapes: Shapes, size: Size | None)
 
 
 def _at_own_size(found: list[Candidate], size: Size | None) -> list[Candidate]:
-    """Of one architecture that is registered at several image sizes, the one with the file's."""
+    """Keeps one candidate of an architecture that is registered at several sizes: the file's."""
     kept: dict[Any, list[Candidate]] = {}
     for candidate in found:
         key = family_of(candidate.config), candidate.layout, repr(comparable(candidate.config))

@@ -261,7 +261,7 @@ def _timm_preprocess(fields: Mapping[str, Any]) -> Preprocess | None:
         squash = fields.get("crop_mode", "center") == "squash"
         return _sensible(
             Preprocess(
-                size=fields["input_size"][1],
+                size=tuple(fields["input_size"][1:]),
                 crop=fields["crop_pct"],
                 resize="squash" if squash else "shortest",
                 method=fields["interpolation"],
@@ -372,16 +372,16 @@ def _sensible(found: Preprocess | None) -> Preprocess | None:
     """What was found; ValueError for values that cannot be."""
     if found is None:
         return None
-    triples = (found.mean, found.std)
+    values = (found.mean, found.std)
     good = (
-        type(found.size) is int
-        and 0 < found.size < 100_000
+        all(type(side) is int and 0 < side < 100_000 for side in found.height_width)
         and _is_number(found.crop)
         and 0 < found.crop <= 1
         and found.resize in ("squash", "shortest")
         and found.method in ("bilinear", "bicubic")
         and type(found.antialias) is bool
-        and all(type(t) is tuple and len(t) == 3 and all(map(_is_number, t)) for t in triples)
+        and all(type(v) is tuple and v and all(map(_is_number, v)) for v in values)
+        and len(found.mean) == len(found.std)
     )
     if not good:
         raise ValueError(f"preprocessing that cannot be: {found}")

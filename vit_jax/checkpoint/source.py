@@ -20,7 +20,7 @@ from vit_jax.checkpoint.files.orbax import is_orbax, newest_step
 from vit_jax.checkpoint.names import Tensors
 from vit_jax.checkpoint.stacked import stacked_names
 from vit_jax.errors import UserError
-from vit_jax.families.family import Size
+from vit_jax.families.family import Size, channels
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import get
 from vit_jax.families.rules import listed
@@ -74,7 +74,7 @@ class Source:
         return not any(tensors[n].any() for n in tensors if names.is_head(n) and "norm" not in n)
 
     def not_finite(self) -> dict[str, int]:
-        """Tensor (the file's name) -> how many of its numbers are NaN or infinite; reads them all."""
+        """Tensor (the file's name) -> how many of its numbers are NaN or infinite; reads all."""
         counts = {name: count_not_finite(self.view[name]) for name in self.view}
         return {name: count for name, count in counts.items() if count}
 
@@ -236,6 +236,10 @@ def _facts(
     )[1]
     spec = decision.spec
     fallback = spec.preprocess if spec is not None else Preprocess()
+    preprocess = found.preprocess or fallback
+    if preprocess.channels != (count := channels(chosen.config)):
+        preprocess = preprocess.for_channels(count)
+        notes += (_assumed(preprocess),)
     return Facts(
         layout=facts.layout_name(chosen.layout, shapes),
         models=_models(chosen),
@@ -249,7 +253,7 @@ def _facts(
         grid=names.grid_of(chosen.config, size),
         image_size=size,
         num_classes=names.num_classes_of(chosen.shapes),
-        preprocess=found.preprocess or fallback,
+        preprocess=preprocess,
         notes=notes,
         steps=() if needs_size else steps,
         needs_size=needs_size,
@@ -265,6 +269,14 @@ def _goes_on(differ: list[str], chosen: recognise.Candidate) -> str:
         f"its weights were made for a model that computes otherwise than the "
         f"{get(chosen.config).title} here: {'; '.join(differ)}. Go on all the same with "
         f"--allow {OTHER_FUNCTION}"
+    )
+
+
+def _assumed(preprocess: Preprocess) -> str:
+    count, mean, std = preprocess.channels, preprocess.mean[0], preprocess.std[0]
+    return (
+        f"its images have {'one channel' if count == 1 else f'{count} channels'}, and nothing "
+        f"records their mean and deviation; the average of RGB's is taken: {mean:.4g}, {std:.4g}"
     )
 
 

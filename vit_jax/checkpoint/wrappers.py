@@ -73,7 +73,7 @@ def _under(archive: Archive, prefix: str) -> dict[str, str]:
 
 
 def _known(archive: Archive, part: str | None) -> tuple[str, str]:
-    """The wrappers of PyTorch's scripts around the weights that are meant, and a choice in words."""
+    """The wrappers of PyTorch's scripts around the weights meant, and a choice in words."""
     prefix, chosen = "", ""
     while True:
         inside = list(_under(archive, prefix))

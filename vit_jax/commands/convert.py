@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="a new head of zeros; 0: none")
     parser.add_argument(
+        "--channels",
+        type=int,
+        metavar="N",
+        help="channels of the images to fit the weights to, as timm does it",
+    )
+    parser.add_argument(
         "--drop-pre-logits",
         action="store_true",
         help="drop the layer before the head, and the head that reads it",
@@ -75,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
             resize_method=args.resize_method,
             num_classes=args.num_classes,
             drop_pre_logits=args.drop_pre_logits,
+            channels=args.channels,
             dtype=args.dtype,
             part=args.part,
             allow=args.allow,

@@ -109,7 +109,7 @@ def _sizes(config: dict[str, Any] | None) -> str:
         return "unknown"
     from vit_jax.families.registry import get
 
-    told = {k: v for k, v in config.items() if k not in ("family", "model_name") and v}
+    told = {k: v for k, v in config.items() if k not in ("family", "model_name", "channels") and v}
     nested = told.pop("transformer", {})
     sizes = ", ".join(f"{name} {_plain(value)}" for name, value in {**told, **nested}.items())
     return f"{get(config).title} of sizes of its own: {sizes}"
@@ -131,7 +131,8 @@ def _head(found: "Facts") -> str:
 
 def _images(preprocess: Any, image_size: tuple[int, int] | None) -> str:
     p = preprocess
-    size = "size unknown" if image_size is None else f"{max(image_size)} px"
+    size = "size unknown" if image_size is None else "×".join(map(str, image_size)) + " px"
+    size = size if p.channels == 3 else f"{size} of {p.channels} channels"
     how = "squashed" if p.resize == "squash" else "shorter side resized"
     crop = f", centre {p.crop:.4g} kept" if p.crop != 1 else ""
     smooth = "antialiased" if p.antialias else "not antialiased"

@@ -7,6 +7,8 @@ Options that start with `--config.` replace single values of the config:
 `--set FIELD=VALUE` sets a field of the model that the config does not name, too:
 --set model.transformer.scan=True.
 
+A recipe that is installed with this package is found by its name: --config=vit:b16,cifar10.
+
 The same as `python -m vit_jax.main`.
 """
 

@@ -47,7 +47,7 @@ class FeatureModel:
         return cls(inference.load_weights(path, model, **how))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images [N, size, size, 3] to features [N, D]; compiles once for each shape."""
+        """Images [N, height, width, channels] to features [N, D]; compiles once for each shape."""
         return np.asarray(self._forward(self._variables, images))
 
     def prepare(self, record: dict[str, Any], rng: Any = None) -> dict[str, Any]:
@@ -58,7 +58,9 @@ class FeatureModel:
         """
         label = np.int64(_label(record))
         return {
-            "image": preprocess_image(Decode()(record)["image"], self._preprocess),
+            "image": preprocess_image(
+                Decode(self._preprocess.channels)(record)["image"], self._preprocess
+            ),
             "label": label,
         }
 

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from vit_jax.families.preprocess import sides
+
 # The peak of dense bfloat16 products in FLOP/s of one JAX device, by the beginning of
 # `device_kind`; the longest beginning that fits is used. Sources are Google's TPU system
 # architecture pages and NVIDIA's data sheets (SXM parts unless named otherwise, without sparsity).
@@ -34,7 +36,7 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAKS[max(fits, key=len)] if fits else None
 
 
-def train_flops(model: Any, image_size: int) -> float | None:
+def train_flops(model: Any, image_size: int | tuple[int, int], channels: int = 3) -> float | None:
     """The FLOPs of `model` for one training image: two per multiply-add, times three passes.
 
     Recomputation that saves memory does not count (Chowdhery et al. 2022, arXiv:2204.02311,
@@ -42,14 +44,15 @@ def train_flops(model: Any, image_size: int) -> float | None:
 
     Args:
       model: A linen module called as `model(images, train=False)`.
-      image_size: Height and width in pixels.
+      image_size: The side of a square, or (height, width), in pixels.
+      channels: The number of channels of an image.
 
     Returns:
       The number of FLOPs, or None for a model whose products cannot be counted beforehand.
     """
     import jax
 
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), "float32")
+    image = jax.ShapeDtypeStruct((1, *sides(image_size), channels), "float32")
     # Initialising parameters involves no products, so all products are of the forward pass.
     trace = jax.make_jaxpr(lambda x: model.init(jax.random.key(0), x, train=False))
     try:

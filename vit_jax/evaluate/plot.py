@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.checkpoint.files.archive import replacing
 from vit_jax.errors import UserError
 from vit_jax.train import metrics
 
@@ -200,13 +201,7 @@ def save_figure(figure: Any, out: pathlib.Path) -> None:
     Raises:
       UserError: if the file cannot be written.
     """
-    temporary = out.with_name(f".{out.name}.tmp")
     # A date in the file would make two files of the same run differ.
     metadata = {"Date": None} if out.suffix == ".svg" else {}
-    try:
-        figure.savefig(temporary, format=out.suffix[1:], dpi=150, metadata=metadata)
-        temporary.replace(out)
-    except OSError as error:
-        raise UserError(f"cannot write {str(out)!r}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(out) as file:
+        figure.savefig(file, format=out.suffix[1:], dpi=150, metadata=metadata)

@@ -106,6 +106,7 @@ def _points(config: Config) -> list[tuple[str, str]]:
 FAMILIES = {
     "botnet": Family(
         title="BoTNet",
+        stem=lambda config: ("stem_0/conv/kernel",),
         paper="2101.11605",
         model="botnet:BoTNet",
         computes="BatchNorm",

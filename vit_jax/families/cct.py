@@ -9,7 +9,7 @@ Names: CCT, as the official code and vit-pytorch call it: the same names.
 
 from typing import Any
 
-from vit_jax.families.family import Architecture, Config, Family, Layout, Size
+from vit_jax.families.family import Architecture, Config, Family, Layout, Size, channels
 from vit_jax.families.parts import (
     DENSE,
     ERF_EPS5,
@@ -95,6 +95,7 @@ def _vit_pytorch_args(config: Config, num_classes: int, image_size: Size) -> dic
     width = config["hidden_size"]
     return {
         "img_size": image_size,
+        "n_input_channels": channels(config),
         "embedding_dim": width,
         "n_conv_layers": config["num_convolutions"],
         "kernel_size": config["kernel_size"],
@@ -115,6 +116,7 @@ def _imagenet(image_size: int, top1: float) -> Architecture:
 FAMILIES = {
     "cct": Family(
         title="CCT",
+        stem=lambda config: ("tokenizer/conv_0/kernel",),
         paper="2104.05704",
         model="cct:CCT",
         computes=ERF_EPS5,

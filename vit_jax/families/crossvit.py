@@ -166,6 +166,7 @@ def _points(config: Config) -> list[tuple[str, str]]:
 FAMILIES = {
     "crossvit": Family(
         title="CrossViT",
+        stem=lambda config: ("embedding_0/kernel", "embedding_1/kernel"),
         paper="2103.14899",
         model="crossvit:CrossViT",
         computes=ERF,

@@ -58,7 +58,7 @@ _PROJECTED = ("query", "key", "value")
 
 
 def torch(config: Config) -> Table:
-    """Of microsoft/CvT, lib/models/cls_cvt.py."""
+    """The names in microsoft/CvT, lib/models/cls_cvt.py."""
     attention = under("proj", "out", OUT)
     for name in _PROJECTED:
         attention += under(f"conv_proj_{name[0]}", f"{name}_conv", CONV_NORM)
@@ -74,7 +74,7 @@ def torch(config: Config) -> Table:
 
 
 def hf(config: Config) -> Table:
-    """Of `CvtForImageClassification`."""
+    """The names of transformers' `CvtForImageClassification`."""
     embedding = under("projection", "conv", CONV) + under("normalization", "norm", NORM)
     embedding = under("embedding.convolution_embeddings", "embedding", embedding)
     block = _hf_block()
@@ -123,7 +123,6 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "depth": list(config["depths"]),
         "embed_dim": list(config["hidden_sizes"]),
         "num_heads": list(config["num_heads"]),
-        "num_channels": 3,
         "mlp_ratio": [float(ratio) for ratio in config["mlp_ratios"]],
         "patch_sizes": [7, *[3] * (stages - 1)],
         "patch_stride": [4, *[2] * (stages - 1)],
@@ -169,6 +168,7 @@ def _hf_differences(config: Config) -> list[Difference]:
 FAMILIES = {
     "cvt": Family(
         title="CvT",
+        stem=lambda config: ("stage_0/embedding/conv/kernel",),
         paper="2103.15808",
         model="cvt:ConvolutionalVisionTransformer",
         computes="GELU as x σ(1.702 x), LayerNorm eps 1e-5",

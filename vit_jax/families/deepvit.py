@@ -51,7 +51,7 @@ _REATTENTION_BLOCK = encoder_block(ATTENTION + _REATTENTION)
 
 
 def _table(config: Config) -> Table:
-    """Of zhoudaquan/dvit_repo, class `DeepVisionTransformer`."""
+    """The names in zhoudaquan/dvit_repo, class `DeepVisionTransformer`."""
     rows = rule("cls_token", "cls") + rule("pos_embed", POSITIONS)
     if config.get("stem_features") is not None:
         for i in range(2):

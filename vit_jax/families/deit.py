@@ -130,12 +130,12 @@ def _hf_body(config: Config) -> Table:
 
 
 def hf_vit(config: Config) -> Table:
-    """Of `ViTForImageClassification`."""
+    """The names of transformers' `ViTForImageClassification`."""
     return under("vit", "", _hf_body(config)) + under("classifier", "head", DENSE)
 
 
 def hf_distilled(config: Config) -> Table:
-    """Of `DeiTForImageClassificationWithTeacher`."""
+    """The names of transformers' `DeiTForImageClassificationWithTeacher`."""
     rows = _hf_body(config) + rule("embeddings.distillation_token", "dist")
     return (
         under("deit", "", rows)

@@ -20,6 +20,18 @@ Edits = dict[str, Callable[[np.ndarray], np.ndarray]]
 Pairs = list[tuple[str, str]]
 
 
+RGB = 3
+
+
+def channels(config: Config) -> int:
+    """The number of channels of the model's images.
+
+    It is no constructor field: linen modules take it from the images that they are initialised
+    with. A config may say it under `channels`; what does not say it is of RGB images.
+    """
+    return config.get("channels", RGB)
+
+
 def is_head(name: str) -> bool:
     """Whether one of our names is part of a classifier: `head…` is, and nothing else is."""
     return name.startswith("head")
@@ -36,7 +48,7 @@ class Weights:
       top1: Published accuracy on ImageNet-1k in percent, at that image size.
       source: Where the file lies: an address, or `timm/NAME.TAG` for a repository of the hub.
       layout: Whose names the file uses.
-      licence: Of the weights, as SPDX writes it.
+      licence: The licence of the weights, as SPDX writes it.
     """
 
     preprocess: Preprocess
@@ -234,6 +246,7 @@ class Family:
       resize: Config, old size, new size and method (see `resize_posembed`) to the edits that fit
         parameters to another image size. None where nothing can be done.
       resize_method: How the family's own code resizes: the method where nobody asks for another.
+      stem: Config to our names of the kernels [..., channels, features] that read the pixels.
       leaves_open: Config to what the tensors of such a model never tell, in words.
       shapes: Config, number of classes and image size to the shapes of all tensors by our names;
         None has them traced from the linen class.
@@ -258,8 +271,14 @@ class Family:
     stride: Callable[[Config], Size] | None = None
     resize: Callable[[Config, Size, Size, str], Edits] | None = None
     resize_method: str = "timm"
+    stem: Callable[[Config], tuple[str, ...]] = lambda config: ("embedding/kernel",)
     leaves_open: Callable[[Config], tuple[str, ...]] = lambda config: ()
     shapes: Callable[[Config, int, Size], dict[str, Shape]] | None = None
     infer: Callable[[Shapes], dict[str, Any]] | None = None
     fit: Callable[[Config, Config], dict[str, Any] | None] | None = None
     forms: tuple[Config, ...] = ()
+
+    def channels_of(self, config: Config, shapes: Shapes) -> int:
+        """The number of channels of the images that tensors are for; RGB's where they tell none."""
+        kernels = [shapes[name] for name in self.stem(config) if name in shapes]
+        return kernels[0][-2] if kernels and len(kernels[0]) > 1 else RGB

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from vit_jax.families.family import Config, Family, Shapes, is_head
+from vit_jax.families.family import RGB, Config, Family, Shapes, is_head
 from vit_jax.families.registry import families
 
 FILE = pathlib.Path(__file__).with_name("fingerprints.json")
@@ -53,14 +53,16 @@ def _ignored() -> re.Pattern[str]:
 
 
 def body(family: Family, config: Config, shapes: Shapes) -> int:
-    """Numbers in tensors (our names) that depend neither on the head nor on the image size."""
+    """Numbers in tensors (our names) that depend neither on the head nor on the image size.
+
+    What reads the pixels is counted as that of RGB images.
+    """
     at = (224, 224)  # which tensors are resized does not depend on it
     resized = set(family.resize(config, at, at, "timm")) if family.resize is not None else set()
-    return sum(
-        math.prod(shape)
-        for name, shape in shapes.items()
-        if not is_head(name) and name not in resized
-    )
+    kept = {n: s for n, s in shapes.items() if not is_head(n) and n not in resized}
+    stem = [kept[n] for n in family.stem(config) if n in kept]
+    more = sum(math.prod(shape) * (shape[-2] - RGB) // shape[-2] for shape in stem)
+    return sum(map(math.prod, kept.values())) - more
 
 
 @functools.cache

@@ -116,7 +116,6 @@ def write_encoder(
         "qkv_bias": True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "num_channels": 3,
         "image_size": one_or_two(image_size),
         "patch_size": one_or_two(patch),
     }

@@ -181,7 +181,7 @@ def _hf_body(config: Config) -> Table:
 
 
 def _hf(config: Config) -> Table:
-    """Of `LevitForImageClassificationWithTeacher`."""
+    """The names of transformers' `LevitForImageClassificationWithTeacher`."""
     rows = under("levit", "", _hf_body(config))
     for ours, theirs in _HF_HEADS.items():
         rows += under(f"{theirs}.batch_norm", f"{ours}_norm", BATCH_NORM)
@@ -211,7 +211,6 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         raise UserError(f"Hugging Face's LeViT has three stages; got {len(config['depths'])}")
     return {
         "image_size": rows,
-        "num_channels": 3,
         "kernel_size": 3,
         "stride": 2,
         "padding": 1,
@@ -258,6 +257,7 @@ _HF = Layout(
 def _levit_family(title: str, model: str, prefix: str, kernel: str) -> Family:
     return Family(
         title=title,
+        stem=lambda config: ("stem_0/conv/kernel",),
         paper="2104.01136",
         model=model,
         computes="hard swish, BatchNorm",

@@ -7,7 +7,7 @@ Names: LV-ViT, as the official code, released as `tlt`, calls it.
 
 from typing import Any
 
-from vit_jax.families.family import Architecture, Config, Family, Layout, Size
+from vit_jax.families.family import Architecture, Config, Family, Layout, Size, channels
 from vit_jax.families.parts import (
     BATCH_NORM,
     CONV,
@@ -87,6 +87,7 @@ def _tlt_args(config: Config, num_classes: int, image_size: Size) -> dict[str, A
     width = config["hidden_size"]
     return {
         "img_size": image_size,
+        "in_chans": channels(config),
         "patch_size": patch_size(config)[0],
         "num_classes": num_classes,
         "embed_dim": width,
@@ -103,6 +104,7 @@ def _tlt_args(config: Config, num_classes: int, image_size: Size) -> dict[str, A
 FAMILIES = {
     "lvvit": Family(
         title="LV-ViT",
+        stem=lambda config: ("stem/conv_0/conv/kernel",),
         paper="2104.10858",
         model="lvvit:LVViT",
         computes=ERF_EPS5,

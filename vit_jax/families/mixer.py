@@ -131,6 +131,7 @@ def _fit(wanted: Config, found: Config) -> dict[str, Any] | None:
 FAMILIES = {
     "mixer": Family(
         title="MLP-Mixer",
+        stem=lambda config: ("stem/kernel",),
         paper="2105.01601",
         model="mixer:MlpMixer",
         computes=COMPUTES,

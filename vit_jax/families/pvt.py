@@ -59,7 +59,7 @@ _ATTENTION = "MultiHeadDotProductAttention_0"
 
 
 def torch(config: Config) -> Table:
-    """Of whai362/PVT, classification/pvt.py."""
+    """The names in whai362/PVT, classification/pvt.py."""
     rows = rule("cls_token", f"stage_{len(config['depths']) - 1}/cls")
     for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):
         ours = f"stage_{i}"
@@ -73,7 +73,7 @@ def torch(config: Config) -> Table:
 
 
 def hf(config: Config) -> Table:
-    """Of `PvtForImageClassification`."""
+    """The names of transformers' `PvtForImageClassification`."""
     last = len(config["depths"]) - 1
     embedding = under("projection", "conv", CONV) + under("layer_norm", "norm", NORM)
     rows = rule(f"patch_embeddings.{last}.cls_token", f"stage_{last}/cls")
@@ -148,7 +148,6 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
         "patch_sizes": [4, *[2] * (len(strides) - 1)],
         "strides": [4, *[2] * (len(strides) - 1)],
         "qkv_bias": True,
-        "num_channels": 3,
         **_NUMERICS,
     }
 
@@ -168,6 +167,7 @@ _EPS = Difference("LayerNorm eps of patches and reductions", "1e-5", "1e-6")
 FAMILIES = {
     "pvt": Family(
         title="PVT",
+        stem=lambda config: ("stage_0/embedding/conv/kernel",),
         paper="2102.12122",
         model="pvt:PyramidVisionTransformer",
         computes="GELU in its erf form, LayerNorm eps 1e-6, that of patches and reductions 1e-5",

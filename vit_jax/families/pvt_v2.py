@@ -94,7 +94,7 @@ _NUMERICS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
 
 
 def pvt_v2_hf(config: Config) -> Table:
-    """Of `PvtV2ForImageClassification`."""
+    """The names of transformers' `PvtV2ForImageClassification`."""
     embedding = under("proj", "conv", CONV) + under("layer_norm", "norm", NORM)
     rows: Table = []
     for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):
@@ -126,7 +126,6 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     stages = len(config["depths"])
     return {
         "image_size": hf.one_or_two(image_size),
-        "num_channels": 3,
         "num_encoder_blocks": stages,
         "depths": list(config["depths"]),
         "hidden_sizes": list(config["hidden_sizes"]),
@@ -158,6 +157,7 @@ def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
 FAMILIES = {
     "pvt_v2": Family(
         title="PVT v2",
+        stem=lambda config: ("stage_0/embedding/conv/kernel",),
         paper="2106.13797",
         model="pvt_v2:PyramidVisionTransformerV2",
         computes=ERF_EPS5,

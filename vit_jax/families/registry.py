@@ -113,6 +113,11 @@ def resolve(name: str) -> ModelSpec:
     Raises:
       UserError: for an unknown name or tag, with the closest known ones.
     """
+    if not isinstance(name, str):
+        raise UserError(
+            f"expected the registered name of a model, such as 'ViT-B_16', got {name!r}; "
+            "`vit-jax models` lists them all"
+        )
     specs = registered()
     if name in specs:
         return specs[name]
@@ -210,7 +215,7 @@ def config_of(model: Any) -> dict[str, Any]:
 
 def comparable(config: Config, *ignored: str) -> dict[str, Any]:
     """Constructor fields that decide what a model computes, in types that compare."""
-    left_out = {"family", "model_name", *SPEED, *ignored}
+    left_out = {"family", "model_name", "channels", *SPEED, *ignored}
 
     def plain(x: Any) -> Any:
         if isinstance(x, (Mapping, ConfigDict)):

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.families.family import Shape
+from vit_jax.families.family import Shape, channels
 
 
 def _dense(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, Shape]]:
@@ -35,7 +35,7 @@ def mixer_shapes(
 ) -> Iterator[tuple[str, Shape]]:
     """Linen name and shape of every parameter of a Mixer; without classes there is no head."""
     width = config["hidden_dim"]
-    yield from _conv("stem", tuple(config["patches"]["size"]), 3, width)
+    yield from _conv("stem", tuple(config["patches"]["size"]), channels(config), width)
     for i in range(config["num_blocks"]):
         block = f"MixerBlock_{i}"
         yield from _norm(f"{block}/LayerNorm_0", width)
@@ -52,10 +52,10 @@ def vit_shapes(
     """Linen name and shape of every parameter of a Vision Transformer or hybrid."""
     width = config["hidden_size"]
     has_cls = config["classifier"] in ("token", "token_unpooled")
-    channels = 3
+    inputs = channels(config)
     if config.get("resnet") is not None:
-        channels = yield from _resnet(config["resnet"])
-    yield from _conv("embedding", tuple(config["patches"]["size"]), channels, width)
+        inputs = yield from _resnet(config["resnet"], inputs)
+    yield from _conv("embedding", tuple(config["patches"]["size"]), inputs, width)
     if config.get("transformer") is not None:
         if has_cls:
             yield "cls", (1, 1, width)
@@ -100,10 +100,10 @@ def _attention(name: str, width: int, heads: int) -> Iterator[tuple[str, Shape]]
     yield f"{name}/out/bias", (width,)
 
 
-def _resnet(config: Mapping[str, Any]) -> Generator[tuple[str, Shape], None, int]:
+def _resnet(config: Mapping[str, Any], channels: int) -> Generator[tuple[str, Shape], None, int]:
     """Returns the number of channels that the last stage gives."""
     root = inputs = int(64 * config["width_factor"])
-    yield "conv_root/kernel", (7, 7, 3, root)
+    yield "conv_root/kernel", (7, 7, channels, root)
     yield from _norm("gn_root", root)
     for i, units in enumerate(config["num_layers"]):
         width = root * 2**i

@@ -97,7 +97,7 @@ def timm_args(config: Config) -> dict[str, Any]:
 
 
 def windows(config: Config, size: Size) -> list[Size]:
-    """Of each stage, for an image of that size: no larger than the stage's map."""
+    """The windows of each stage for an image of that size: no larger than the stage's map."""
     largest = config["window_size"]
     maps = [(side // config["patch_size"]) for side in size]
     found = []
@@ -177,7 +177,7 @@ def _hf_body(config: Config) -> Table:
 
 
 def swin_hf(config: Config) -> Table:
-    """Of `SwinForImageClassification`."""
+    """The names of transformers' `SwinForImageClassification`."""
     return under("swin", "", _hf_body(config)) + under("classifier", "head", DENSE)
 
 
@@ -212,7 +212,6 @@ def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     return {
         "image_size": hf.one_or_two(image_size),
         "patch_size": config["patch_size"],
-        "num_channels": 3,
         "embed_dim": config["hidden_size"],
         "depths": list(config["depths"]),
         "num_heads": list(config["num_heads"]),
@@ -240,6 +239,7 @@ def _read_hf(fields: Mapping[str, Any]) -> dict[str, Any]:
 FAMILIES = {
     "swin": Family(
         title="Swin",
+        stem=lambda config: ("embedding/conv/kernel",),
         paper="2103.14030",
         model="swin:SwinTransformer",
         computes=ERF_EPS5,

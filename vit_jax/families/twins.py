@@ -79,6 +79,7 @@ def timm_args(config: Config) -> dict[str, Any]:
 FAMILIES = {
     "twins": Family(
         title="Twins",
+        stem=lambda config: ("stage_0/embedding/conv/kernel",),
         paper="2104.13840",
         model="twins:Twins",
         computes=ERF_EPS5,

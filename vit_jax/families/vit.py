@@ -119,6 +119,10 @@ def _stride(config: Config) -> Size:
     return height * 2**halvings, width * 2**halvings
 
 
+def _stem(config: Config) -> tuple[str, ...]:
+    return ("embedding/kernel" if config.get("resnet") is None else "conv_root/kernel",)
+
+
 def _num_patches(config: Config, shapes: Shapes) -> int:
     if config.get("transformer") is None:
         return 0
@@ -650,6 +654,7 @@ FAMILIES = {
         image_size=_image_size,
         num_patches=_num_patches,
         stride=_stride,
+        stem=_stem,
         resize=_resize,
         resize_method="official",
         leaves_open=_leaves_open,

@@ -4,7 +4,10 @@ import dataclasses
 
 import numpy as np
 
+from vit_jax.families.preprocess import sides
 from vit_jax.input_pipeline.chain import Record, generator
+
+Size = int | tuple[int, int]  # the side of a square, or (height, width), in pixels
 
 # --- resizing ------------------------------------------------------------------------------------
 
@@ -36,19 +39,37 @@ def resize_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes bicubically with antialiasing, by Pillow's kernel (a = -0.5) on integer values.
 
     Args:
-      image: uint8 or float32 [h, w, 3]; float32 values are rounded to integers first.
+      image: uint8 or float32 [h, w, channels]; float32 values are rounded to integers first.
       height: New height in pixels.
       width: New width in pixels.
 
     Returns:
-      uint8 [height, width, 3].
+      uint8 [height, width, channels].
     """
+    return _resize_by_pillow(image, height, width, "BICUBIC")
+
+
+def resize_bilinear_antialiased(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """As `resize_bicubic`, bilinearly."""
+    return _resize_by_pillow(image, height, width, "BILINEAR")
+
+
+def _resize_by_pillow(image: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
     from PIL import Image
 
     image = as_uint8(image)
     if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+    def resized(pixels: np.ndarray) -> np.ndarray:
+        resampling = Image.Resampling[method]
+        return np.asarray(Image.fromarray(pixels).resize((width, height), resampling))
+
+    if image.shape[2] == 3:
+        return resized(image)
+    # Pillow resizes each channel of an image on its own.
+    bands = [resized(np.ascontiguousarray(band)) for band in np.moveaxis(image, -1, 0)]
+    return np.stack(bands, axis=-1)
 
 
 def as_uint8(image: np.ndarray) -> np.ndarray:
@@ -62,16 +83,21 @@ def as_uint8(image: np.ndarray) -> np.ndarray:
 RESIZE = {"bilinear": resize_bilinear, "bicubic": resize_bicubic}
 
 
-def target_shape(height: int, width: int, short: int, shape: str) -> tuple[int, int]:
-    """The (height, width) in pixels that an image has after `Resize(size=short, shape=shape)`.
+def target_shape(height: int, width: int, size: Size, shape: str) -> tuple[int, int]:
+    """The (height, width) in pixels that an image has after `Resize(size, shape=shape)`.
 
     Args:
       height, width: Size of the image before resizing, in pixels.
-      short: New length of the shorter side, in pixels; of both sides if `shape` is 'squash'.
-      shape: 'squash' or 'shortest', as in `Resize`.
+      size, shape: As in `Resize`.
     """
+    new_height, new_width = sides(size)
     if shape == "squash":
-        return short, short
+        return new_height, new_width
+    if new_height != new_width:
+        # The smallest image of this aspect ratio that covers the window, as timm rounds it.
+        scale = max(new_height / height, new_width / width)
+        return round(height * scale), round(width * scale)
+    short = new_height
     if height <= width:
         return short, int(short * width / height)
     return int(short * height / width), short
@@ -82,13 +108,14 @@ class Resize:
     """Resizes the image.
 
     Attributes:
-      size: New length of the shorter side, or of both sides, in pixels.
+      size: New length of the shorter side, or of both sides, in pixels; or (height, width), which
+        'shortest' covers.
       method: Key of `RESIZE`.
       shape: 'squash' resizes to `size` × `size`; 'shortest' keeps the aspect ratio, makes the
         shorter side `size` and rounds the longer side down, as torchvision does.
     """
 
-    size: int
+    size: Size
     method: str = "bilinear"
     shape: str = "squash"
 
@@ -103,32 +130,33 @@ class Resize:
 
 @dataclasses.dataclass(frozen=True)
 class CentralCrop:
-    """Cuts out the middle `size` × `size` pixels."""
+    """Cuts out the middle `size` × `size` pixels, or (height, width) ones."""
 
-    size: int
+    size: Size
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         return {**record, "image": central_crop(record["image"], self.size)}
 
 
-def central_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle `size` × `size` pixels of an image [height, width, channels], as a view."""
+def central_crop(image: np.ndarray, size: Size) -> np.ndarray:
+    """The middle window of an image [height, width, channels], as a view."""
+    height, width = sides(size)
     # torchvision's CenterCrop, which timm uses, rounds the window's place half to even, as round().
-    top, left = (round((side - size) / 2) for side in image.shape[:2])
-    return image[top : top + size, left : left + size]
+    top, left = round((image.shape[0] - height) / 2), round((image.shape[1] - width) / 2)
+    return image[top : top + height, left : left + width]
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Cuts out `size` × `size` pixels; every place of the window is equally likely."""
+    """Cuts out `size` × `size` pixels, or (height, width); every place is equally likely."""
 
-    size: int
+    size: Size
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
-        height, width = record["image"].shape[:2]
-        top = int(generator(rng, self).integers(height - self.size + 1))
-        left = int(generator(rng, self).integers(width - self.size + 1))
-        window = record["image"][top : top + self.size, left : left + self.size]
+        (height, width), (rows, columns) = record["image"].shape[:2], sides(self.size)
+        top = int(generator(rng, self).integers(height - rows + 1))
+        left = int(generator(rng, self).integers(width - columns + 1))
+        window = record["image"][top : top + rows, left : left + columns]
         return {**record, "image": window}
 
 

@@ -274,12 +274,10 @@ def _check(config: Any) -> None:
     positive = {
         "batch": config.batch,
         "batch_eval": config.batch_eval,
-        "pp.crop": pp.crop,
+        "pp.channels": pp.channels,
         "data.repeats": data.repeats,
         "pp.randaug.num_ops": pp.randaug.num_ops,
     }
-    if pp.resize is not None:
-        positive["pp.resize"] = pp.resize
     for name, value in positive.items():
         _check_integer(name, value, least=1)
     for name, value in {

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from vit_jax.errors import UserError, suggest
-from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.preprocess import Preprocess, sides
 from vit_jax.input_pipeline import augment as aug
 from vit_jax.input_pipeline import transforms as tr
 
 Steps = tuple[tr.Transform, ...]
 
-_OFFICIAL_VALUES = (0.5, 0.5, 0.5)
+_OFFICIAL_VALUES = {0.5}
+# Steps that change colours by what they know of red, green and blue.
+_OF_COLOURS = ("randaug", "autoaug", "deit", "three_augment")
 
 
 def _scaled(pp: Any) -> Steps:
@@ -43,7 +45,8 @@ def _crop(pp: Any) -> Steps:
 def _digits(pp: Any) -> Steps:
     # The images are scaled up before they are rotated: a rotation at 8 × 8 pixels would blur the
     # training images as no test image is blurred.
-    return (*_scaled(pp), tr.RandomShift(max(1, pp.crop // 8)), tr.RandomRotation(12))
+    shift = max(1, min(sides(pp.crop)) // 8)
+    return (*_scaled(pp), tr.RandomShift(shift), tr.RandomRotation(12))
 
 
 def _rand_augment(pp: Any) -> tr.Transform:
@@ -93,7 +96,7 @@ def train_transform(pp: Any, num_classes: int) -> tr.Transform:
     steps += _values(pp)
     if pp.erasing:
         steps += (aug.RandomErasing(pp.erasing),)
-    return tr.Chain((tr.Decode(), *steps, tr.OneHot(num_classes)))
+    return tr.Chain((tr.Decode(pp.channels), *steps, tr.OneHot(num_classes)))
 
 
 def eval_transform(pp: Any, num_classes: int) -> tr.Transform:
@@ -101,26 +104,50 @@ def eval_transform(pp: Any, num_classes: int) -> tr.Transform:
 
     Its arguments are those of `train_transform`.
     """
-    return tr.Chain((tr.Decode(), *_scaled(pp), *_values(pp), tr.OneHot(num_classes)))
+    steps = (tr.Decode(pp.channels), *_scaled(pp), *_values(pp))
+    return tr.Chain((*steps, tr.OneHot(num_classes)))
 
 
 def _values(pp: Any) -> Steps:
-    mean, std = tuple(pp.mean), tuple(pp.std)
-    official = mean == std == _OFFICIAL_VALUES
+    mean, std = per_channel(pp, "mean"), per_channel(pp, "std")
+    official = {*mean, *std} == _OFFICIAL_VALUES
     # The steps before this one made the array, and nothing else holds it: it may be overwritten.
     return (tr.ValueRange(True) if official else tr.MeanStd(mean, std, True),)
 
 
+def image_shape(pp: Any) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that the model gets."""
+    return (*sides(pp.crop), pp.channels)
+
+
+def per_channel(pp: Any, name: str) -> tuple[float, ...]:
+    """`pp.mean` or `pp.std`, a number for each channel; equal ones stand for any number of them.
+
+    Raises:
+      UserError: for different numbers that are not as many as the channels.
+    """
+    values = tuple(pp[name])
+    if len(set(values)) == 1:
+        return values[:1] * pp.channels
+    if len(values) != pp.channels:
+        raise UserError(
+            f"config.pp.{name} must be a number for each of the {pp.channels} channels of "
+            f"config.pp.channels, or one for all; got {values}"
+        )
+    return values
+
+
 def preprocess(pp: Any) -> Preprocess:
     """The preprocessing of `eval_transform` as data, which is stored with the trained model."""
+    height, _ = sides(pp.crop)
     return Preprocess(
-        size=pp.crop,
-        crop=pp.crop / (pp.resize or pp.crop),
+        size=pp.crop if isinstance(pp.crop, int) else tuple(pp.crop),
+        crop=height / sides(pp.resize or pp.crop)[0],
         resize=pp.resize_shape,
         method=pp.resize_method,
         antialias=pp.resize_method == "bicubic",
-        mean=tuple(pp.mean),
-        std=tuple(pp.std),
+        mean=per_channel(pp, "mean"),
+        std=per_channel(pp, "std"),
     )
 
 
@@ -139,17 +166,52 @@ def check(pp: Any) -> None:
                 f"unknown config.pp.{name} {values[name]!r}.{suggest(str(values[name]), known)} "
                 f"Choose from {', '.join(known)}"
             )
-    if pp.resize is not None and pp.resize < pp.crop:
-        raise UserError(f"config.pp.resize ({pp.resize}) is smaller than pp.crop ({pp.crop})")
+    for name in ("crop", "resize"):
+        if pp[name] is not None and not _is_size(pp[name]):
+            raise UserError(
+                f"config.pp.{name} must be an integer of at least 1, got {pp[name]!r}; for images "
+                "that are no squares two, (height, width)"
+            )
+    _check_sizes(pp)
     if not 0 < pp.area_min <= 1:
         raise UserError(f"config.pp.area_min must be in (0, 1], got {pp.area_min}")
     for name in ("erasing", "color_jitter"):
         if not 0 <= pp[name] <= 1:
             raise UserError(f"config.pp.{name} must be in [0, 1], got {pp[name]}")
     for name in ("mean", "std"):
-        if len(pp[name]) != 3 or (name == "std" and min(pp[name]) <= 0):
-            raise UserError(f"config.pp.{name} must be three numbers, got {pp[name]}")
+        if not per_channel(pp, name) or (name == "std" and min(pp[name]) <= 0):
+            raise UserError(f"config.pp.{name} must be a positive number a channel, got {pp[name]}")
+    if pp.channels != 3 and (pp.augment in _OF_COLOURS or pp.color_jitter):
+        what = "color_jitter" if pp.color_jitter else f"augment={pp.augment!r}"
+        raise UserError(
+            f"config.pp.{what} changes colours, which images of config.pp.channels={pp.channels} "
+            "lack; take 'inception', 'random_resized_crop', 'crop' or 'none'"
+        )
     _check_policy(pp.autoaug_policy)
+
+
+def _is_size(value: Any) -> bool:
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    return len(pair) == 2 and all(type(x) is int and x >= 1 for x in pair)
+
+
+def _check_sizes(pp: Any) -> None:
+    """Raises UserError for sizes from which no window can be cropped."""
+    if pp.resize is None:
+        return
+    if isinstance(pp.resize, int) != isinstance(pp.crop, int):
+        raise UserError(
+            f"config.pp.resize ({pp.resize}) and pp.crop ({pp.crop}) must both be the side of a "
+            "square, or both (height, width)"
+        )
+    crop, resize = sides(pp.crop), sides(pp.resize)
+    if min(resize[0] - crop[0], resize[1] - crop[1]) < 0:
+        raise UserError(f"config.pp.resize ({pp.resize}) is smaller than pp.crop ({pp.crop})")
+    if preprocess(pp).before_crop(crop[1]) != resize[1]:
+        raise UserError(
+            f"config.pp.resize {resize} has another aspect ratio than pp.crop {crop}: the share "
+            "that a central crop keeps is recorded as one number"
+        )
 
 
 def _check_policy(policy: Any) -> None:

@@ -1,14 +1,15 @@
 """Examples of TensorFlow Datasets, read as ArrayRecord and therefore without TensorFlow."""
 
 import contextlib
+import io
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_jax.errors import UserError, suggest
 from vit_jax.input_pipeline.records import PathLike, Record
+from vit_jax.waiting import waiting
 
 _RESOLVE_SECONDS = 5.0
 
@@ -131,12 +132,26 @@ def _prepare(builder: Any, dataset: str, manual_dir: PathLike | None) -> None:
     urls = [] if _is_mocked(builder) else list(builder.url_infos or ())
     if dead := _unresolvable_host(urls):
         raise _not_prepared(builder, dataset, f"its host {dead} cannot be reached from here")
-    # TFDS reports on standard output, which belongs to the command that runs.
-    with contextlib.redirect_stdout(sys.stderr):
+    tfds.disable_progress_bar()
+    # TFDS prints sizes that it does not know, and on standard output, which is the command's.
+    silent = contextlib.redirect_stdout(io.StringIO())
+    with waiting(_preparing(builder, dataset), _written(builder)), silent:
         builder.download_and_prepare(
             file_format="array_record",
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir),
         )
+
+
+def _preparing(builder: Any, dataset: str) -> str:
+    size = builder.info.download_size
+    download = f", {size} to download" if size else ""
+    return f"preparing the dataset {dataset!r} (once{download})"
+
+
+def _written(builder: Any) -> list[str]:
+    """The folders in which TFDS writes while it downloads and prepares."""
+    root = str(builder.data_dir_root)
+    return [os.path.join(root, name) for name in ("downloads", builder.name)]
 
 
 def _unresolvable_host(urls: Sequence[str]) -> str | None:

@@ -14,6 +14,7 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.input_pipeline.chain import Chain, Record, Transform, generator
+from vit_jax.input_pipeline.channels import decode_channels, with_channels
 from vit_jax.input_pipeline.decode import decode_image
 from vit_jax.input_pipeline.geometry import (
     RESIZE,
@@ -27,6 +28,7 @@ from vit_jax.input_pipeline.geometry import (
     central_crop,
     resize_bicubic,
     resize_bilinear,
+    resize_bilinear_antialiased,
     target_shape,
 )
 from vit_jax.input_pipeline.windows import InceptionCrop, RandomResizedCrop
@@ -59,16 +61,20 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """Decodes the bytes in `record['image']` to pixels by `decode_image`."""
+    """Decodes the bytes in `record['image']` to pixels, uint8 [height, width, channels].
+
+    Attributes:
+      channels: As of `decode_channels`. Pixels that are there already are only brought to them.
+    """
+
+    channels: int = 3
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         image, name = record["image"], record.get("name", "image")
-        if isinstance(
-            image, np.ndarray
-        ):  # The image is decoded already, e.g. under tfds.testing.mock_data.
-            image = np.broadcast_to(image, (*image.shape[:2], 3))
+        if isinstance(image, np.ndarray):
+            image = with_channels(image, self.channels, name)
         else:
-            image = decode_image(image, name)
+            image = decode_channels(image, self.channels, name)
         return {**record, "image": image}
 
 
@@ -96,12 +102,12 @@ class MeanStd:
     """Normalises per channel in float32: `(x / 255 - mean) / std`.
 
     Attributes:
-      mean, std: Mean and standard deviation of the three channels, for values in [0, 1].
+      mean, std: Mean and standard deviation of each channel, for values in [0, 1].
       in_place: As in `ValueRange`.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     in_place: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
@@ -142,36 +148,34 @@ def preprocess_image(image: np.ndarray, spec: Preprocess) -> np.ndarray:
     """Prepares one image for evaluation with a given model.
 
     Args:
-      image: uint8 [height, width, 3], as `decode_image` returns it.
+      image: uint8 [height, width, channels], as `Decode` returns it.
       spec: The model's preprocessing. The image is resized so that its shorter side ('shortest') or
         both sides ('squash') have `floor(size / crop)` pixels, and then the centre is cropped.
         'shortest' is timm's evaluation transform.
 
     Returns:
-      float32 [size, size, 3], normalised by the spec's mean and standard deviation.
+      float32 [height, width, channels], normalised by the spec's mean and standard deviation.
 
     Raises:
       UserError: if the image has another type or shape, or the spec cannot be honoured.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != spec.channels:
         raise UserError(
-            f"expected an image of uint8 [height, width, 3], got {image.dtype} {list(image.shape)}"
+            f"expected an image of uint8 [height, width, {spec.channels}], got {image.dtype} "
+            f"{list(image.shape)}"
         )
     if not 0 < spec.crop <= 1:
         raise UserError(f"the preprocessing's crop must be in (0, 1], got {spec.crop}")
-    short = spec.before_crop(spec.size)
-    height, width = target_shape(image.shape[0], image.shape[1], short, spec.resize)
+    height, width = map(spec.before_crop, spec.height_width)
+    height, width = target_shape(image.shape[0], image.shape[1], (height, width), spec.resize)
     resized = central_crop(_resize(image, height, width, spec), spec.size)
     return MeanStd(spec.mean, spec.std)({"image": resized})["image"]
 
 
 def _resize(image: np.ndarray, height: int, width: int, spec: Preprocess) -> np.ndarray:
     if spec.antialias:
-        if spec.method == "bicubic":
-            return resize_bicubic(image, height, width)
-        from PIL import Image
-
-        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        resize = resize_bicubic if spec.method == "bicubic" else resize_bilinear_antialiased
+        return resize(image, height, width)
     if spec.method != "bilinear":
         raise UserError(f"{spec.method} resizing without antialiasing is not supported")
     return resize_bilinear(image, height, width)

@@ -1,4 +1,4 @@
-"""Transforms that cut out a random window of random shape and resize it to a square."""
+"""Transforms that cut out a random window of random shape and resize it."""
 
 import dataclasses
 import math
@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from vit_jax.families.preprocess import sides
 from vit_jax.input_pipeline.chain import Record, generator
-from vit_jax.input_pipeline.geometry import RESIZE
+from vit_jax.input_pipeline.geometry import RESIZE, Size
 
 Window = tuple[int, int, int, int]  # Top, left, height, width in pixels.
 
@@ -17,13 +18,13 @@ class RandomWindow:
     """The parts that the two ways to draw a window share.
 
     Attributes:
-      size: Side of the resized window in pixels.
+      size: Side of the resized window in pixels, or its (height, width).
       area_min, area_max: Bounds of the window's share of the image's area.
       ratio_min, ratio_max: Bounds of width / height before rounding to pixels.
       method: Key of `RESIZE`.
     """
 
-    size: int
+    size: Size
     area_min: float
     area_max: float
     ratio_min: float
@@ -36,7 +37,7 @@ class RandomWindow:
         image = record["image"]
         top, left, height, width = self.window(image.shape[0], image.shape[1], generator(rng, self))
         window = image[top : top + height, left : left + width]
-        return {**record, "image": RESIZE[self.method](window, self.size, self.size)}
+        return {**record, "image": RESIZE[self.method](window, *sides(self.size))}
 
     def window(self, image_height: int, image_width: int, rng: np.random.Generator) -> Window:
         """Draws (top, left, height, width) in pixels."""

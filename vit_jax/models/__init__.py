@@ -39,7 +39,8 @@ def get_model(name: str, *, num_classes: int | None = None, **overrides: Any) ->
         keeps the others: `transformer={'scan': True}`.
 
     Raises:
-      UserError: for an unknown name or field, with the closest known ones.
+      UserError: for an unknown name or field, with the closest known ones, and for a number out of
+        the range of its field.
     """
     from vit_jax.families import registry
 
@@ -76,18 +77,20 @@ def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -
     """Builds the model whose constructor fields `config` holds.
 
     Raises:
-      UserError: for a field that the model does not have.
+      UserError: for a field that the model does not have, and for a number out of the range of its
+        field, which `vit_jax.families.fields` declares.
     """
-    from vit_jax.families import registry
+    from vit_jax.families import fields, registry
 
     cls = registry.model_class(registry.family_of(config))
-    # `family` and `model_name` are dropped unless the class has such a field.
-    told = {"family", "model_name"} - set(cls.__dataclass_fields__)
+    # What the config tells beside the fields is dropped unless the class has such a field.
+    told = {"family", "model_name", "channels"} - set(cls.__dataclass_fields__)
     config = {field: value for field, value in config.items() if field not in told}
     _check_fields(config, cls)
     if config.get("transformer") is not None:
         # It holds the fields of an encoder.
         _check_fields(config["transformer"], config.get("encoder", cls.encoder))
+    fields.check({"num_classes": num_classes, **config})
     return cls(num_classes=num_classes, **config)
 
 

@@ -20,6 +20,7 @@ from vit_jax.layers.block import Factory
 from vit_jax.layers.conv import average_pool, conv_norm, max_pool
 from vit_jax.layers.drop import DropPath, stage_drop_path_rates
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import BatchNorm
 from vit_jax.layers.stages import Stage, run_stages, show_map
 
@@ -139,7 +140,7 @@ class Unit(nn.Module):
         return self.activation(x + y)
 
 
-class BoTNet(nn.Module):
+class BoTNet(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     The tables of relative positions have the size of the image.

@@ -17,6 +17,7 @@ from vit_jax.layers.block import Factory, torch_attention, torch_mlp
 from vit_jax.layers.drop import LayerScale
 from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.patch import PatchSize
 from vit_jax.layers.position import AddPositionEmbs
@@ -88,7 +89,7 @@ class Encoder(layers.Encoder):
         return (self.drop_path_rate,) * self.num_layers
 
 
-class CaiT(nn.Module):
+class CaiT(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     Attributes:

@@ -15,6 +15,7 @@ from vit_jax.layers.conv import conv, max_pool
 from vit_jax.layers.drop import DropPath
 from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.pool import sequence_pool
 from vit_jax.layers.position import AddPositionEmbs
@@ -98,7 +99,7 @@ def compact_block(
     return functools.partial(CompactBlock, attention=attention, mlp=mlp, norm=norm)
 
 
-class CCT(nn.Module):
+class CCT(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     Attributes:

@@ -16,6 +16,7 @@ from vit_jax.layers.block import exact_gelu, run_blocks, torch_attention, vit_bl
 from vit_jax.layers.conv import conv
 from vit_jax.layers.drop import DropPath, stage_drop_path_rates
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.interpolation import half_pixel_weights, torch_bicubic
 from vit_jax.layers.norm import LayerNorm
@@ -129,14 +130,14 @@ class MultiScaleEncoder(nn.Module):
     def _fuse(self, i: int, branches: list[jax.Array], train: bool) -> jax.Array:
         own, other = branches[i], branches[i - 1]
         token = Project(other.shape[-1], self.dtype, name=f"project_{i}")(own[:, :1])
-        # As many heads as the branch that is looked at.
+        # The attention has as many heads as the branch whose tokens it looks at.
         fusion = CrossAttention(self.num_heads[i - 1], self.dtype, name=f"fusion_{i}")
         token = fusion(token, other[:, 1:], self.drop_path_rates[-1], train=train)
         token = Project(own.shape[-1], self.dtype, name=f"revert_{i}")(token)
         return jnp.concatenate([token, own[:, 1:]], axis=1)
 
 
-class CrossViT(nn.Module):
+class CrossViT(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider: the mean over branches.
 
     Attributes:

@@ -18,6 +18,7 @@ from vit_jax.layers.block import Factory, exact_gelu, vit_block
 from vit_jax.layers.conv import conv_norm
 from vit_jax.layers.drop import drop_path_rates
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import PatchEmbedding
 from vit_jax.layers.stages import Size, Stage, run_stages
@@ -32,7 +33,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
 
 
-class ConvolutionalVisionTransformer(nn.Module):
+class ConvolutionalVisionTransformer(ImageModel):
     """Images [N, H, W, 3] of any size to logits [N, num_classes], float32 or wider.
 
     Attributes:

@@ -16,6 +16,7 @@ from vit_jax.layers.attention import MultiHeadDotProductAttention
 from vit_jax.layers.block import run_blocks, vit_block
 from vit_jax.layers.conv import conv_norm
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import BatchNorm, LayerNorm
 from vit_jax.layers.position import AddPositionEmbs
@@ -49,7 +50,7 @@ class ReAttention(MultiHeadDotProductAttention):
         return jnp.moveaxis(norm(mix(weights)), -1, 1) * self.weights_scale
 
 
-class DeepViT(nn.Module):
+class DeepViT(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     The official blocks compute x += attention(norm(r x)) / r and x += mlp(norm(r x)) / r. These are

@@ -15,12 +15,13 @@ from vit_jax.layers.block import vit_block
 from vit_jax.layers.drop import LayerScale
 from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify, two_heads
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.patch import PatchSize
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.tokens import patch_tokens, prepend_tokens
 
 
-class DeiT(nn.Module):
+class DeiT(ImageModel):
     """A Vision Transformer with the erf form of GELU (arXiv:2012.12877, section 3).
 
     Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.

@@ -19,6 +19,7 @@ from vit_jax.layers.block import Block, run_blocks
 from vit_jax.layers.conv import conv_norm, dense_norm
 from vit_jax.layers.drop import DropPath
 from vit_jax.layers.head import classify, two_heads
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import BatchNorm
 from vit_jax.layers.stages import show_map
 
@@ -142,7 +143,7 @@ class Stage(nn.Module):
         )
 
 
-class LeViT(nn.Module):
+class LeViT(ImageModel):
     """Four convolutions, three stages, two heads, of which one learns from a teacher.
 
     Images [N, H, W, 3] to logits [N, num_classes], float32 or wider: the mean of both heads, which

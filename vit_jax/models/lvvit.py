@@ -16,6 +16,7 @@ from vit_jax.layers.conv import conv_norm
 from vit_jax.layers.drop import DropPath
 from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify, show_heads
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import PatchSize, embed_patches, sides
 from vit_jax.layers.position import AddPositionEmbs
@@ -60,7 +61,7 @@ class Damped(nn.Module):
         return DropPath(name="DropPath_0")(x, rate, train=train) / self.divisor
 
 
-class LVViT(nn.Module):
+class LVViT(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     They are the class token's plus half of the maximum of the patches' over the patches. It shows

@@ -10,6 +10,7 @@ from flax import linen as nn
 from vit_jax.layers.block import run_blocks
 from vit_jax.layers.drop import DropPath
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.mlp import MlpBlock
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.tokens import patch_tokens
@@ -37,7 +38,7 @@ class MixerBlock(nn.Module):
         return x + DropPath(name="residual_1")(y, drop_path_rate, train=train)
 
 
-class MlpMixer(nn.Module):
+class MlpMixer(ImageModel):
     """Images [N, H, W, 3] in [-1, 1] to logits [N, num_classes], float32 or wider.
 
     Attributes:

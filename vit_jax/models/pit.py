@@ -15,6 +15,7 @@ from vit_jax.layers.block import run_blocks, vit_block
 from vit_jax.layers.conv import conv
 from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify, two_heads
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
@@ -74,7 +75,7 @@ class Stage(nn.Module):
         return x[:, num_tokens:].reshape(shape), x[:, :num_tokens]
 
 
-class PiT(nn.Module):
+class PiT(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     The position embedding is a map that has the size of the image; class tokens have no position.

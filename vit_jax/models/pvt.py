@@ -16,6 +16,7 @@ from vit_jax.layers.attention import MultiHeadDotProductAttention
 from vit_jax.layers.block import Factory, vit_block
 from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import PatchEmbedding
 from vit_jax.layers.position import AddPositionEmbs
@@ -23,7 +24,7 @@ from vit_jax.layers.reduced_attention import ReducedAttention
 from vit_jax.layers.stages import Stage, run_stages
 
 
-class PyramidVisionTransformer(nn.Module):
+class PyramidVisionTransformer(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     The position embeddings are for one image size, as those of a Vision Transformer.

@@ -14,6 +14,7 @@ from flax import linen as nn
 from vit_jax.layers.block import Block, Factory, torch_attention
 from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import he_depthwise, he_fan_out
 from vit_jax.layers.mlp import ConvMlpBlock
 from vit_jax.layers.norm import LayerNorm
@@ -22,7 +23,7 @@ from vit_jax.layers.reduced_attention import PooledReduction, ReducedAttention
 from vit_jax.layers.stages import Stage, run_stages
 
 
-class PyramidVisionTransformerV2(nn.Module):
+class PyramidVisionTransformerV2(ImageModel):
     """Images [N, H, W, 3] of any size to logits [N, num_classes], float32 or wider.
 
     Attributes:

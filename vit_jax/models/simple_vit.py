@@ -12,12 +12,13 @@ from flax import linen as nn
 from vit_jax.layers.block import google_block
 from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.patch import PatchSize, embed_patches
 from vit_jax.layers.sincos import sincos2d
 from vit_jax.layers.tokens import map_tokens
 
 
-class SimpleViT(nn.Module):
+class SimpleViT(ImageModel):
     """Images [N, H, W, 3] in [-1, 1] to logits [N, num_classes], float32 or wider.
 
     No parameter depends on the image size.

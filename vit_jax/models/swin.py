@@ -16,6 +16,7 @@ from flax import linen as nn
 from vit_jax.layers.block import Factory, vit_block
 from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import PatchEmbedding
@@ -26,7 +27,7 @@ from vit_jax.layers.windows import Size, WindowAttention, padded_size, partition
 _MASKED = -100.0
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     The parameters depend on the image size where a stage's map is smaller than the windows:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from vit_jax.layers.block import Factory, run_blocks, vit_block
 from vit_jax.layers.conv import conv
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import split_patches
@@ -66,7 +67,7 @@ class Block(nn.Module):
         return pixels, self.outer(name="outer")(tokens, drop_path_rate, train=train)
 
 
-class TNT(nn.Module):
+class TNT(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     Attributes:

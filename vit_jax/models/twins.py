@@ -15,6 +15,7 @@ from vit_jax.layers.block import Factory, vit_block
 from vit_jax.layers.conditional_position import PositionEncodingGenerator
 from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import he_depthwise, he_fan_out
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import PatchEmbedding
@@ -23,7 +24,7 @@ from vit_jax.layers.stages import Stage, run_stages
 from vit_jax.layers.windows import WindowAttention
 
 
-class Twins(nn.Module):
+class Twins(ImageModel):
     """Images [N, H, W, 3] of any size to logits [N, num_classes], float32 or wider.
 
     Attributes:

@@ -14,6 +14,7 @@ from vit_jax.errors import UserError
 from vit_jax.layers import encoder as layers
 from vit_jax.layers.block import Factory, google_block
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import GroupNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
@@ -40,7 +41,7 @@ class Encoder(layers.Encoder):
         return super().prepare(x, train) if self.add_position_embedding else x
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(ImageModel):
     """Images [N, H, W, 3] in [-1, 1] to logits [N, num_classes], float32 or wider.
 
     Attributes:

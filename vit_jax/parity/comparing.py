@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax import __version__
-from vit_jax.families.family import Difference
+from vit_jax.families.family import Difference, channels
 from vit_jax.families.registry import config_of
 from vit_jax.parity import figures, references, subject
 from vit_jax.parity.figures import Comparison, Drift, Setting
@@ -40,9 +40,10 @@ def compare(
         model's family was proven against.
       image_size: (height, width) in pixels; by default the weights', else the model's. Weights
         of another size get their position embeddings resized, on both sides.
-      num_classes: Of random weights; by default the model's. 0 compares features.
+      num_classes: Outputs of a model with random weights; by default the registered number. 0
+        compares features.
       num_images: Random images, uniform in [-1, 1].
-      seed: Of random weights and images.
+      seed: What random weights and images are drawn with.
       on_step: Told what is done next.
 
     Raises:
@@ -54,7 +55,8 @@ def compare(
     reference = references.get(against)
     on_step("reading weights")
     this = subject.prepare(model, weights, image_size, num_classes, seed)
-    pixels = np.random.default_rng(seed).uniform(-1, 1, (num_images, *this.image_size, 3))
+    shape = (num_images, *this.image_size, channels(this.config))
+    pixels = np.random.default_rng(seed).uniform(-1, 1, shape)
     matched, as_shipped = _settings(reference, this, pixels.astype(np.float32), on_step)
     return Comparison(
         model=this.name,

@@ -76,7 +76,7 @@ class Setting:
 
     Attributes:
       differences: What this build computes otherwise than ours, as far as it is known.
-      logits: Of the model's output.
+      logits: How far the two outputs are apart.
       blocks: Along the way, first to last.
       top1_agreement: Share of images with the same first class, in float64.
     """
@@ -111,7 +111,7 @@ class Comparison:
       matched: With the reference's numerics made ours: the proof.
       as_shipped: With the reference as its users get it.
       notes: What is to be known of the weights.
-      versions: Of everything that took part.
+      versions: The versions of everything that took part.
     """
 
     model: str

@@ -21,7 +21,7 @@ from vit_jax.variables import collections, named
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """Attributes:
-    name: Of the model.
+    name: What the model is called.
     config: Constructor fields of the model, its blocks not scanned.
     params: Flat, linen names, float32; running statistics among them.
     image_size: (height, width) in pixels.
@@ -77,6 +77,7 @@ def prepare(
             config, size = _plain(opened.facts.require_model()), opened.facts.image_size
         source = str(weights)
     params = {k: np.asarray(x, np.float32) for k, x in params.items()}
+    config = names.with_channels(config, names.shapes_of(params))
     size = size or _square_size(name, config, params)
     return _at_size(Subject(name, config, params, (0, 0), source), size, image_size)
 

@@ -16,6 +16,7 @@ from vit_jax.devices.shard_sizes import unsplit
 from vit_jax.devices.sharding import make_mesh
 from vit_jax.errors import UserError
 from vit_jax.evaluate.flops import train_flops
+from vit_jax.input_pipeline.recipes import image_shape
 from vit_jax.plan import traffic
 from vit_jax.plan.chips import chip
 from vit_jax.plan.report import Memory, Plan
@@ -95,9 +96,8 @@ def lower(config: Any, devices: Sequence[Any], num_classes: int) -> Lowered:
     mesh = make_mesh(config.mesh, devices)
     engine = build(config, mesh, num_classes)
     state = shapes(engine)
-    size = config.pp.crop
     batch = {
-        "image": jax.ShapeDtypeStruct((config.batch, size, size, 3), jnp.float32),
+        "image": jax.ShapeDtypeStruct((config.batch, *image_shape(config.pp)), jnp.float32),
         "label": jax.ShapeDtypeStruct((config.batch, num_classes), jnp.float32),
     }
     problem = unsplit(state.params, engine.shardings.params, mesh)
@@ -106,7 +106,8 @@ def lower(config: Any, devices: Sequence[Any], num_classes: int) -> Lowered:
         notes.append("the teacher of config.distill is not part of this plan")
     with _quiet():
         lowered = engine.train_step.lower(state, batch, jax.eval_shape(jax.random.key, 0))
-    return Lowered(engine, state, lowered, train_flops(engine.model, size), tuple(notes))
+    image_flops = train_flops(engine.model, config.pp.crop, config.pp.channels)
+    return Lowered(engine, state, lowered, image_flops, tuple(notes))
 
 
 def compile_step(step: Lowered, config: Any, topology: str | None) -> Plan:

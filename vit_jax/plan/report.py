@@ -37,7 +37,8 @@ class Plan:
 
     Attributes:
       limit: Bytes that a program can have on the device, None where that is not known.
-      image_flops: Of the model, for one training image; what is recomputed does not count.
+      image_flops: Floating point operations of the model for one training image, without what is
+        recomputed.
       compile_seconds: On this machine.
     """
 
@@ -60,7 +61,7 @@ class Plan:
 
     @property
     def flops(self) -> float | None:
-        """Of the model in a step, on one device."""
+        """Floating point operations of the model in one step, on one device."""
         return self.image_flops and self.image_flops * self.batch / self.devices
 
     @property
@@ -198,7 +199,7 @@ def caveats(plan: Plan) -> list[str]:
 
 
 def _gb(size: float) -> str:
-    """Of small sizes more digits."""
+    """A size in gigabytes; small sizes are given with more digits."""
     gb = size / 1e9
     if 0 < gb < 0.0005:
         return "<0.001"

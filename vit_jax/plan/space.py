@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from vit_jax import models
 from vit_jax.devices.shard_sizes import unsplit
 from vit_jax.devices.sharding import batch_shards, make_mesh, param_shardings
+from vit_jax.input_pipeline.recipes import image_shape
 from vit_jax.layers.remat import marked
 from vit_jax.overrides import changed
 from vit_jax.plan import compiling
@@ -43,7 +44,7 @@ def remat(config: Any) -> tuple[str, tuple[bool | str, ...]]:
 def _marked(config: Any) -> tuple[str, ...]:
     """Names of tensors that rematerialised blocks of the model can keep."""
     model = models.from_config(config.model, num_classes=1)
-    image = jax.ShapeDtypeStruct((1, config.pp.crop, config.pp.crop, 3), "float32")
+    image = jax.ShapeDtypeStruct((1, *image_shape(config.pp)), "float32")
     trace = jax.make_jaxpr(lambda x: model.init(jax.random.key(0), x, train=False))
     return marked(trace(image).jaxpr)
 

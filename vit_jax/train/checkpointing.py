@@ -127,8 +127,13 @@ class Checkpoints:
             good = self.latest_step
             raise UserError(
                 f"cannot write a checkpoint to {self._manager.directory}: {_reason(error)}. "
-                + (f"That of step {good} is intact: the" if good is not None else "None is; the")
-                + " same command goes on from there once this is mended."
+                + (
+                    "No checkpoint was written before; once this is mended, the same command "
+                    "starts from the beginning."
+                    if good is None
+                    else f"That of step {good} is intact; once this is mended, the same command "
+                    "goes on from there."
+                )
             ) from error
 
     def restore(self, like: TrainState) -> TrainState:

@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from vit_jax.configs import common
 from vit_jax.errors import UserError, suggest
 from vit_jax.layers.precision import widened
 from vit_jax.train.losses import Loss
@@ -70,7 +71,4 @@ def check(kind: str, alpha: float, tau: float) -> None:
     kinds = ("none", "soft", "hard")
     if kind not in kinds:
         raise UserError(f"distill.kind={kind!r}; expected one of {kinds}.{suggest(kind, kinds)}")
-    if not 0 <= alpha <= 1 or not tau > 0:
-        raise UserError(
-            f"distill.alpha={alpha}, distill.tau={tau}; expected 0 <= alpha <= 1 and tau > 0"
-        )
+    common.check({"distill.alpha": alpha, "distill.tau": tau})

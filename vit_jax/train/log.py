@@ -45,9 +45,15 @@ class RunLog:
     def __exit__(self, *exc_info: object) -> None:
         self._stack.close()
 
-    def first_step(self, seconds: float) -> None:
-        """Says that the first step ended `seconds` after the start of the run."""
+    def say(self, text: str) -> None:
+        """Shows a line of text."""
         if self._progress:
+            self._progress.say(text)
+
+    def first_step(self, step: int, seconds: float) -> None:
+        """Says that the first step, number `step`, ended `seconds` after the start of the run."""
+        if self._progress:
+            self._progress.start(step)
             self._progress.say(f"first step after {seconds:.1f} s, compilation included")
 
     def train(self, step: int, loss: float, lr: float, speed: float, devices: int) -> None:
@@ -71,7 +77,7 @@ class RunLog:
         """Reports an evaluation that was made after `step` updates."""
         if self._progress and self._writer:
             self._writer.write(step, result.figures)
-            self._progress.update(step, accuracy=result.accuracy)
+            self._progress.evaluated(step, accuracy=result.accuracy, loss=result.loss)
 
 
 def device_memory(device: Any) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from vit_jax.train.log import RunLog
 from vit_jax.train.preemption import Preemption
 from vit_jax.train.pretrained import find_pretrained
 from vit_jax.train.profiling import Profiler
+from vit_jax.train.run_lock import run_lock
 from vit_jax.train.same_config import require_same_config
 from vit_jax.train.state import TrainState
 from vit_jax.train.teacher import load_teacher
@@ -51,7 +52,8 @@ def train_and_evaluate(
       model with running statistics it is {'params': parameters, 'batch_stats': statistics}.
 
     Raises:
-      UserError: for bad input, before any long work; and for a loss that is not finite.
+      UserError: for bad input or another run in `workdir`, before any long work; and for a loss
+        that is not finite.
       Preempted: after SIGTERM, once the state is saved.
     """
     started = time.monotonic()
@@ -61,6 +63,19 @@ def train_and_evaluate(
     engine_lib.check(config, mesh)
     pretrained = find_pretrained(config)
     make_workdir(workdir)
+    with _one_run(workdir):
+        return _train(config, mesh, workdir, pretrained, started, allow_other_config)
+
+
+def _train(
+    config: ConfigDict,
+    mesh: jax.sharding.Mesh,
+    workdir: str | os.PathLike,
+    pretrained: os.PathLike | None,
+    started: float,
+    allow_other_config: bool,
+) -> Mapping[str, Any]:
+    """`train_and_evaluate` after the checks of its arguments; it began at the time `started`."""
     ds_train, ds_test = input_pipeline.get_datasets(
         config, process_index=jax.process_index(), process_count=jax.process_count()
     )
@@ -83,21 +98,25 @@ def train_and_evaluate(
         first_step = int(state.step)
         image_flops = None
         if flops.peak_flops(jax.devices()[0].device_kind):  # Counting FLOPs takes a second.
-            image_flops = flops.train_flops(engine.model, config.pp.crop)
+            image_flops = flops.train_flops(engine.model, config.pp.crop, config.pp.channels)
         log = RunLog(workdir, first_step, config.total_steps, image_flops)
         profiler = Profiler(workdir, config.profile)
         if jax.process_index() == 0:
             run_info.save(run_info.RunInfo.of(config, ds_train.class_names), workdir)
+        if first_step >= config.total_steps:
+            log.say(_finished(workdir, first_step))
         clock = Clock(first_step)
         with log, profiler, contextlib.closing(ds_train.iterate(first_step)) as stream:
             batches = to_devices(stream, engine.batch, config.prefetch)
             for step in range(first_step + 1, config.total_steps + 1):
                 profiler.before(step)
+                if step == first_step + 1:
+                    log.say("compiling the first step …")
                 state, scalars = engine.train_step(state, next(batches), train_key)
                 profiler.after(step, scalars)
                 if step == first_step + 1:
                     jax.block_until_ready(scalars)
-                    log.first_step(time.monotonic() - started)
+                    log.first_step(step, time.monotonic() - started)
                 stopping = preemption.after(step)
                 figures = None
 
@@ -161,8 +180,45 @@ def make_workdir(workdir: str | os.PathLike) -> None:
         raise UserError(f"cannot write to --workdir={workdir}: {e.strerror or e}") from e
 
 
+@contextlib.contextmanager
+def _one_run(workdir: str | os.PathLike) -> Iterator[None]:
+    """Keeps other runs out of `workdir` while the block runs.
+
+    The first process holds the lock for all of them; if it is refused, all of them stop.
+
+    Raises:
+      UserError: if another run is in `workdir`.
+    """
+    with contextlib.ExitStack() as stack:
+        refused = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(run_lock(workdir))
+            except UserError as error:
+                refused = error
+        if jax.process_count() > 1:
+            others = multihost_utils.broadcast_one_to_all(jnp.asarray(refused is not None))
+            if bool(others) and refused is None:
+                refused = UserError(
+                    f"process 0 was refused --workdir={workdir}, and says why; all stop"
+                )
+        if refused is not None:
+            raise refused
+        yield
+
+
 def _due(step: int, every: int, last: int) -> bool:
     return step == last or bool(every and step % every == 0)
+
+
+def _finished(workdir: str | os.PathLike, step: int) -> str:
+    """What is said when a finished run is started again: that it is, and what can be done."""
+    return (
+        f"this run is finished: all {step} steps are done, and nothing more is trained. Next: "
+        f"`vit-jax eval {workdir} --dataset=…`, or `predict`, `convert` or `plot` with the same "
+        "folder. Another --workdir begins a new run; a larger --config.total_steps with "
+        "--allow_other_config trains this one on."
+    )
 
 
 def _require_set(config: ConfigDict) -> None:

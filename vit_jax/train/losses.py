@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
+from vit_jax.configs import common
 from vit_jax.errors import UserError, suggest
 from vit_jax.layers.precision import widened
 
@@ -56,8 +57,7 @@ def get_loss(name: str, label_smoothing: float = 0.0) -> Loss:
     """
     if name not in LOSSES:
         raise UserError(f"unknown loss {name!r}.{suggest(name, LOSSES)} Known: {', '.join(LOSSES)}")
-    if not 0 <= label_smoothing < 1:
-        raise UserError(f"label_smoothing={label_smoothing}; expected 0 <= label_smoothing < 1")
+    common.check({"label_smoothing": label_smoothing})
     loss = LOSSES[name]
     if not label_smoothing:
         return loss

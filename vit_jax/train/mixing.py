@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from vit_jax.errors import UserError
+from vit_jax.configs import common
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,7 @@ class Mixing:
     per_example: bool = False
 
     def __post_init__(self):
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            if getattr(self, name) < 0:
-                raise UserError(f"mixing: {name}={getattr(self, name)}; expected at least 0")
-        for name in ("probability", "switch"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"mixing: {name}={getattr(self, name)}; expected 0 to 1")
+        common.check({f"mixing.{name}": value for name, value in vars(self).items()})
 
     @property
     def on(self) -> bool:

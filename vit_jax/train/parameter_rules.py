@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.checkpoint.stacked import stacked_names
+from vit_jax.configs import common
 from vit_jax.errors import UserError
 
 T = TypeVar("T")
@@ -119,8 +120,7 @@ def layer_decay_rules(decay: float, params: Any) -> list[tuple[str, float]]:
     Raises:
       UserError: for a decay outside (0, 1], or parameters without blocks.
     """
-    if not 0 < decay <= 1:
-        raise UserError(f"layer_decay={decay}; expected 0 < layer_decay <= 1")
+    common.check({"layer_decay": decay})
     leaves, _ = _named_leaves(params)
     names = stacked_names({name: leaf.shape for name, leaf in leaves.items()})
     block = re.compile(_BLOCK.format(r"(\d+)"))

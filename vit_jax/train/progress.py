@@ -2,6 +2,7 @@
 
 import datetime
 import time
+from collections.abc import Mapping
 from typing import Self
 
 from rich.console import Console
@@ -24,7 +25,7 @@ class RunProgress:
         self._console = console or Console()
         self._total = total_steps
         self._step = first_step
-        self._began: tuple[float, int] | None = None  # The time and the step of the first update.
+        self._began: tuple[float, int] | None = None  # Time and step when the first step was done.
         self._last_line = -_QUIET
         self._figures: dict[str, tuple[str, str]] = {}  # In the order in which they first came.
         self._bar = Progress(
@@ -43,34 +44,35 @@ class RunProgress:
     def __exit__(self, *exc_info: object) -> None:
         self._bar.stop()
 
+    def start(self, step: int) -> None:
+        """Estimates the remaining time from now on, when `step` steps are done.
+
+        To be called after the first step: its compilation would spoil the estimate.
+        """
+        self._began = time.monotonic(), step
+
     def update(
         self,
         step: int,
         *,
         loss: float | None = None,
-        accuracy: float | None = None,
         speed: float | None = None,
         utilisation: float | None = None,
         memory: tuple[int, int] | None = None,
     ) -> None:
-        """Shows the given figures; figures that are None keep the value shown before.
+        """Shows figures of training; figures that are None keep the value shown before.
+
+        Without a terminal this is a line, but no more than one in ten seconds until the last step.
 
         Args:
           step: The number of steps done.
           loss: The training loss.
-          accuracy: The top-1 accuracy of the last evaluation, 0 to 1.
           speed: Images per second over all devices.
           utilisation: Model FLOPs as a share of the devices' peak, 0 to 1.
           memory: The peak of used bytes and the capacity in bytes of the first device.
         """
-        now = time.monotonic()
-        # The first update comes after the compilation, which would spoil the estimate.
-        self._began = self._began or (now, step)
-        self._step = step
         if loss is not None:
             self._figures["loss"] = ("loss", f"{loss:.4f}")
-        if accuracy is not None:
-            self._figures["accuracy"] = ("top-1", f"{accuracy:.2%}")
         if speed is not None:
             self._figures["speed"] = ("images/s", f"{speed:,.0f}")
         if utilisation is not None:
@@ -78,28 +80,52 @@ class RunProgress:
         if memory is not None:
             used, limit = (x / 2**30 for x in memory)
             self._figures["memory"] = ("memory", f"{used:.1f}/{limit:.1f} GiB")
-        self._figures.pop("left", None)  # The remaining time is always shown last.
-        self._figures["left"] = ("ETA", self._time_left(now))
-        self._bar.update(self._task, completed=step, figures=self._figures)
-        if not self._console.is_terminal:
-            self._line(now, important=accuracy is not None)
+        self._show(step)
+        now = time.monotonic()
+        due = now - self._last_line >= _QUIET or step >= self._total
+        if due and not self._console.is_terminal:
+            self._last_line = now
+            self._line(self._figures)
+
+    def evaluated(self, step: int, *, accuracy: float, loss: float) -> None:
+        """Shows figures of an evaluation: a line of its own where there is no terminal.
+
+        Args:
+          step: The number of steps done.
+          accuracy: The top-1 accuracy, 0 to 1.
+          loss: The loss on the test images.
+        """
+        top1 = ("top-1", f"{accuracy:.2%}")
+        if self._console.is_terminal:
+            self._figures["accuracy"] = top1
+            self._show(step)
+        else:
+            self._step = step
+            self._line({"what": ("test:", ""), "loss": ("loss", f"{loss:.4f}"), "accuracy": top1})
 
     def say(self, text: str) -> None:
         """Prints one line above the bar."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def _time_left(self, now: float) -> str:
-        began, after = self._began or (now, self._step)
-        if self._step == after:
-            return "-" if self._step < self._total else "0:00:00"
-        seconds = (now - began) / (self._step - after) * (self._total - self._step)
+    def _show(self, step: int) -> None:
+        self._step = step
+        self._figures.pop("left", None)  # The remaining time is always shown last.
+        if (left := self._time_left()) is not None:
+            self._figures["left"] = ("ETA", left)
+        self._bar.update(self._task, completed=step, figures=self._figures)
+
+    def _time_left(self) -> str | None:
+        """The remaining time as H:MM:SS; None while there is nothing to estimate it from."""
+        if self._step >= self._total:
+            return "0:00:00"
+        if self._began is None or self._step <= self._began[1]:
+            return None
+        began, after = self._began
+        seconds = (time.monotonic() - began) / (self._step - after) * (self._total - self._step)
         return str(datetime.timedelta(seconds=round(seconds)))
 
-    def _line(self, now: float, important: bool) -> None:
-        if not important and now - self._last_line < _QUIET:
-            return
-        self._last_line = now
-        figures = "  ".join(f"{name} {value}" for name, value in self._figures.values())
+    def _line(self, shown: Mapping[str, tuple[str, str]]) -> None:
+        figures = "  ".join(f"{name} {value}".rstrip() for name, value in shown.values())
         # `soft_wrap` keeps the line whole: a log file has no width to fold lines at.
         self._console.print(
             f"step {self._step}/{self._total}  {figures}", highlight=False, soft_wrap=True

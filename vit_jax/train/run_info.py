@@ -47,12 +47,19 @@ class RunInfo:
 
 
 def save(info: RunInfo, workdir: str | os.PathLike) -> None:
-    """Writes the file under a temporary name, then renames it."""
+    """Writes the file under a temporary name, then renames it.
+
+    Raises:
+      UserError: if it cannot be written, for example because the disk is full.
+    """
     path = epath.Path(workdir) / _FILE
     fields = vars(info) | {"preprocess": info.preprocess.to_dict()}
     temporary = path.with_name(f".{_FILE}.tmp")
-    temporary.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def load(workdir: str | os.PathLike) -> RunInfo:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from vit_jax.configs import common
 from vit_jax.errors import UserError, suggest
 
 Schedule = Callable[[Any], jax.Array]
@@ -49,8 +50,7 @@ def create_learning_rate_schedule(
             f"decay_type={decay_type!r}; expected one of {DECAY_TYPES}."
             f"{suggest(decay_type, DECAY_TYPES)}"
         )
-    if warmup_steps < 0:
-        raise UserError(f"warmup_steps={warmup_steps} must be at least 0")
+    common.check({"warmup_steps": warmup_steps, "lr_timescale": timescale})
     if warmup_steps >= total_steps:
         logging.warning(
             "warmup_steps=%d is no less than total_steps=%d: the run ends within the warm-up, and "
@@ -63,8 +63,6 @@ def create_learning_rate_schedule(
         raise UserError(
             f"cooldown_steps={cooldown_steps} must be from 0 to the {after} steps after the warm-up"
         )
-    if timescale <= 0:
-        raise UserError(f"timescale={timescale} must be a positive number of steps")
 
     def schedule(step: Any) -> jax.Array:
         # This is the original's formula, also for a warm-up that is longer than the run.

@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from vit_jax.families.preprocess import sides
 from vit_jax.train.losses import init_head_bias
 from vit_jax.variables import named
 
@@ -58,24 +59,26 @@ def init_state(
     tx: optax.GradientTransformation,
     key: jax.Array,
     *,
-    image_size: int,
+    image_size: int | tuple[int, int],
+    channels: int = 3,
     head_bias: float | None = None,
     ema: bool = False,
 ) -> TrainState:
-    """A fresh state for square RGB images of `image_size` x `image_size` pixels.
+    """A fresh state for images of `image_size`.
 
     Args:
       model: The linen module.
       tx: The optimizer.
       key: The key from which the parameters are drawn.
-      image_size: Height and width in pixels.
+      image_size: The side of a square, or (height, width), in pixels.
+      channels: The number of channels of an image.
       head_bias: The bias of the head; None leaves it as the model initialises it.
       ema: Whether the state keeps a moving average.
 
     Raises:
       UserError: if `head_bias` is given and the model has no 'head/bias'.
     """
-    images = jnp.ones((1, image_size, image_size, 3), jnp.float32)
+    images = jnp.ones((1, *sides(image_size), channels), jnp.float32)
     variables = model.init(key, images, train=False)
     params = variables["params"]
     if head_bias is not None:

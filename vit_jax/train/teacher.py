@@ -22,7 +22,7 @@ class Teacher:
     Attributes:
       model: The linen module, which computes in the type of the run.
       variables: The collections that the model is applied with, on the host.
-      scale, shift: [1, 1, 1, 3], which turn the student's normalisation into the teacher's:
+      scale, shift: [1, 1, 1, channels], which turn the student's normalisation into the teacher's:
         `images * scale + shift`.
     """
 
@@ -32,7 +32,7 @@ class Teacher:
     shift: np.ndarray
 
     def logits(self, variables: Any, images: jax.Array) -> jax.Array:
-        """The student's images [N, H, W, 3] to logits [N, K], which pass no gradient back."""
+        """The student's images [N, H, W, C] to logits [N, K], which pass no gradient back."""
         # Mixing uses weights that add up to one, so mixed images may be normalised afterwards.
         images = images * self.scale + self.shift
         logits: Any = self.model.apply(variables, images, train=False)
@@ -68,21 +68,28 @@ def load_teacher(config: ConfigDict, num_classes: int) -> Teacher | None:
             f"the teacher {path} tells {known.num_classes} classes apart, the dataset has "
             f"{num_classes}: it must be trained on the same ones"
         )
-    _require_size(loaded, config.pp.crop, str(path))
+    _require_size(loaded, recipes.image_shape(config.pp), str(path))
     model = loaded.model.clone(dtype=jnp.dtype(config.dtype))
     return Teacher(model, loaded.variables, *_between(recipes.preprocess(config.pp), loaded))
 
 
-def _require_size(loaded: Any, size: int, path: str) -> None:
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+def _require_size(loaded: Any, shape: tuple[int, int, int], path: str) -> None:
+    teacher = loaded.weights.model.preprocess
+    height, width, channels = shape
+    if channels != teacher.channels:
+        raise UserError(
+            f"the teacher {path} takes images of {teacher.channels} channels, and "
+            f"--config.pp.channels gives the student {channels}"
+        )
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     forward: Callable[..., Any] = loaded.model.apply
     try:
         jax.eval_shape(lambda v, x: forward(v, x, train=False), loaded.variables, image)
     except Exception as error:  # The model, Flax and JAX raise different types for bad shapes.
         raise UserError(
-            f"the teacher {path} does not take images of {size} pixels, which --config.pp.crop "
-            f"gives the student; it was trained on {loaded.weights.model.preprocess.size}. "
-            f"`vit-jax convert {path} DST --to orbax --image-size {size}` resizes its positions"
+            f"the teacher {path} does not take images of {height}×{width} pixels, which "
+            f"--config.pp.crop gives the student; it was trained on {teacher.size}. `vit-jax "
+            f"convert {path} DST --to orbax --image-size {height}x{width}` resizes its positions"
         ) from error
 
 
@@ -95,4 +102,4 @@ def _between(student: Preprocess, loaded: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _as_images(x: np.ndarray) -> np.ndarray:
-    return x.astype(np.float32).reshape(1, 1, 1, 3)
+    return x.astype(np.float32).reshape(1, 1, 1, -1)

@@ -107,6 +107,10 @@ class OrbaxDir(Archive):
             )
 
 
+# Bytes of a tree that is read at once: each reading of a branch takes a tenth of a second.
+_SMALL = 16 * 2**20
+
+
 class _Tree:
     """One tree of Orbax's, nested lists and dicts, under '/'-joined names."""
 
@@ -125,6 +129,7 @@ class _Tree:
             restored = _flat(_handler().restore(epath.Path(folder)))
             self._read = {n: to_numpy(x) for n, x in restored.items() if hasattr(x, "dtype")}
             self.specs = {n: Spec(x.shape, x.dtype) for n, x in self._read.items()}
+        self._is_small = sum(spec.nbytes for spec in self.specs.values()) <= _SMALL
         for name, spec in self.specs.items():
             if spec.dtype != BFLOAT16 and spec.dtype.kind not in "fiub":
                 raise UserError(f"{name!r} has dtype {spec.dtype}; expected numbers")
@@ -138,11 +143,13 @@ class _Tree:
         return x
 
     def _branch(self, branch: str) -> dict[str, np.ndarray]:
+        """The tensors of one branch of the tree; all tensors where there is little to read."""
         import jax
         import orbax.checkpoint as ocp
 
         def wanted(path: Any, leaf: Any) -> Any:
-            inside = _key(path[0]) == branch and "/".join(map(_key, path)) in self.specs
+            inside = self._is_small or _key(path[0]) == branch
+            inside = inside and "/".join(map(_key, path)) in self.specs
             return leaf if inside else ocp.PLACEHOLDER
 
         item = jax.tree_util.tree_map_with_path(wanted, self._structure)

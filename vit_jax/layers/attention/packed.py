@@ -24,8 +24,8 @@ from jax.experimental.pallas import tpu as pltpu
 from vit_jax.layers.precision import wide_type
 
 LANES = 128
-# Of on-chip memory, of which a v5e or v6e core has 128 MiB. What a kernel asks for, the compiler
-# cannot use for what it would keep there before and after it.
+# Bytes of on-chip memory that a kernel may ask for; a v5e or v6e core has 128 MiB. The compiler
+# cannot use what a kernel takes for what it would keep there before and after it.
 _MOST_VMEM = 96 * 2**20
 _LOG2_E = math.log2(math.e)
 # The compiler gives no estimate for a kernel, so that it carries one: cycles of v5e for each vector

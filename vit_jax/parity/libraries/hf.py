@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.checkpoint import names
+from vit_jax.checkpoint import hf_dir, names
 from vit_jax.errors import UserError
 from vit_jax.families.family import HuggingFace
 from vit_jax.parity.references import Config, Library, Point, load
@@ -35,7 +35,7 @@ def _construct(
         raise UserError(f"Hugging Face has no {names.called(config)}")
     build: HuggingFace = layout.build
     with_head, without = build.architectures
-    fields = build.write(config, image_size) | ({} if matched else dict(build.shipped))
+    fields = hf_dir.entries(config, build, image_size) | ({} if matched else dict(build.shipped))
     theirs = transformers.AutoConfig.for_model(build.model_type, num_labels=num_classes, **fields)
     # A class that there is only with a head gives its features where it has no labels.
     cls, options = getattr(transformers, with_head if num_classes or not without else without), {}
