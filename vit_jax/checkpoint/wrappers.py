@@ -23,7 +23,7 @@ _WRAPPER = re.compile(rf"({'|'.join((*_PLAIN, *_AVERAGED))})\.")
 _ADAPTER = re.compile(
     r"(.*[./])?(lora_[A-Za-z]\w*|lora_magnitude_vector|base_layer|ia3_l|hada_w\d\w*|oft_\w+)([./].*)?"
 )
-_LEAST = 0.2  # share of a file's tensors that an unknown wrapper must hold to be looked into
+_LEAST = 0.2  # share of the tensors that may be a model's: fewer are a loss's, or a projection's
 
 
 class Inside(NamedTuple):
@@ -84,7 +84,8 @@ def _known(archive: Archive, part: str | None) -> tuple[str, str]:
             chosen = f"the weights {part!r} are read" + _not_these(others)
             prefix, part = f"{prefix}{part}.", None
             continue
-        if _is_a_model([n for n in inside if not _WRAPPER.match(n)]):
+        bare = [n for n in inside if not _WRAPPER.match(n)]
+        if len(bare) >= _LEAST * len(inside) and _is_a_model(bare):
             sets = ["", *sets] if sets else []
         if part is not None and not sets:
             raise UserError(f"{str(archive.path)!r} holds no weights {part!r}")
