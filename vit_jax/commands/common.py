@@ -1,14 +1,13 @@
 """What commands share: arguments, tables for people, JSON for programs, progress on stderr."""
 
 import argparse
-import json
-import math
 import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from vit_jax import json_text
 from vit_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,15 +148,7 @@ def some(names: Sequence[str], most: int = 4) -> str:
 
 def print_json(value: Any) -> None:
     """A number that is NaN or infinite, which JSON does not know, becomes null."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(x) for name, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json_text.dumps(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
