@@ -202,6 +202,19 @@ def _timm_model(name: str, tag: str, args: Mapping[str, Any], found: Recorded) -
             found.family = models[0].family
         if not set(args) - {"img_size", "num_classes", "act_layer", "in_chans", *_POOLING}:
             found.candidates = tuple(m.name for m in models)
+            found.notes += _other_gelu(models[0], tag, args)
+
+
+def _other_gelu(model: ModelSpec, tag: str, args: Mapping[str, Any]) -> list[str]:
+    """Words where timm computes published weights otherwise than they were trained."""
+    layout = families()[model.family].layouts["timm"]
+    if layout.build.act_layer in (None, args.get("act_layer")):
+        return []
+    return [
+        f"timm computes it with another {d.what}, {d.shipped}; weights of the tag {tag!r} were "
+        f"trained with {d.ours}, which is taken here"
+        for d in layout.differences(model.config.to_dict())
+    ]
 
 
 def builds(config: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
