@@ -36,7 +36,9 @@ def get_config() -> ConfigDict:
     # two are an error if they cannot compute the model. See vit_jax/layers/attention/choice.py.
     config.attend = "auto"
 
-    # A TFDS name, or a folder {train,test}/<class>/*.jpg.
+    # A TFDS name; a folder {train,test}/<class>/ or <class>/ of images; a table of paths and labels
+    # or of pixels (CSV, TSV, JSON lines, Parquet); or an `.npz` of arrays. Without a test split, a
+    # tenth of each class is held out of training.
     config.dataset = placeholder(str)
     config.tfds_data_dir = placeholder(str)
     config.tfds_manual_dir = placeholder(str)
@@ -97,7 +99,8 @@ def get_config() -> ConfigDict:
     # Learning also from a teacher, see vit_jax/train/distill.py. `kind` is 'none', 'soft' or
     # 'hard', `alpha` the teacher's share of the loss, and `tau` the temperature of 'soft'.
     # `teacher_checkpoint` may have any readable format; `teacher` names its model if the
-    # checkpoint alone does not tell.
+    # checkpoint alone does not tell. The classes of teacher and dataset are matched by name;
+    # `by_position` takes class i for output i, whatever their names are.
     config.distill = ConfigDict(
         {
             "kind": "none",
@@ -105,6 +108,7 @@ def get_config() -> ConfigDict:
             "tau": 1.0,
             "teacher": placeholder(str),
             "teacher_checkpoint": placeholder(str),
+            "by_position": False,
         }
     )
     # The bias of a fresh head; None leaves the bias as the model initialises it. For a sigmoid
@@ -224,6 +228,7 @@ RANGES = {
     "pp.randaug.num_ops": COUNT,
     "pp.randaug.magnitude": at_least(0),
     "pp.randaug.magnitude_std": at_least(0),
+    "pp.channels": COUNT,
     "pp.color_jitter": SHARE,
     "pp.erasing": SHARE,
     "data.num_workers": integer(0),

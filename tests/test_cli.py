@@ -567,12 +567,15 @@ def test_a_pretrained_file_keeps_its_size_its_names_and_its_pre_logits(tmp_path)
 def test_eval_counts_every_example_once(vit_jax, workdir, colours, batch):
     argv = ("eval", workdir, "--dataset", colours, "--json", "--batch", batch)
     status, out, err = vit_jax(*argv)
-    assert (status, err) == (0, "")
+    assert status == 0
+    test = colours / "test"
+    assert err == f"{test}: 9 images of 3 classes, matched by name: blue, green, red\n"
     result = json.loads(out)
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert result == {
         "dataset": str(colours),
-        "split": "test",
+        "split": None,
+        "read": str(colours / "test"),
         "num_examples": 9,
         "top1": 8 / 9,
     }
@@ -583,7 +586,7 @@ def test_eval_prints_one_line(vit_jax, npz, colours):
     status, out, _ = vit_jax("eval", npz, "--dataset", colours, "--split", "train")
     assert status == 0
     assert out.startswith("top-1 ")
-    assert out.endswith(f"% ({colours} train, 24 examples)\n")
+    assert out.endswith(f"% ({colours / 'train'}, 24 examples)\n")
 
 
 class _Fixed:
@@ -617,8 +620,83 @@ def test_eval_refuses_bad_data(refused, workdir, colours, tmp_path):
     assert "no images" in refused("eval", workdir, "--dataset", tmp_path / "empty")
     assert "valid" in refused("eval", workdir, "--dataset", colours, "--split=valid")
     error = refused("eval", workdir, "--dataset", tmp_path / "two")
-    assert "tells 3 classes apart" in error
-    assert "has 2" in error
+    assert "has 2 of 2 classes that" in error
+    assert "The model's 3 classes are" in error
+
+
+def _images(colours) -> list[tuple[str, str]]:
+    """Path and class of every test image."""
+    return [(str(path), path.parent.name) for path in sorted((colours / "test").glob("*/*"))]
+
+
+def _in_folders(root, images, names):
+    import shutil
+
+    for number, (path, name) in enumerate(images):
+        place = root / "test" / names.get(name, name)
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place / f"{number}.png")
+    return root
+
+
+def _in_a_table(root, images, names, mark=","):
+    root.mkdir(exist_ok=True)
+    rows = [("label", "image"), *((names.get(name, name), path) for path, name in images)]
+    file = root / f"{len(list(root.iterdir()))}.csv"
+    file.write_text("".join(f"{mark.join(row)}\n" for row in rows))
+    return file
+
+
+def test_eval_gives_one_accuracy_for_the_same_images(vit_jax, refused, workdir, colours, tmp_path):
+    """In folders or tables, whatever the order of the classes."""
+    images = _images(colours)
+    german = {"blue": "azur", "green": "oliv", "red": "braun"}  # Sorted they are another order.
+    datasets = [
+        _in_folders(tmp_path / "same", images, {}),
+        _in_a_table(tmp_path / "tables", images, {}),
+        _in_a_table(tmp_path / "tables", images[::-1], {}, mark=";"),
+    ]
+    for dataset in datasets:
+        out = vit_jax("eval", workdir, "--dataset", dataset, "--json")[1]
+        assert json.loads(out)["top1"] == 8 / 9, dataset
+    for dataset in (
+        _in_folders(tmp_path / "german", images, german),
+        _in_a_table(tmp_path / "tables", images, german),
+    ):
+        error = refused("eval", workdir, "--dataset", dataset)
+        assert "azur = blue, braun = green, oliv = red" in error
+        out = vit_jax("eval", workdir, "--dataset", dataset, "--json", "--by-position")[1]
+        assert json.loads(out)["top1"] < 0.5
+
+
+def test_eval_reads_the_named_table_and_some_of_the_classes(vit_jax, workdir, colours, tmp_path):
+    images = _images(colours)
+    test = _in_a_table(tmp_path / "t", images, {}).rename(tmp_path / "t" / "test.csv")
+    reds = [(path, name) for path, name in images if name == "red"]
+    hard = _in_a_table(tmp_path / "t", [*reds, (reds[0][0], "blue")], {})
+    status, out, err = vit_jax("eval", workdir, "--dataset", hard)
+    assert status == 0
+    right = len(reds) - 1  # One of the red images shows blue, and the last label is wrong.
+    assert out == f"top-1 {right / (len(reds) + 1):.2%} ({hard}, {len(reds) + 1} examples)\n"
+    assert err == f"{hard}: {len(reds) + 1} images of 2 classes, matched by name: blue, red\n"
+    train = _in_a_table(tmp_path / "t", images[::-1], {})
+    out = vit_jax("eval", workdir, "--dataset", train, "--split", "test", "--json")[1]
+    assert json.loads(out)["read"] == str(test)
+
+
+def test_eval_skips_damaged_images_and_counts_them(vit_jax, refused, workdir, colours, tmp_path):
+    images = _images(colours)
+    data = _in_folders(tmp_path / "data", images, {})
+    (data / "test" / "blue" / "a.png").write_bytes(b"")
+    (data / "test" / "red" / "b.png").write_bytes(b"\x89PNG")
+    assert "a.png: it is an empty file" in refused("eval", workdir, "--dataset", data)
+    argv = ("eval", workdir, "--dataset", data, "--on-error", "skip")
+    status, out, err = vit_jax(*argv)
+    assert status == 0
+    assert out.startswith(f"top-1 {8 / 9:.2%} (")
+    assert out.endswith("9 examples, 2 skipped)\n")
+    assert "2 damaged images were skipped: " in err
+    assert json.loads(vit_jax(*argv, "--json")[1])["num_skipped"] == 2
 
 
 def test_eval_names_a_corrupt_image(refused, workdir, colours, tmp_path):

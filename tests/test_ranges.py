@@ -46,14 +46,14 @@ def outside(known: Range) -> list:
     return [x if known.integer else float(x) for x in values if x not in known.also]
 
 
-# `profile` is empty by default: its numbers are steps.
+# `profile` is empty by default: its numbers are steps. `pp.resize` is a number, a pair or nothing.
 NUMERIC = sorted(
     {
         name
         for name, value, kind in leaves(common.get_config())
         if kind in (int, float) or holds_numbers(value)
     }
-    | {"profile"}
+    | {"profile", "pp.resize"}
 )
 
 

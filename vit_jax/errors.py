@@ -1,7 +1,7 @@
 """The one exception for bad input, and the hint that goes with it."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -40,3 +40,14 @@ def chosen(name: str, choices: Mapping[str, T], what: str) -> T:
         known = ", ".join(choices)
         raise UserError(f"unknown {what} {name!r}.{suggest(name, choices)} Known: {known}")
     return choices[name]
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """The first `most` names, none longer than 80 characters, and how many are left out."""
+    more = f", … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(short(name) for name in names[:most]) + more
+
+
+def short(text: str, most: int = 80) -> str:
+    """`text`, or its beginning and an ellipsis if it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"

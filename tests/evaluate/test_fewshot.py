@@ -278,7 +278,14 @@ def test_eval_counts_any_of_several_labels(checkpoint, folder, tmp_path, capsys)
         rows.append(f"{image},{[f'{wrong};{right}', f'{wrong}', ''][i % 3]}")
     (tmp_path / "train.csv").write_text("\n".join(f"{images[0]},{c};0" for c in range(7)))
     (tmp_path / "test.csv").write_text("\n".join(rows))
-    argv = ["eval", str(checkpoint), "--dataset", str(tmp_path / "train.csv"), "--json"]
+    argv = [
+        "eval",
+        str(checkpoint),
+        "--dataset",
+        str(tmp_path / "train.csv"),
+        "--json",
+        "--split=test",
+    ]
     assert cli.main(argv) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["num_examples"], result["top1"]) == (8, 0.5)

@@ -10,6 +10,7 @@ class Numbers:
 
     num_classes = 3
     int2str = staticmethod(str)
+    description = "numbers"
 
     def __init__(self, count: int):
         self.count = count

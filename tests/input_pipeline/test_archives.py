@@ -1,4 +1,4 @@
-"""CSV files, ImageNet's tar files, and which source a dataset's name opens."""
+"""ImageNet's tar files, and which folder a split's name opens."""
 
 import io
 import os
@@ -12,104 +12,7 @@ from image_helpers import encode
 from vit_jax import cli, input_pipeline
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline import imagenet_tar, sources
-from vit_jax.input_pipeline.csv_source import CsvSource
 from vit_jax.input_pipeline.imagenet_tar import ImagenetTarSource
-from vit_jax.input_pipeline.transforms import OneHot, decode_image
-
-# --- CSV -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def images(tmp_path):
-    (tmp_path / "photos").mkdir()
-    for i in range(4):
-        (tmp_path / "photos" / f"{i}.png").write_bytes(encode(np.full((2, 3, 3), i, np.uint8)))
-    return tmp_path
-
-
-def write(folder, name: str, *rows: str, encoding: str = "utf-8") -> str:
-    path = folder / name
-    path.write_text("".join(f"{row}\n" for row in rows), encoding=encoding)
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    ("rows", "names", "labels"),
-    [
-        (["photos/0.png,cat", "photos/1.png,ant"], ["ant", "cat"], [1, 0]),
-        (["path,label", "photos/0.png,cat", "", "photos/1.png,cat"], ["cat"], [0, 0]),
-        (["photos/0.png,10", "photos/1.png,9"], ["9", "10"], [1, 0]),
-        (["photos/0.png, big cat "], ["big cat"], [0]),
-        (
-            ["path,labels", "photos/0.png,b;a", "photos/1.png,", "photos/2.png,b; c"],
-            ["a", "b", "c"],
-            [[1, 0], [], [1, 2]],
-        ),
-        (['"photos/0.png","a, b"'], ["a, b"], [0]),
-    ],
-)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_csv(images, rows, names, labels, encoding):
-    source = CsvSource(write(images, "train.csv", *rows, encoding=encoding))
-    assert [source.int2str(i) for i in range(source.num_classes)] == names
-    assert [source[i]["label"] for i in range(len(source))] == labels
-    assert source[0]["name"] == str(images / "photos" / "0.png")
-    assert decode_image(source[0]["image"]).shape == (2, 3, 3)
-    assert pickle.loads(pickle.dumps(source))[0] == source[0]
-
-
-def test_several_labels_make_several_ones():
-    one_hot = OneHot(4)
-    for label, expected in ((2, [0, 0, 1, 0]), ([0, 3], [1, 0, 0, 1]), ([], [0, 0, 0, 0])):
-        np.testing.assert_array_equal(one_hot({"image": None, "label": label})["label"], expected)
-
-
-@pytest.mark.parametrize("test_name", ["test.csv", "val.csv", "validation.csv"])
-def test_csv_dataset(images, config, test_name):
-    train = write(images, "train.csv", "photos/0.png,b;a", "photos/1.png,c")
-    write(images, test_name, "photos/2.png,b", "photos/3.png,c;a")
-    config.dataset, config.batch, config.batch_eval, config.pp.crop = train, 2, 2, 4
-    train_set, test_set = input_pipeline.get_datasets(config)
-    assert train_set.class_names == test_set.class_names == ["a", "b", "c"]
-    labels = sorted(next(train_set.iterate())["label"].tolist())
-    assert labels == [[0, 0, 1], [1, 1, 0]]
-    assert next(iter(test_set))["label"].tolist() == [[0, 1, 0], [1, 0, 1]]
-    info = input_pipeline.get_dataset_info(train, "test")
-    assert (info["num_examples"], info["num_classes"], info["examples_glob"]) == (2, 3, None)
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "no labelled images"),
-        (["path,label"], "no labelled images"),
-        (["photos/0.png"], "line 1: expected path,label .* got 'photos/0.png'"),
-        (["photos/0.png,a", "photos/1.png,a,b"], "line 2: expected"),
-        (["photos/0.png,a", ",a"], "line 2: expected"),
-        (["photos/0.png,a", "photos/1.png,"], r"gives .*1\.png no label"),
-        (["photo/0.png,a"], r"names .*photo/0\.png, which does not exist"),
-        (['photos/0.png,"a'], "no CSV file"),
-    ],
-)
-def test_bad_csv(images, rows, message):
-    with pytest.raises(UserError, match=message):
-        CsvSource(write(images, "train.csv", *rows))
-
-
-def test_csv_files_that_do_not_fit(images):
-    train = write(images, "train.csv", "photos/0.png,a", "photos/1.png,b")
-    with pytest.raises(UserError, match=r"cannot read .*test\.csv"):
-        sources.open_source(train, "test")
-    for row, message in (("photos/0.png,c", r"lacks: \['c'\]"), ("photos/0.png,a;b", "2 labels")):
-        write(images, "test.csv", row)
-        with pytest.raises(UserError, match=message):
-            sources.open_source(train, "test")
-    with pytest.raises(UserError, match=r"cannot read .*none\.csv"):
-        sources.open_source(str(images / "none.csv"), "train")
-    (images / "binary.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="UTF-8"):
-        CsvSource(images / "binary.csv")
-
 
 # --- folders -------------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from image_helpers import TEST_PER_CLASS, TRAIN_PER_CLASS, encode
 from vit_jax import input_pipeline
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline import tfds_source
-from vit_jax.input_pipeline.sources import FolderSource, TfdsSource
+from vit_jax.input_pipeline.records import IMAGE_SUFFIXES
+from vit_jax.input_pipeline.sources import FolderSource, TfdsSource, open_source
 from vit_jax.input_pipeline.transforms import decode_image
 
 
@@ -291,7 +292,7 @@ def test_folder_info(folder):
 def tree(root, **classes: list[str]) -> None:
     for place, files in classes.items():
         directory = root.joinpath(*place.split("__"))
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         for name in files:
             (directory / name).write_bytes(encode(np.zeros((1, 1, 3), np.uint8)))
 
@@ -312,22 +313,109 @@ def test_new_files_are_seen(tmp_path):
     assert (source.num_classes, len(source)) == (2, 3)
 
 
+def test_whatever_pillow_reads_is_an_image_at_any_depth(tmp_path, caplog):
+    tree(
+        tmp_path,
+        train__ant=["1.bmp", "2.GIF", "3.tif", "4.tiff", "5.jfif", "._1.bmp", ".DS_Store"],
+        train__ant__old__2019=["6.jpe", "7.heic", "notes.txt", "LICENSE"],
+        train__bee=["1.png"],
+        train__bee__hidden=[".8.png"],
+        train__bee__x=["9.avif"],
+        train=["loose.png", "readme.md"],
+    )
+    (tmp_path / "train" / "bee" / "broken.png").symlink_to("nowhere.png")
+    (tmp_path / "train" / "bee" / "x" / "up").symlink_to(tmp_path / "train" / "bee")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    source = FolderSource(tmp_path / "train")
+    names = [os.path.relpath(source[i]["name"], tmp_path / "train") for i in range(len(source))]
+    assert names == [
+        *(f"ant/{name}" for name in ("1.bmp", "2.GIF", "3.tif", "4.tiff", "5.jfif")),
+        *("ant/old/2019/6.jpe", "bee/1.png", "bee/x/9.avif"),
+    ]
+    assert source.labels == [0] * 6 + [1] * 2
+    FolderSource(tmp_path / "train")
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "8 images are read, 8 files are left out: 2 hidden" in warning
+    for count in ("1 .heic", "1 .txt", "1 without a suffix", "1 broken links", "1 .md"):
+        assert count in warning
+    assert "1 images outside of the class folders" in warning
+
+
+def test_suffixes_are_pillows():
+    """What Pillow opens, without what it only recognises and what needs another program."""
+    from PIL import Image
+
+    Image.init()
+    opens = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    others = [".bufr", ".emf", ".eps", ".grib", ".h5", ".hdf", ".mpeg", ".mpg", ".ps", ".wmf"]
+    assert opens - IMAGE_SUFFIXES == set(others)
+    assert IMAGE_SUFFIXES - opens == {".mpo"}  # Read as JPEG.
+
+
 @pytest.mark.parametrize(
     ("classes", "mode", "message"),
     [
         ({}, "train", "cannot read the image folder .*train"),
         ({"train": []}, "train", "no images in .*train"),
         ({"train__ant": []}, "train", "no images in .*train"),
-        ({"train__ant": ["notes.txt"]}, "train", "no images in .*train"),
-        ({"train__ant": ["1.png"], "test__bee": ["1.png"]}, "test", r"train lacks: \['bee'\]"),
-        ({"train__ant": ["1.png"], "train__bee": [], "test__bee": ["1.png"]}, "test", "lacks"),
+        ({"train__ant": ["notes.txt"]}, "train", "no images in .*train.*What is there: 1 .txt"),
+        ({"train__ant": ["1.png"], "test__bee": ["1.png"]}, "test", "train lacks: bee"),
+        (
+            {"train__ant": ["1.png"], "train__bee": ["1.heic", "._2.png"], "train__wasp": []},
+            "train",
+            r"2 of the 3 class folders of .*train hold no image: bee \(1 .heic, 1 hidden\), wasp",
+        ),
+        ({"train__ant": ["1.png"], "test__ant": []}, "test", "no images in .*test"),
         ({"train__ant": ["1.png"], "test": []}, "test", "no images in .*test"),
+        ({"birds__train__ant": ["1.png"]}, "train", r"datasets or splits.*such as .*birds"),
+        ({"test__ant": ["1.png"]}, "train", "cannot read the image folder .*train"),
+        ({"train__ant": ["1.png"], "test__ant": ["1.png"]}, "valid", "folder .*valid"),
     ],
 )
 def test_bad_folder(tmp_path, classes, mode, message):
     tree(tmp_path, **classes)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         input_pipeline.get_dataset_info(str(tmp_path), mode)
+    assert len(str(error.value)) < 1200
+
+
+# --- no test split -------------------------------------------------------------------------------
+
+
+LAYOUTS = {
+    "no test folder": ("train__", ""),
+    "the folder of the classes": ("", ""),
+    "test images without classes": ("train__", "test"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tenth_of_each_class_is_held_out(tmp_path, caplog, layout):
+    place, unlabelled = LAYOUTS[layout]
+    sizes = {"ant": 30, "bee": 6, "cow": 1}
+    files = {f"{place}{n}": [f"{i:02}.png" for i in range(size)] for n, size in sizes.items()}
+    tree(tmp_path, **files, **({unlabelled: ["1.png"]} if unlabelled else {}))
+    parts = {}
+    for split in ("train", "test"):
+        source = open_source(str(tmp_path), split)
+        assert [source.int2str(i) for i in range(3)] == ["ant", "bee", "cow"]
+        assert "the tenth of each class that seed 0 holds out" in source.description
+        parts[split] = [source[i]["name"] for i in range(len(source))]
+        again = open_source(str(tmp_path), split)
+        assert [again[i]["name"] for i in range(len(again))] == parts[split]
+    assert not set(parts["train"]) & set(parts["test"])
+    assert len(parts["train"]) == 37 - 4
+    labels = [source[i]["label"] for i in range(len(source))]
+    assert np.bincount(labels).tolist() == [3, 1]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "held out of training" in warning
+    assert ("has no labels" in warning) == bool(unlabelled)
+
+
+def test_a_folder_of_classes_is_read_whole_unless_a_split_is_asked_for(tmp_path):
+    tree(tmp_path, val__ant=["1.png", "2.png"], val__bee=["3.png"], train__wasp=["1.png"])
+    source = open_source(str(tmp_path / "val"))
+    assert (len(source), source.num_classes) == (3, 2)  # `train` beside it is another dataset.
 
 
 def test_file_that_vanishes(tmp_path):

@@ -31,6 +31,7 @@ from vit_jax.train.teacher import load_teacher
 FIGURES = np.load(GOLDEN / "distill.npz")
 CASES = sorted(name for name in FIGURES if name.startswith(("deit_soft_a", "deit_hard_a")))
 SIZE, CLASSES = 16, 2
+NAMES = ["cat", "dog"]
 
 
 # --- losses --------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def write_teacher(path, num_classes: int = CLASSES, size: int = SIZE, name="teac
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes["params"])
-    names = [str(i) for i in range(num_classes)]
+    names = [*NAMES, "owl"][:num_classes]
     known = Model("teacher", config, num_classes, (size, size), Preprocess(size), names)
     weights = inference.Weights(known, {"params": params, "batch_stats": {}})
     inference.save_weights(path / name, weights, "official")
@@ -116,7 +117,7 @@ BATCH = {"image": IMAGES, "label": LABELS}
 def test_the_teacher_sees_the_images_in_its_own_normalisation(tmp_path):
     config = config_of(write_teacher(tmp_path))
     config.pp.mean, config.pp.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    teacher = load_teacher(config, CLASSES)
+    teacher = load_teacher(config, NAMES)
     assert teacher is not None
     pixels = (IMAGES + 1) / 2
     prepared = (pixels - np.float32(config.pp.mean)) / np.float32(config.pp.std)
@@ -163,7 +164,7 @@ def test_meshes_train_like_one_device(tmp_path, monkeypatch, mesh):
     # A momentum in bfloat16 turns a last digit into a step of 1 / 256.
     changes = {"mesh": {"data": 1, "fsdp": 1, "model": 1} | mesh, "optim_dtype": "float32"}
     config = config_of(write_teacher(tmp_path), **changes)
-    teacher = load_teacher(config, CLASSES)
+    teacher = load_teacher(config, NAMES)
     monkeypatch.setattr(models, "from_config", lambda config, num_classes: TwoHeads())
 
     def three_steps(mesh):
@@ -225,5 +226,20 @@ def test_bad_settings(tmp_path, changes, message):
 def test_a_teacher_of_other_classes(tmp_path):
     config = config_of(write_teacher(tmp_path, num_classes=3))
     with pytest.raises(UserError, match="tells 3 classes apart, the dataset has 2"):
-        load_teacher(config, CLASSES)
-    assert load_teacher(common.with_defaults(tiny_run.config("")), CLASSES) is None
+        load_teacher(config, NAMES)
+    assert load_teacher(common.with_defaults(tiny_run.config("")), NAMES) is None
+
+
+def test_the_teachers_classes_are_found_by_name(tmp_path):
+    config = config_of(write_teacher(tmp_path))
+    forward = {}
+    for names in (NAMES, NAMES[::-1]):
+        teacher = load_teacher(config, names)
+        forward[names[0]] = np.asarray(jax.jit(teacher.logits)(teacher.variables, IMAGES))
+    np.testing.assert_array_equal(forward["dog"], forward["cat"][:, ::-1])
+    with pytest.raises(
+        UserError, match=r"chat = cat, chien = dog\. .*config\.distill\.by_position"
+    ):
+        load_teacher(config, ["chat", "chien"])
+    config = config_of(write_teacher(tmp_path), distill__by_position=True)
+    assert load_teacher(config, ["chat", "chien"]).order == (0, 1)

@@ -16,7 +16,7 @@ from vit_jax import train
 from vit_jax.configs import common
 from vit_jax.errors import UserError
 from vit_jax.train.run_lock import run_lock
-from vit_jax.train.same_config import require_same_config
+from vit_jax.train.same_config import require_same_classes, require_same_config
 
 MANY_KILLS = 20  # so many that some of them come while a checkpoint is saved
 
@@ -207,6 +207,13 @@ def test_fields_that_enter_no_update_may_change(images, begun):
         ),
         begun,
     )
+
+
+def test_other_classes_are_refused(begun):
+    require_same_classes(["cat", "dog"], begun)
+    for names in (["cat", "hound"], ["dog", "cat"], ["ant", "cat", "dog"]):
+        with pytest.raises(UserError, match="a run with the classes cat, dog; the dataset now has"):
+            require_same_classes(names, begun)
 
 
 def test_another_config_goes_on_when_told(images, begun, tmp_path):

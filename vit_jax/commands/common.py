@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vit_jax import json_text
 from vit_jax.errors import UserError
+from vit_jax.errors import some as some  # what commands import from here
 
 if TYPE_CHECKING:
     from vit_jax.inference import LoadedModel
@@ -140,10 +141,17 @@ def image_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def some(names: Sequence[str], most: int = 4) -> str:
-    """The first `most` names, and the number of names that are left out."""
-    more = f", … and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def skipped(args: argparse.Namespace, *datasets: Any) -> dict[str, int]:
+    """`num_skipped`, the number of damaged images, if they were to be skipped.
+
+    A line on stderr names the first of them.
+    """
+    if args.on_error != "skip":
+        return {}
+    names = [name for dataset in datasets for name in dataset.errors]
+    if names:
+        print(f"{len(names)} damaged images were skipped: {some(names)}", file=sys.stderr)
+    return {"num_skipped": len(names)}
 
 
 def print_json(value: Any) -> None:

@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="in place of IMAGE: a dataset as `vit-jax eval` takes it; its labels are not read",
     )
-    parser.add_argument("--split", default="test", help="of the dataset (test)")
+    parser.add_argument(
+        "--split", help="of the dataset (test; of a file or a folder of classes, all that is in it)"
+    )
     parser.add_argument("--tfds-data-dir", metavar="DIR", help="where TFDS keeps its datasets")
     parser.add_argument(
         "--top", type=int, metavar="N", help=f"classes an image ({_TOP} in a table, 1 in a line)"
@@ -123,7 +125,7 @@ def _items(args: argparse.Namespace) -> "tuple[Iterator[Item], int]":
     if args.dataset is not None:
         from vit_jax.input_pipeline.sources import open_source
 
-        source = open_source(args.dataset, args.split, data_dir=args.tfds_data_dir)
+        source = open_source(args.dataset, args.split, data_dir=args.tfds_data_dir, labelled=False)
         return predictions.of_source(source), len(source)
 
     from vit_jax.input_pipeline.inputs import image_paths

@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from vit_jax.input_pipeline import imagenet_tar, sources
 
+    if os.path.isfile(args.name):
+        raise UserError(f"{args.name} is a file, which needs no preparing")
     if not os.path.isdir(args.name):
         path, splits = sources.prepare(args.name, args.tfds_data_dir, args.tfds_manual_dir)
     elif imagenet_tar.is_imagenet(args.name):

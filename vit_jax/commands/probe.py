@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         the splits, or examples with several labels.
     """
     from vit_jax.evaluate import features, fewshot
-    from vit_jax.input_pipeline import loader, sources
+    from vit_jax.input_pipeline import classes, loader, sources
 
     l2s = fewshot.L2S if args.l2 is None else _numbers(args.l2)
     model = features.FeatureModel.load(
@@ -77,22 +77,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         allow=args.allow,
     )
 
-    def examples(split: str, shots: int = 0) -> fewshot.Examples:
-        source = sources.open_source(args.dataset, split, data_dir=args.tfds_data_dir)
-        if shots:
-            source = features.draw_shots(source, shots, args.seed)
-        batches = loader.TestDataset(source, model.prepare, batch_size=args.batch)
-        shown = common.progress(batches, len(batches), f"features of {split}")
+    to_learn, to_test = (
+        sources.open_source(args.dataset, split, data_dir=args.tfds_data_dir)
+        for split in (args.train_split, args.split or "test")
+    )
+    names = classes.names_of(to_learn)
+    order = classes.match(
+        classes.names_of(to_test),
+        names,
+        dataset=to_test.description,
+        model=to_learn.description,
+        by_position=args.by_position,
+    )
+    to_test = classes.Relabelled(to_test, order, names)
+    if args.probe == "fewshot" and args.shots:
+        to_learn = features.draw_shots(to_learn, args.shots, args.seed)
+    read = []
+
+    def examples(source: sources.Source) -> fewshot.Examples:
+        batches = loader.TestDataset(
+            source, model.prepare, batch_size=args.batch, on_error=args.on_error
+        )
+        read.append(batches)
+        shown = common.progress(batches, len(batches), f"features of {source.description}")
         return model.over(shown, source.num_classes)
 
-    train = examples(args.train_split, args.shots if args.probe == "fewshot" else 0)
-    test = examples(args.split)
-    if train.num_classes != test.num_classes:
-        raise UserError(
-            f"{args.dataset!r} has {train.num_classes} classes in {args.train_split} and "
-            f"{test.num_classes} in {args.split}"
-        )
-    learnt = {"num_examples": len(test), "probe": args.probe, "num_train": len(train)}
+    train, test = examples(to_learn), examples(to_test)
+    learnt = {"read": to_test.description, "num_examples": len(test), "probe": args.probe}
+    learnt |= {"num_train": len(train), "learnt_from": to_learn.description}
+    learnt |= common.skipped(args, *read)
     if args.probe == "knn":
         top1 = fewshot.knn(train, test, args.k, args.temperature)
         return learnt | {"k": args.k, "temperature": args.temperature, "top1": top1}

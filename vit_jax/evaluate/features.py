@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from vit_jax import inference
 from vit_jax.errors import UserError
 from vit_jax.evaluate.fewshot import Examples
 from vit_jax.families.family import is_head
-from vit_jax.input_pipeline.sources import Record, Source
+from vit_jax.input_pipeline.records import Source, Subset
 from vit_jax.input_pipeline.transforms import Decode, preprocess_image
 
 
@@ -79,20 +79,6 @@ def _without_head(variables: Mapping[str, Any]) -> dict[str, Any]:
         kind: {name: part for name, part in tree.items() if not is_head(name)}
         for kind, tree in variables.items()
     }
-
-
-class Subset:
-    """Some records of a source, in the order of `indices`."""
-
-    def __init__(self, source: Source, indices: Sequence[int]):
-        self._source, self._indices = source, indices
-        self.num_classes, self.int2str = source.num_classes, source.int2str
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._source[self._indices[index]]
 
 
 def draw_shots(source: Source, shots: int, seed: int) -> Subset:

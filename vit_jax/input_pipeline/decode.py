@@ -13,6 +13,8 @@ import numpy as np
 from vit_jax.errors import UserError
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright.
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags.
+_WHITE_IS_ZERO = 0  # A value of TIFF's photometric interpretation.
 
 # EXIF orientation -> the function that turns the stored image upright; 1 needs no turn.
 _UPRIGHT = {
@@ -33,15 +35,16 @@ _FRAMES = (0xC0, 0xC1, 0xC2)
 
 
 class DamagedImage(UserError):
-    """The bytes that were to be decoded are no image, or only a part of an image."""
+    """The bytes are no image, only a part of one, or an image of values on an unknown scale."""
 
 
 def decode_image(encoded: bytes, name: str = "image") -> np.ndarray:
-    """Decodes any still image that Pillow reads.
+    """Decodes any still image that Pillow reads, and the first frame of one that moves.
 
-    The image is turned upright by its EXIF orientation. Grey, palette and CMYK images become RGB,
-    and an alpha channel is dropped. 16-bit channels keep their high byte, as in the decoder of the
-    original code.
+    The image is turned upright by its orientation, as `PIL.ImageOps.exif_transpose` does it. Grey,
+    palette, CMYK and YCbCr images become RGB by Pillow's `convert`, and an alpha channel is
+    dropped: the colours below it are used. Channels of more than 8 bits keep their upper 8, as in
+    the decoder of the original code.
 
     Args:
       encoded: All bytes of the file.
@@ -51,8 +54,11 @@ def decode_image(encoded: bytes, name: str = "image") -> np.ndarray:
       uint8 [height, width, 3].
 
     Raises:
-      DamagedImage: if the bytes are no image, or only a part of an image.
+      DamagedImage: if the bytes are no image, or only a part of an image, or if no rule says which
+        of its values is white: floating-point, signed and 32-bit values are refused.
     """
+    if not encoded:
+        raise DamagedImage(f"cannot decode {name}: it is an empty file, of 0 bytes")
     try:
         image = _decode_plain_jpeg(encoded)
         return _decode_any(encoded) if image is None else image
@@ -61,23 +67,41 @@ def decode_image(encoded: bytes, name: str = "image") -> np.ndarray:
 
 
 def _decode_any(encoded: bytes) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    image = Image.open(io.BytesIO(encoded))
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _eight_bits(image)
+    try:
+        image = Image.open(io.BytesIO(encoded))
+    except UnidentifiedImageError:
+        raise ValueError("no image, or a damaged one: in no format that Pillow reads") from None
+    bits = _bits(image)  # A TIFF file forgets its tags when it is loaded.
+    ImageOps.exif_transpose(image, in_place=True)
+    if bits is not None:
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    # Pillow would warn about a transparent palette, whose transparency is dropped here on purpose.
+    image.info.pop("transparency", None)
     # `convert` copies an image that is RGB already, so it is called for other modes only.
-    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    return _turned(pixels, orientation)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _eight_bits(image: Any) -> Any:
-    """The high byte of a 16-bit grey image; Pillow's own conversion would clip values at 255."""
-    from PIL import Image
+def _bits(image: Any) -> int | None:
+    """The bits of a grey value that has more than 8; None for images that Pillow itself scales.
 
-    high = np.asarray(image).astype(np.float64) // 256
-    return Image.fromarray(np.clip(high, 0, 255).astype(np.uint8))
+    Raises:
+      ValueError: if nothing says which value is white.
+    """
+    if image.mode.startswith("I;16"):
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts it at 8 bits only.
+            raise ValueError("a TIFF of 16 bits whose 0 is white; save it with 0 as black")
+        return tags.get(_BITS_PER_SAMPLE, (16,))[0]
+    if image.mode == "I" and image.format == "PPM":
+        return 16  # Pillow scales whatever the file's largest value is to 65,535.
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "32-bit or signed"
+        raise ValueError(
+            f"{kind} values, of which none is known to be white: save it with 8 or 16 bits"
+        )
+    return None
 
 
 def _turned(image: np.ndarray, orientation: Any) -> np.ndarray:

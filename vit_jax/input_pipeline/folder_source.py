@@ -1,34 +1,46 @@
 """Examples from a folder that holds one subfolder of images for each class."""
 
-import functools
 import os
 from pathlib import Path
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, some
+from vit_jax.input_pipeline import classes, image_files
 from vit_jax.input_pipeline.records import IMAGE_SUFFIXES, PathLike, Record, read_image
+
+_SPLITS = {"train", "test", "val", "validation"}
 
 
 class FolderSource:
-    """The JPEG, PNG and WebP images `<directory>/<class>/<file>`.
+    """The images of `<directory>/<class>/`, at any depth below it.
 
-    The case of a file's suffix does not matter, and the files of a class are in name order. If
-    `directory` has a sibling folder `train`, the classes are the sorted names of the subfolders of
-    `train`, so that the classes of `test` have the same numbers; otherwise they are the sorted
-    names of the subfolders of `directory`.
+    Whatever Pillow decodes is an image (`records.IMAGE_SUFFIXES`); hidden files and folders are
+    none. The images of a class are in the order of their paths. A warning counts what was left out.
+
+    The classes are the names of the subfolders of `directory`, or of `train` beside `directory` if
+    there is one, so that the classes of `test` have the same numbers. `classes.ordered` says in
+    which order they are: numbers as numbers, other names as text.
+
+    Args:
+      directory: Folder of the classes.
+      train: Folder that names the classes; None takes `train` beside `directory`, if it exists.
 
     Raises:
-      UserError: if the directory is missing or holds no image, or has a class that `train` lacks.
+      UserError: if the directory is missing, has no class or a class without an image, or has a
+        class that `train` lacks.
     """
 
-    def __init__(self, directory: PathLike):
-        self._directory = Path(directory)
-        files = _images_by_class(self._directory)
-        self._class_names = _class_names(self._directory, files)
+    def __init__(self, directory: PathLike, train: PathLike | None = None):
+        self.description = os.fspath(directory)
+        files = _images_by_class(Path(directory))
+        train = Path(directory).absolute().parent / "train" if train is None else train
+        known = image_files.subfolders(train) if os.path.isdir(train) else list(files)
+        self._class_names = classes.ordered(known)
+        classes.require_known(files, self._class_names, str(directory), train)
         self.num_classes = len(self._class_names)
-        self._paths = [path for name in self._class_names for path in files.get(name, ())]
-        self._labels = [
-            label for label, name in enumerate(self._class_names) for _ in files.get(name, ())
-        ]
+        places = classes.places(list(files), self._class_names)
+        by_label = sorted(zip(places, files.values(), strict=True), key=lambda pair: pair[0] or 0)
+        self._paths = [path for _, paths in by_label for path in paths]
+        self.labels: list[int] = [label or 0 for label, paths in by_label for _ in paths]
 
     def int2str(self, label: int) -> str:
         """The name of the folder of class number `label`."""
@@ -39,49 +51,50 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> Record:
         path = self._paths[index]
-        return {"image": read_image(path), "label": self._labels[index], "name": path}
-
-
-@functools.lru_cache(maxsize=8)
-def _listing(directory: str, modified: int) -> dict[str, list[str]]:
-    # The time of modification is only a part of the cache's key: a folder that gained a class is
-    # listed again.
-    del modified
-    return {
-        entry.name: sorted(
-            file.path
-            for file in os.scandir(entry.path)
-            if os.path.splitext(file.name)[1].lower() in IMAGE_SUFFIXES
-        )
-        for entry in os.scandir(directory)
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
+        return {"image": read_image(path), "label": self.labels[index], "name": path}
 
 
 def _images_by_class(directory: Path) -> dict[str, list[str]]:
+    """The paths of every class, which has at least one; a warning counts what else there is."""
     try:
-        files = _listing(str(directory), directory.stat().st_mtime_ns)
-    except OSError as error:
+        names = image_files.subfolders(directory)
+    except UserError as error:
+        raise UserError(f"{error}; expected {{train,test}}/<class>/<image>") from error
+    total, files, empty = image_files.LeftOut(), {}, []
+    outside = len(image_files.images_in(directory, total))
+    for name in names:
+        left_out = image_files.LeftOut()
+        files[name] = image_files.images_below(directory / name, left_out)
+        if not files[name]:
+            empty.append(f"{name} ({image_files.counted(left_out) or 'empty'})")
+        total += left_out
+    if outside:
+        total["images outside of the class folders"] = outside
+    if len(empty) == len(names):
+        found = f" What is there: {image_files.counted(total)}." if total else ""
         raise UserError(
-            f"cannot read the image folder {directory}: {error.strerror}; expected "
-            "{train,test}/<class>/<image>"
-        ) from error
-    if not any(files.values()):
+            f"no images in {directory}: expected {directory}/<class>/<image> with one of the "
+            f"suffixes {' '.join(sorted(IMAGE_SUFFIXES))}.{found}"
+        )
+    if empty:
         raise UserError(
-            f"no images in {directory}: expected {directory}/<class>/<image> with the suffixes "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+            f"{len(empty)} of the {len(names)} class folders of {directory} hold no image: "
+            f"{some(empty)}. Remove them, or convert what is in them to a format that Pillow reads"
+        )
+    _require_classes(directory, names)
+    if total:
+        image_files.warn_once(
+            f"{directory}: {sum(map(len, files.values()))} images are read, {total.total()} files "
+            f"are left out: {image_files.counted(total)}"
         )
     return files
 
 
-def _class_names(directory: Path, files: dict[str, list[str]]) -> list[str]:
-    """Sorted class names, of the sibling folder `train` if it exists, else of the folder itself."""
-    train = directory.absolute().parent / "train"
-    known = _images_by_class(train) if train.is_dir() else files
-    names = sorted(name for name, paths in known.items() if paths)
-    if strangers := sorted(name for name, paths in files.items() if paths and name not in names):
+def _require_classes(directory: Path, names: list[str]) -> None:
+    """Raises UserError for a folder of datasets, whose subfolders are not classes."""
+    nested = [n for n in names if any((directory / n / split).is_dir() for split in _SPLITS)]
+    if nested or set(names) <= _SPLITS:
         raise UserError(
-            f"{directory} has classes that {train} lacks: {strangers}; "
-            f"classes to train on: {names[:10]}{'…' if len(names) > 10 else ''}"
+            f"{directory} holds datasets or splits, not classes: {some(nested or names)}. Name one "
+            f"of them, such as {directory / (nested or names)[0]}"
         )
-    return names

@@ -57,6 +57,7 @@ class ImagenetTarSource:
             raise UserError(f"ImageNet in {directory} has no split {split!r}: 'train' or 'val'")
         directory, train = Path(directory), split == "train"
         self._tar = directory / (TRAIN if train else VAL)
+        self.description = str(self._tar)
         self._index = tar_index(self._tar)
         classes = self._index["folder"] if train else _val_classes(directory, self._index)
         known = classes

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from vit_jax.errors import UserError
+from vit_jax.input_pipeline import image_files
 from vit_jax.input_pipeline.records import IMAGE_SUFFIXES
 
 STDIN = "-"
@@ -31,12 +32,15 @@ def _paths(given: str) -> list[str]:
     if given == STDIN:
         return _lines(sys.stdin.buffer.read(), "standard input")
     if os.path.isdir(given):
-        found = list(_images_below(given))
+        left_out = image_files.LeftOut()
+        found = image_files.images_below(given, left_out)
         if not found:
             raise UserError(
                 f"no images in the folder {given!r} or its subfolders: expected files with the "
                 f"suffixes {', '.join(sorted(IMAGE_SUFFIXES))}"
             )
+        if left_out:
+            image_files.warn_once(f"{given}: left out: {image_files.counted(left_out)}")
         return found
     if not os.path.isfile(given):
         raise UserError(f"no image file {given!r}")
@@ -54,11 +58,3 @@ def _lines(content: bytes, name: str) -> list[str]:
     if not (found := [line.strip() for line in lines if line.strip()]):
         raise UserError(f"{name} names no image: expected one path a line")
     return found
-
-
-def _images_below(folder: str) -> Iterator[str]:
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                yield os.path.join(here, name)

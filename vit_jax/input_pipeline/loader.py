@@ -13,9 +13,10 @@ import grain
 import numpy as np
 
 from vit_jax.configs import common
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, some
 from vit_jax.input_pipeline import recipes
 from vit_jax.input_pipeline import transforms as tr
+from vit_jax.input_pipeline.classes import names_of
 from vit_jax.input_pipeline.examples import RECORD, SKIPPED, OnError, TestExamples, TrainExamples
 from vit_jax.input_pipeline.order import Repeated
 from vit_jax.input_pipeline.real_labels import RealLabels
@@ -34,11 +35,20 @@ class _Dataset:
         reading.local(batch_size)  # Fails early if hosts cannot share a batch.
         self.num_examples = len(source)
         self.num_classes = source.num_classes
-        self.class_names = [source.int2str(label) for label in range(source.num_classes)]
+        self.class_names = names_of(source)
+        self.description = source.description
         self.batch_size = batch_size
         self._reading = reading
         self._source = source
         self._damaged: set[int] = set()
+
+    @property
+    def summary(self) -> str:
+        """What is read, how many images it has, and its classes in their order."""
+        names = some(self.class_names, 10)
+        return (
+            f"{self.description}: {self.num_examples} images of {self.num_classes} classes: {names}"
+        )
 
     def as_numpy_iterator(self) -> Iterator[Batch]:
         """The same as `iter(self)`, under the name that `tf.data` gives it."""
@@ -173,7 +183,8 @@ def get_datasets(
       config: A training config. A field that the config lacks has its default in
         `configs/common.py`.
         `config.dataset` is whatever `open_source` reads: a folder of images or of ImageNet's tar
-        files, a CSV file, or a TFDS name; its splits are `config.pp.train` and `config.pp.test`.
+        files, a table, an `.npz`, or a TFDS name; its splits are `config.pp.train` and
+        `config.pp.test`.
       process_index: This host's number among `process_count` that train together.
       process_count: How many hosts train together.
 

@@ -33,6 +33,7 @@ class RealLabels:
         self._source, self._file = source, file
         self._labels = _read(file)
         self.num_classes: int = source.num_classes
+        self.description = f"{source.description}, labels of {file}"
         self.int2str: Callable[[int], str] = source.int2str
         largest = max((label for labels in self._labels for label in labels), default=0)
         if largest >= source.num_classes:

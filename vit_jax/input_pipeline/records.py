@@ -1,7 +1,7 @@
-"""The interface of a source of examples, and a function that reads an image file."""
+"""The interface of a source of examples, a view of some of them, and the reading of image files."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypedDict
 
 import numpy as np
@@ -10,13 +10,25 @@ from vit_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+# Suffixes, in small letters, of the files that Pillow reads by itself. Left out are what needs
+# another program (Ghostscript for EPS, Windows for WMF) and what Pillow only recognises (videos).
+# fmt: off
+IMAGE_SUFFIXES = frozenset([
+    ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fit",
+    ".fits", ".flc", ".fli", ".ftc", ".ftu", ".gbr", ".gif", ".icb", ".icns", ".ico", ".iim", ".im",
+    ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo",
+    ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".pxr", ".qoi",
+    ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm",
+    ".xpm",
+])
+# fmt: on
 
 
 class Record(TypedDict):
     """One example as it is stored.
 
-    `image` holds the encoded bytes of the file, and an array only under `tfds.testing.mock_data`.
+    `image` holds the encoded bytes of a file, or pixels where the source holds pixels: an array
+    uint8 [height, width, channels].
     """
 
     image: bytes | np.ndarray
@@ -27,13 +39,41 @@ class Record(TypedDict):
 
 
 class Source(Protocol):
-    """A random-access sequence of records that knows its classes."""
+    """A random-access sequence of records that knows its classes.
+
+    Attributes:
+      num_classes: Number of classes; 0 if the images have no labels.
+      int2str: Function from the number of a class to its name.
+      description: What is read, for people: the path of a folder or file, or 'dataset[split]'.
+    """
 
     num_classes: int
     int2str: Callable[[int], str]
+    description: str
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Record: ...
+
+
+class LabelledSource(Source, Protocol):
+    """A source that knows the labels of all its records without reading an image."""
+
+    labels: Sequence[int] | Sequence[list[int]]
+
+
+class Subset:
+    """Some records of a source, in the order of `indices`."""
+
+    def __init__(self, source: Source, indices: Sequence[int], description: str | None = None):
+        self._source, self._indices = source, indices
+        self.num_classes, self.int2str = source.num_classes, source.int2str
+        self.description = source.description if description is None else description
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[self._indices[index]]
 
 
 def read_image(path: str) -> bytes:

@@ -1,28 +1,35 @@
-"""Opens a source of examples: a TFDS dataset, an image folder, a CSV file or ImageNet's tar files.
+"""Opens a source of examples: TFDS, an image folder, a table, arrays or ImageNet's tar files.
 
-All sources are random-access sequences of `{'image': encoded bytes, 'label': int, 'name': str}`;
-the label of a CSV source with several labels is a list. All sources can be pickled, so that worker
-processes can open them again. `open_source` chooses the source by the name of the dataset.
+All sources are random-access sequences of `{'image': encoded bytes or pixels, 'label': int, 'name':
+str}`; the label is a list where images may have several labels. All sources can be pickled, so that
+worker processes can open them again. `open_source` chooses the source by the name of the dataset.
 """
 
 import glob
 import os
 from typing import Any
 
-from vit_jax.input_pipeline import imagenet_tar
-from vit_jax.input_pipeline.csv_source import CsvSource
+from vit_jax.errors import UserError
+from vit_jax.input_pipeline import array_source, image_files, imagenet_tar, tables
+from vit_jax.input_pipeline.array_source import ArraySource
 from vit_jax.input_pipeline.folder_source import FolderSource
-from vit_jax.input_pipeline.records import PathLike, Record, Source
+from vit_jax.input_pipeline.held_out import held_out
+from vit_jax.input_pipeline.records import LabelledSource, PathLike, Record, Source
+from vit_jax.input_pipeline.table_source import TableSource
 from vit_jax.input_pipeline.tfds_source import TfdsSource, prepare
 
 __all__ = [
+    "FILE_SUFFIXES",
+    "ArraySource",
     "FolderSource",
     "Record",
     "Source",
+    "TableSource",
     "TfdsSource",
     "get_dataset_info",
     "get_directory_info",
     "get_tfds_info",
+    "open_file",
     "open_source",
     "prepare",
     "split_path",
@@ -30,40 +37,52 @@ __all__ = [
 
 # Names of the test split. If the given name does not exist, the others are tried in this order.
 _TEST_SPLITS = ("test", "val", "validation")
+FILE_SUFFIXES = (*tables.SUFFIXES, ".npz")
 
 
 def open_source(
     dataset: str,
-    split: str,
+    split: str | None = None,
     *,
     data_dir: PathLike | None = None,
     manual_dir: PathLike | None = None,
+    labelled: bool = True,
 ) -> Source:
     """Opens one split of the dataset that `dataset` names.
 
+    Where training images have no test split beside them, a tenth of each class is held out of
+    'train', and is the test split; see `held_out.py`.
+
     Args:
-      dataset: A folder `{train,test}/<class>/<image>` (`val` or `validation` will do for `test`);
-        a folder of ImageNet's tar files, see `imagenet_tar.py`; a CSV file to train on, with
-        `test.csv` (or `val.csv`, `validation.csv`) beside it, see `csv_source.py`; or else a TFDS
-        name.
+      dataset: A folder `{train,test}/<class>/` of images (`val` or `validation` will do for
+        `test`), or a folder `<class>/` of them; a folder of ImageNet's tar files, see
+        `imagenet_tar.py`; a table of paths, see `table_source.py`, or of pixels, see
+        `array_source.py`, or an `.npz` of arrays, each with the test split in a file `test`, `val`
+        or `validation` of the same suffix beside it, or in other arrays of the same file; or else a
+        TFDS name.
       split: Any split of TFDS, e.g. 'train[:98%]'; for other datasets 'train', 'test' or the name
         of a folder or file. Only TFDS reads slices; for other datasets a slice is ignored, with a
-        warning.
+        warning. None reads all of a file or of a folder of classes, and is 'test' for other
+        datasets.
       data_dir, manual_dir: As in `TfdsSource`.
+      labelled: Whether images without labels are an error. Otherwise a file of them is read, and
+        the label of each record is the empty list.
 
     Raises:
       UserError: if the source cannot be opened; the classes of the sources say when.
     """
-    is_csv = dataset.lower().endswith(".csv")
-    if not is_csv and not os.path.isdir(dataset):
-        return TfdsSource(dataset, split, data_dir, manual_dir)
-    split = _without_slice(split, dataset)
-    if is_csv:
-        return _open_csv(dataset, split)
-
+    if dataset.lower().endswith(FILE_SUFFIXES) or os.path.isfile(dataset):
+        source = _open_split_of_file(dataset, split and _without_slice(split, dataset), labelled)
+        if labelled and not source.num_classes:
+            raise UserError(f"{source.description} has no labels; {tables.expected()}")
+        return source
+    if not os.path.isdir(dataset):
+        return TfdsSource(dataset, split or "test", data_dir, manual_dir)
     if imagenet_tar.is_imagenet(dataset):
-        return imagenet_tar.ImagenetTarSource(dataset, split)
-    return FolderSource(split_path(dataset, split))
+        return imagenet_tar.ImagenetTarSource(dataset, _without_slice(split or "test", dataset))
+    if split is None and _holds_classes(dataset):
+        return FolderSource(dataset, train=dataset)
+    return _open_split_of_folder(dataset, _without_slice(split or "test", dataset))
 
 
 def split_path(directory: PathLike, split: str, suffix: str = "") -> str:
@@ -77,19 +96,104 @@ def split_path(directory: PathLike, split: str, suffix: str = "") -> str:
     return next((path for path in paths if os.path.exists(path)), paths[0])
 
 
-def _open_csv(file: str, split: str) -> Source:
-    if split == "train":
-        return CsvSource(file)
-    return CsvSource(split_path(os.path.dirname(file), split, ".csv"), train=file)
-
-
 def _without_slice(split: str, dataset: str) -> str:
     name, bracket, _ = split.partition("[")
     if bracket:
-        from absl import logging
-
-        logging.warning("%s: all of %r is read, slices are of TFDS only (%r)", dataset, name, split)
+        image_files.warn_once(
+            f"{dataset}: all of {name!r} is read, slices are of TFDS only ({split!r})"
+        )
     return name
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+def _open_split_of_folder(directory: str, split: str) -> Source:
+    if split in ("train", *_TEST_SPLITS):
+        if _holds_classes(directory):
+            return _held_out(FolderSource(directory, train=directory), split)
+        train, test = os.path.join(directory, "train"), split_path(directory, "test")
+        if os.path.isdir(train) and (not os.path.isdir(test) or _is_unlabelled(test)):
+            return _held_out(FolderSource(train), split, test)
+    return FolderSource(split_path(directory, split))
+
+
+def _holds_classes(directory: str) -> bool:
+    """Whether the subfolders of a folder are classes and not splits."""
+    folders = image_files.subfolders(directory)
+    return bool(folders) and not {"train", *_TEST_SPLITS} & set(folders)
+
+
+def _is_unlabelled(directory: str) -> bool:
+    """Whether a folder holds images, and no folder of a class, as test images of competitions."""
+    if image_files.subfolders(directory):
+        return False
+    return bool(image_files.images_in(directory, image_files.LeftOut()))
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def open_file(file: PathLike, train: PathLike | None = None) -> TableSource | ArraySource:
+    """All images of a table or of an `.npz`, with their labels or without.
+
+    Args:
+      file: Table of paths or of pixels, or `.npz` of arrays. Of arrays for several splits, the test
+        split is read.
+      train: File that the model is trained on, which names the classes; None takes those of `file`.
+        Images without labels have the label [].
+
+    Raises:
+      UserError: if the file is none of these, cannot be read or does not fit `train`.
+    """
+    suffix = os.path.splitext(file)[1].lower()
+    if suffix not in FILE_SUFFIXES:
+        raise UserError(
+            f"{file} is no dataset: expected a folder, a TensorFlow Datasets name, or a file with "
+            f"the suffix {', '.join(FILE_SUFFIXES)}"
+        )
+    if suffix != ".npz" and not array_source.is_pixel_table(file):
+        return TableSource(file, train)
+    known = None if train is None else _open_arrays(train, "train").class_names
+    return _open_arrays(file, "test", known)
+
+
+def _open_arrays(file: PathLike, split: str, known: list[str] | None = None) -> ArraySource:
+    """The images of a table of pixels, or of an `.npz` those of a split, if it names splits."""
+    if os.path.splitext(file)[1].lower() != ".npz":
+        return array_source.open_pixel_table(file, known)
+    parts = array_source.npz_parts(file)
+    names = (split, *_TEST_SPLITS) if split in _TEST_SPLITS else (split,)
+    part = next((name for name in names if name in parts), None)
+    return array_source.open_npz(file, part or (parts[0] if len(parts) == 1 else None), known)
+
+
+def _open_split_of_file(file: str, split: str | None, labelled: bool) -> Source:
+    if split is None:
+        return open_file(file)
+    suffix = os.path.splitext(file)[1]
+    if suffix.lower() == ".npz" and set(array_source.npz_parts(file)) & set(_TEST_SPLITS):
+        return _open_arrays(file, split, _open_arrays(file, "train").class_names)
+    folder = os.path.dirname(file)
+    path, test = split_path(folder, split, suffix), split_path(folder, "test", suffix)
+    if split not in ("train", *_TEST_SPLITS):
+        return open_file(path, file)
+    if not os.path.exists(test) or (labelled and not open_file(test).num_classes):
+        return _held_out(open_file(file), split, test)
+    if split == "train":
+        return open_file(file)
+    return open_file(path, file if open_file(path).num_classes else None)
+
+
+def _held_out(source: LabelledSource, split: str, test: str = "") -> Source:
+    """The training images without those that are held out, or the latter; a warning says so."""
+    part = held_out(source, train=split == "train")
+    why = f"{test} has no labels" if os.path.exists(test) else "there is no test split"
+    image_files.warn_once(
+        f"{source.description}: {why}; a tenth of the images of each class is held out of training "
+        "for validation, chosen by a fixed seed"
+    )
+    return part
 
 
 # --- information ---------------------------------------------------------------------------------
@@ -112,7 +216,7 @@ def get_dataset_info(
     """
     source = open_source(dataset, split, data_dir=data_dir)
     if isinstance(source, FolderSource):
-        return get_directory_info(split_path(dataset, split.partition("[")[0]))
+        return _info(source, examples_glob=_pattern(source.description))
     return _info(source, examples_glob=None)
 
 
@@ -131,8 +235,11 @@ def get_directory_info(directory: PathLike) -> dict[str, Any]:
     Raises:
       UserError: if the folder cannot be read or holds no images.
     """
-    pattern = os.path.join(glob.escape(os.fspath(directory)), "*", "*")
-    return _info(FolderSource(directory), examples_glob=pattern)
+    return _info(FolderSource(directory), examples_glob=_pattern(directory))
+
+
+def _pattern(directory: PathLike) -> str:
+    return os.path.join(glob.escape(os.fspath(directory)), "*", "*")
 
 
 def _info(source: Source, examples_glob: str | None) -> dict[str, Any]:

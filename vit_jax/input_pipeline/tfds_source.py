@@ -40,7 +40,7 @@ class TfdsSource:
         label = _label_feature(builder, dataset)
         self.num_classes: int = label.num_classes
         self.int2str: Callable[[int], str] = label.int2str
-        self._name = f"{dataset}[{split}]"
+        self._name = self.description = f"{dataset}[{split}]"
         self._records = _data_source(builder, dataset, split)
 
     def __len__(self) -> int:

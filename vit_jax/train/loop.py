@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from vit_jax import checkpoint, input_pipeline
 from vit_jax.configs import common
 from vit_jax.devices.sharding import make_mesh, place, to_devices
-from vit_jax.errors import Preempted, UserError
+from vit_jax.errors import Preempted, UserError, some
 from vit_jax.evaluate import flops
 from vit_jax.evaluate.evaluation import evaluate
 from vit_jax.train import engine as engine_lib
@@ -29,7 +29,7 @@ from vit_jax.train.preemption import Preemption
 from vit_jax.train.pretrained import find_pretrained
 from vit_jax.train.profiling import Profiler
 from vit_jax.train.run_lock import run_lock
-from vit_jax.train.same_config import require_same_config
+from vit_jax.train.same_config import require_same_classes, require_same_config
 from vit_jax.train.state import TrainState
 from vit_jax.train.teacher import load_teacher
 from vit_jax.tree import arrays
@@ -79,7 +79,7 @@ def _train(
     ds_train, ds_test = input_pipeline.get_datasets(
         config, process_index=jax.process_index(), process_count=jax.process_count()
     )
-    teacher = load_teacher(config, ds_train.num_classes)
+    teacher = load_teacher(config, ds_train.class_names)
     engine = engine_lib.build(config, mesh, ds_train.num_classes, teacher)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
 
@@ -87,6 +87,7 @@ def _train(
     with Checkpoints(workdir, *keep) as checkpoints, Preemption() as preemption:
         if checkpoints.latest_step is not None and not allow_other_config:
             require_same_config(config, workdir)
+            require_same_classes(ds_train.class_names, workdir)
         state = engine.init(init_key)
         if pretrained and checkpoints.latest_step is None:
             variables = _pretrained(pretrained, state, config, engine)
@@ -103,6 +104,8 @@ def _train(
         profiler = Profiler(workdir, config.profile)
         if jax.process_index() == 0:
             run_info.save(run_info.RunInfo.of(config, ds_train.class_names), workdir)
+        log.say(f"training on {ds_train.summary}")
+        log.say(f"testing on {ds_test.summary}")
         if first_step >= config.total_steps:
             log.say(_finished(workdir, first_step))
         clock = Clock(first_step)
@@ -139,7 +142,7 @@ def _train(
                 if stopping:
                     raise Preempted(step)
     if damaged := [*ds_train.errors, *ds_test.errors]:
-        logging.warning("%d damaged images were skipped: %s", len(damaged), ", ".join(damaged))
+        logging.warning("%d damaged images were skipped: %s", len(damaged), some(damaged, 20))
     return state.trained
 
 

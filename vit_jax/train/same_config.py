@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vit_jax.configs import common
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, some
 from vit_jax.train import run_info
 
 # Fields that may change in a resumed run. They say where data lies, how fast it is read, how arrays
@@ -60,6 +60,21 @@ def require_same_config(config: ConfigDict, workdir: str | os.PathLike) -> None:
         raise UserError(
             f"{workdir} holds a run with another config: {'; '.join(differing)}. Use that config "
             "or another --workdir; --allow_other_config goes on with this one"
+        )
+
+
+def require_same_classes(class_names: Sequence[str], workdir: str | os.PathLike) -> None:
+    """Raises UserError if the run in `workdir` was trained on other classes, or in another order.
+
+    The output of a class is its place among the names, so that the labels would change their
+    meaning.
+    """
+    began = run_info.load(workdir).class_names
+    if list(class_names) != began:
+        raise UserError(
+            f"{workdir} holds a run with the classes {some(began, 10)}; the dataset now has "
+            f"{some(class_names, 10)}. Use that dataset or another --workdir; "
+            "--allow_other_config goes on, class i being what was class i"
         )
 
 

@@ -1,7 +1,7 @@
 """The teacher that a student learns from: any registered model, read from any checkpoint."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.input_pipeline import recipes
+from vit_jax.input_pipeline import classes, recipes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,31 +24,34 @@ class Teacher:
       variables: The collections that the model is applied with, on the host.
       scale, shift: [1, 1, 1, channels], which turn the student's normalisation into the teacher's:
         `images * scale + shift`.
+      order: The teacher's output for each class of the student.
     """
 
     model: nn.Module
     variables: Any
     scale: np.ndarray
     shift: np.ndarray
+    order: tuple[int, ...]
 
     def logits(self, variables: Any, images: jax.Array) -> jax.Array:
         """The student's images [N, H, W, C] to logits [N, K], which pass no gradient back."""
         # Mixing uses weights that add up to one, so mixed images may be normalised afterwards.
         images = images * self.scale + self.shift
         logits: Any = self.model.apply(variables, images, train=False)
-        return jax.lax.stop_gradient(logits)
+        return jax.lax.stop_gradient(logits[:, np.array(self.order)])
 
 
-def load_teacher(config: ConfigDict, num_classes: int) -> Teacher | None:
+def load_teacher(config: ConfigDict, class_names: Sequence[str]) -> Teacher | None:
     """The teacher of `config.distill`; None for a run without one.
 
     Args:
       config: A complete config.
-      num_classes: The number of classes of the student.
+      class_names: The names of the student's classes, in their order. Those of the teacher are
+        matched by name, see `classes.match`.
 
     Raises:
-      UserError: if no checkpoint is named or it cannot be read, if the teacher has another number
-        of classes, or if the teacher does not take images of the student's size.
+      UserError: if no checkpoint is named or it cannot be read, if the teacher has other classes,
+        or if the teacher does not take images of the student's size.
     """
     if config.distill.kind == "none":
         return None
@@ -63,14 +66,23 @@ def load_teacher(config: ConfigDict, num_classes: int) -> Teacher | None:
 
     loaded = inference.load_model(path, model=name)
     known = loaded.weights.model
-    if known.num_classes != num_classes:
+    if known.num_classes != len(class_names):
         raise UserError(
             f"the teacher {path} tells {known.num_classes} classes apart, the dataset has "
-            f"{num_classes}: it must be trained on the same ones"
+            f"{len(class_names)}: it must be trained on the same ones"
         )
+    order = classes.match(
+        class_names,
+        known.num_classes if known.class_names is None else known.class_names,
+        dataset=str(config.dataset),
+        model=f"the teacher {path}",
+        by_position=config.distill.by_position,
+        option="--config.distill.by_position=True",
+    )
     _require_size(loaded, recipes.image_shape(config.pp), str(path))
     model = loaded.model.clone(dtype=jnp.dtype(config.dtype))
-    return Teacher(model, loaded.variables, *_between(recipes.preprocess(config.pp), loaded))
+    scale, shift = _between(recipes.preprocess(config.pp), loaded)
+    return Teacher(model, loaded.variables, scale, shift, tuple(order))
 
 
 def _require_size(loaded: Any, shape: tuple[int, int, int], path: str) -> None:
