@@ -198,6 +198,7 @@ def load_weights(
     """
     with open_source(path, model, image_size, part=part, allow=allow) as source:
         known = source.facts.model()
+        source.facts.require_size(image_size)
         if not (source.facts.models or source.facts.recorded or model):
             raise UserError(
                 f"{str(path)!r} holds the parameters of no registered model, and nothing in it "

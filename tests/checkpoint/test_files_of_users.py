@@ -194,6 +194,8 @@ def test_an_assumed_square_is_said_and_not_recorded(tmp_path):
         path, tmp_path / "y.npz", to="official", model=NAME, image_size=(128, 512)
     )
     assert done.steps == ()
+    with pytest.raises(UserError, match="for images of 256×256 pixels, not of 384×384"):
+        load_model(path, NAME, image_size=(384, 384))
     again = identify(tmp_path / "y.npz")
     assert (again.grid, again.size_is_known, again.notes) == ((8, 32), True, ())
 

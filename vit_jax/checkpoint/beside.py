@@ -50,11 +50,12 @@ def timm_description(
 
 def _crop_pct(preprocess: Preprocess) -> float:
     """The share for which timm, which rounds a quotient down, resizes as we do."""
-    sides = preprocess.height_width
-    shares = [side / preprocess.before_crop(side) for side in sides]
-    share = min(shares, key=lambda share: abs(share - preprocess.crop))
-    exact = all(math.floor(side / share) == preprocess.before_crop(side) for side in sides)
-    return share if exact else math.nextafter(share, 0)
+    def is_ours(share: float) -> bool:
+        sides = preprocess.height_width
+        return all(math.floor(side / share) == preprocess.before_crop(side) for side in sides)
+
+    share = preprocess.crop
+    return share if is_ours(share) else share - 1e-9
 
 
 def preprocessing_differences(preprocess: Preprocess) -> list[str]:

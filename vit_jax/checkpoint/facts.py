@@ -160,6 +160,16 @@ class Facts:
             raise UserError(f"{self.path!r}: {self.other_function}")
         return self.config
 
+    def require_size(self, given: Size | None) -> None:
+        """Raises UserError for weights that are of another image size than the given one."""
+        if given is None or self.image_size in (None, given):
+            return
+        (rows, columns), (height, width) = self.image_size, given
+        raise UserError(
+            f"{self.path!r} is for images of {rows}×{columns} pixels, not of {height}×{width}; "
+            "`vit-jax convert --image-size` resizes it"
+        )
+
     def model(self) -> Model:
         """What must be known to use the weights; UserError as `require_model`."""
         config = self.require_model()

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
         allow=args.allow,
         every_number=True,
     )
+    found.require_size(args.image_size)
     if args.json:
         fields = found.to_dict()
         if not args.tensors:
