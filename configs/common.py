@@ -243,7 +243,7 @@ RANGES = {
     "batch_eval_device": COUNT,
     "accum_steps": COUNT,
     "total_steps": integer(1, None),
-    "seed": integer(0),
+    "seed": Range(0, 2**32 - 1, integer=True),  # JAX drops what is above 32 bits in silence.
     "label_smoothing": RATE,
     "mixing.mixup_alpha": at_least(0),
     "mixing.cutmix_alpha": at_least(0),
@@ -348,7 +348,8 @@ def with_defaults(config: ConfigDict) -> ConfigDict:
         if name not in known and not name.startswith("model."):
             raise UserError(f"config has no field {name!r}.{suggest(name, known)}")
     check(dict(flatten(given, prefix=())))
-    fields.check(complete.model or {}, prefix="config.model.")
+    model: Any = complete.model or {}
+    fields.check(model, prefix="config.model.")
     complete.update({k: ConfigDict(v) if isinstance(v, Mapping) else v for k, v in given.items()})
     return complete.lock()
 

@@ -375,7 +375,7 @@ def test_predict_takes_files_folders_lists_and_standard_input(
     (tmp_path / "list.txt").write_text("\n".join(wanted) + "\n\n")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(wanted).encode())))
     for given in ([test], [tmp_path / "list.txt"], ["-"], wanted):
-        status, out, err = vit_jax("predict", workdir, *given, "--batch=2")
+        status, out, err = vit_jax("predict", workdir, "--batch", 2, *given)
         lines = [line.split("\t") for line in out.splitlines()]
         assert (status, err) == (0, "")
         assert sorted(line[0] for line in lines) == sorted(wanted)
@@ -618,7 +618,7 @@ def test_eval_refuses_bad_data(refused, workdir, colours, tmp_path):
         _paint(tmp_path / "two" / "test" / name / "0.png", (0, 0, 0), np.random.default_rng(0))
     assert "digitz" in refused("eval", workdir, "--dataset=digitz")
     assert "no images" in refused("eval", workdir, "--dataset", tmp_path / "empty")
-    assert "valid" in refused("eval", workdir, "--dataset", colours, "--split=valid")
+    assert "small" in refused("eval", workdir, "--dataset", colours, "--split=small")
     error = refused("eval", workdir, "--dataset", tmp_path / "two")
     assert "has 2 of 2 classes that" in error
     assert "The model's 3 classes are" in error

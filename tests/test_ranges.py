@@ -1,6 +1,7 @@
 """Every number of every config and of every model has a range, and one outside of it is refused."""
 
 import dataclasses
+import importlib
 import math
 import pathlib
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from vit_jax import cli, inference_time, models
+from vit_jax import cli, inference_time, models, recipes
 from vit_jax.configs import common
 from vit_jax.configs import inference_time as inference_time_config
 from vit_jax.errors import UserError
@@ -81,8 +82,12 @@ def test_a_number_out_of_range_is_refused(field):
         assert str(error.value) == f"config.{field} must be {known}, got {given!r}"
 
 
-def test_the_defaults_and_every_recipe_are_in_range():
+def test_the_defaults_every_recipe_and_every_model_are_in_range():
     common.with_defaults(common.get_config())
+    arguments = {"vit": ["b16,cifar10"], "augreg": ["R_Ti_16"]}
+    for name in recipes.installed().keys() - {"inference_time"}:
+        module = importlib.import_module(f"vit_jax.configs.{name}")
+        common.with_defaults(module.get_config(*arguments.get(name, [])))
     for spec in registry.registered().values():
         fields.check(spec.config)
 
@@ -190,3 +195,8 @@ def test_one_message_on_the_command_line(capsys, tmp_path):
 )
 def test_words(known, text):
     assert str(known) == text
+
+
+def test_numbers_beyond_every_float():
+    assert 10**400 not in integer(1)
+    assert float("inf") not in above(0)

@@ -6,6 +6,26 @@ when they are first used.
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # for editors, which would not know the modules otherwise
+    from vit_jax import (
+        checkpoint,
+        configs,
+        errors,
+        evaluate,
+        families,
+        inference,
+        inference_time,
+        input_pipeline,
+        layers,
+        models,
+        parity,
+        plan,
+        test_utils,
+        train,
+        utils,
+    )
 
 __version__ = "0.1.0"
 

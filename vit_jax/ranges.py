@@ -35,7 +35,13 @@ class Range:
         if any(number is x or (type(number) is type(x) and number == x) for x in self.also):
             return True
         kind = numbers.Integral if self.integer else numbers.Real
-        if isinstance(number, bool) or not isinstance(number, kind) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, kind):
+            return False
+        try:
+            number = float(number)
+        except OverflowError:  # an integer beyond every float
+            return False
+        if not math.isfinite(number):
             return False
         low_fits = self.low is None or (number > self.low if self.above else number >= self.low)
         high_fits = self.high is None or (number < self.high if self.below else number <= self.high)
@@ -45,9 +51,9 @@ class Range:
         text = "an integer" if self.integer else "a finite number"
         if self.low is not None and self.high is not None:
             ends = "(" if self.above else "[", ")" if self.below else "]"
-            text = f"in {ends[0]}{self.low:g}, {self.high:g}{ends[1]}"
+            text = f"{'an integer ' * self.integer}in {ends[0]}{self.low}, {self.high}{ends[1]}"
         elif self.low is not None:
-            text += f" {'above' if self.above else 'of at least'} {self.low:g}"
+            text += f" {'above' if self.above else 'of at least'} {self.low}"
         return " or ".join([text, *map(str, self.also)])
 
     def require(self, field: str, value: Any) -> None:

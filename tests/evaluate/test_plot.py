@@ -124,6 +124,45 @@ def test_the_command_writes_an_image(make_run, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "run.png", "two"]
 
 
+@pytest.mark.parametrize("steps", [1, 3, 50, 25_000])
+@pytest.mark.parametrize("best", [0.5, 1.0])
+def test_ticks_are_steps_and_an_accuracy_ends_at_100_percent(make_run, monkeypatch, steps, best):
+    every = max(steps // 5, 1)
+    lines = [{"step": s, "train_loss": 1.0, "lr": 0.1} for s in range(1, steps + 1, every)]
+    lines += [
+        {"step": s, "accuracy_test": best * (s > 1), "loss_test": 1.0}
+        for s in range(1, steps + 1, every)
+    ]
+    figure = drawn(monkeypatch, make_run("run", lines))
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        inside = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert inside
+        assert all(tick == round(tick) for tick in inside)
+    low, high = figure.axes[1].get_ylim()
+    assert 0 <= low < high <= 100
+
+
+def test_a_single_point_is_seen(make_run, monkeypatch):
+    lines = [{"step": 1, "train_loss": 1.0, "lr": 0.1}]
+    loss, _, rate = drawn(monkeypatch, make_run("run", lines)).axes
+    assert loss.lines[0].get_marker() == rate.lines[0].get_marker() == "o"
+
+
+def test_a_place_that_cannot_be_written_is_named_itself(tmp_path, monkeypatch):
+    """Where the file system is read-only, removing a file that is not there fails too."""
+
+    def refuse(path, *args, **kwargs):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    for name in ("os.unlink", "os.remove", "pathlib.Path.unlink", "pathlib.Path.open"):
+        monkeypatch.setattr(name, refuse)
+    with pytest.raises(UserError) as error:
+        plot.save_figure(None, tmp_path / "run.png")
+    assert str(error.value) == f"cannot write '{tmp_path}/run.png': Read-only file system"
+
+
 def test_an_svg_is_xml_and_the_same_each_time(make_run, tmp_path):
     run = make_run("run")
     for name in ("a.svg", "b.svg"):

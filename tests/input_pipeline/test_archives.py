@@ -26,6 +26,7 @@ from vit_jax.input_pipeline.imagenet_tar import ImagenetTarSource
         (["train", "val", "test"], "val", "val"),
         (["train", "validation"], "val", "validation"),
         (["train", "val"], "validation", "val"),
+        (["train", "valid"], "test", "valid"),
         (["train", "test"], "train[:98%]", "train"),
     ],
 )

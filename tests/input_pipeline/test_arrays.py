@@ -92,6 +92,7 @@ def test_a_run_on_a_table_with_unlabelled_test_images_beside_it(tmp_path, config
 ARRAYS = {
     "images and labels": {"images": IMAGES, "labels": LABELS},
     "x and y": {"x": IMAGES[..., None], "y": LABELS[:, None]},
+    "no names": {"arr_0": IMAGES, "arr_1": LABELS},
     "flat": {"data": IMAGES.reshape(20, 784), "target": LABELS.astype(float)},
     "other integers": {"images": IMAGES.astype(np.int64), "labels": LABELS.astype(str)},
 }

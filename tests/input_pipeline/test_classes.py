@@ -58,6 +58,7 @@ IDS, NAMES = wordnet_ids(1000), class_names(1000)
         ([IDS[999], IDS[7]], NAMES, [999, 7]),
         ([NAMES[999], NAMES[7]], IDS, [999, 7]),
         (IDS, NAMES, list(range(1000))),
+        ([IDS[999], IDS[7]], ["a tench", *NAMES[1:]], [999, 7]),
     ],
 )
 def test_names_are_matched_whatever_their_order(names, outputs, order):

@@ -221,7 +221,7 @@ def test_original_configs_work(folder):
         ("batch_eval", -4, "config.batch_eval must be an integer of at least 1"),
         ("data.num_workers", -1, "config.data.num_workers must be an integer of at least 0"),
         ("prefetch", -1, "config.prefetch must be an integer of at least 0"),
-        ("seed", -1, "config.seed must be an integer of at least 0"),
+        ("seed", -1, r"config.seed must be an integer in \[0, 4294967295\], got -1"),
         ("data.on_error", "ignore", "on_error must be 'raise' or 'skip', got 'ignore'"),
         ("data.repeats", 0, "config.data.repeats must be an integer of at least 1"),
         ("pp.resize_method", "bicubc", "Did you mean 'bicubic'"),
@@ -233,6 +233,12 @@ def test_original_configs_work(folder):
         ("pp.std", (1.0, 0.0, 1.0), "config.pp.std must be a finite number above 0"),
         ("pp.autoaug_policy", ((("Spin", 1.0, 2),),), r"unknown operations \['Spin'\]"),
         ("pp.autoaug_policy", ("Invert",), "lines of"),
+        (
+            "pp.autoaug_policy",
+            ((("Invert", 1.5, 2),),),
+            r"a probability .* \[0, 1\], got 1.5",
+        ),
+        ("pp.autoaug_policy", ((("Invert", 0.5, 10),),), r"a level of .* in \[0, 9\], got 10"),
         ("dataset", "cifar1", "unknown dataset 'cifar1'"),
     ],
 )

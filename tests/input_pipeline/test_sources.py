@@ -367,9 +367,11 @@ def test_suffixes_are_pillows():
         ),
         ({"train__ant": ["1.png"], "test__ant": []}, "test", "no images in .*test"),
         ({"train__ant": ["1.png"], "test": []}, "test", "no images in .*test"),
-        ({"birds__train__ant": ["1.png"]}, "train", r"datasets or splits.*such as .*birds"),
+        ({"birds__train__ant": ["1.png"]}, "train", "splits or datasets, not classes: birds"),
+        ({"Training__ant": ["1.png"]}, "train", "cannot read the image folder .*train"),
+        ({"train__ant": ["1.png"], "train__ant__test": ["1.png"]}, "train", "not classes: ant"),
         ({"test__ant": ["1.png"]}, "train", "cannot read the image folder .*train"),
-        ({"train__ant": ["1.png"], "test__ant": ["1.png"]}, "valid", "folder .*valid"),
+        ({"train__ant": ["1.png"], "test__ant": ["1.png"]}, "small", "folder .*small"),
     ],
 )
 def test_bad_folder(tmp_path, classes, mode, message):
@@ -416,6 +418,20 @@ def test_a_folder_of_classes_is_read_whole_unless_a_split_is_asked_for(tmp_path)
     tree(tmp_path, val__ant=["1.png", "2.png"], val__bee=["3.png"], train__wasp=["1.png"])
     source = open_source(str(tmp_path / "val"))
     assert (len(source), source.num_classes) == (3, 2)  # `train` beside it is another dataset.
+
+
+@pytest.mark.parametrize("place", ["train__", ""])
+def test_a_class_may_be_called_train(tmp_path, place):
+    tree(tmp_path, **{f"{place}{name}": ["1.png", "2.png"] for name in ("bus", "car", "train")})
+    source = open_source(str(tmp_path), "train")
+    assert [source.int2str(i) for i in range(3)] == ["bus", "car", "train"]
+    assert len(source) == 3  # The other three are held out.
+
+
+def test_a_class_whose_name_is_no_text(tmp_path):
+    tree(tmp_path, **{os.fsdecode(b"train__\xfcbung"): ["1.png"]})
+    with pytest.raises(UserError, match=r"no UTF-8, .*: '.*udcfcbung'"):
+        FolderSource(tmp_path / "train")
 
 
 def test_file_that_vanishes(tmp_path):

@@ -1,5 +1,7 @@
 """`vit-jax parity`: its exit status, what it prints, the page that it writes."""
 
+import dataclasses
+import html
 import html.parser
 import json
 import re
@@ -137,8 +139,36 @@ def test_the_report_is_one_page_with_everything_in_it(tiny):
     for version in tiny.versions.values():
         assert version in page.text
     assert "erf form" in page.text
-    assert page.seen.count("svg") == 1
-    assert page.seen.count("circle") == 3 * (len(tiny.matched.blocks) + 1)
+    # The chart is there twice, lettered for a page and for a phone.
+    assert page.seen.count("svg") == 2
+    assert page.seen.count("circle") == 2 * 3 * (len(tiny.matched.blocks) + 1)
+
+
+def test_the_verdict_says_what_as_shipped_means(tiny):
+    about = report.about_shipped(tiny)
+    assert about.startswith("timm as shipped differs, by ")
+    assert "GELU: erf form (ours: tanh form)" in about
+    assert "the verdict does not count it" in about
+    verdict, _, _ = report.render(tiny).partition("</div>")
+    assert html.escape(about) in verdict
+    same = dataclasses.replace(tiny, as_shipped=tiny.matched)
+    assert report.about_shipped(same) == ""
+    told = dataclasses.replace(tiny.matched, differences=tiny.as_shipped.differences)
+    told = report.about_shipped(dataclasses.replace(tiny, as_shipped=told))
+    assert told.startswith("timm as shipped computes the same, to ")
+    wrong = dataclasses.replace(tiny, matched=tiny.as_shipped)
+    assert report.about_shipped(wrong) == ""
+
+
+def test_a_phone_shows_every_cell_with_the_name_of_its_column(tiny):
+    text = report.render(tiny)
+    narrow = text[text.index("@media (max-width: 640px)") : text.index("</style>")]
+    assert "content: attr(data-label)" in narrow
+    labels = re.findall(r'<td data-label="([^"]*)">', text)
+    blocks = len(tiny.matched.blocks) + 1
+    assert labels.count("as shipped, float64") == labels.count("theirs") == blocks
+    # Letters of 11 pixels are 11 pixels only where a chart is as wide as its place.
+    assert 'class="narrow"><svg viewBox="0 0 340 ' in text
 
 
 def test_the_plot_draws_what_can_be_drawn():
@@ -152,7 +182,7 @@ def test_the_plot_draws_what_can_be_drawn():
     )
     page = _Page(report.render(comparison))
     assert page.open == []
-    assert page.seen.count("circle") == 3 * 2  # neither NaN nor infinity has a place
+    assert page.seen.count("circle") == 2 * 3 * 2  # neither NaN nor infinity has a place
     assert "a<b> against timm" in page.text
     for y in re.findall(r'cy="([^"]+)"', report.render(comparison)):
         assert 0 < float(y) < 420

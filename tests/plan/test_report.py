@@ -97,7 +97,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     def interrupted(self, path, **options):
-        path.write_text("half")
+        path.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Figure, "savefig", interrupted)

@@ -206,7 +206,7 @@ def test_a_run_with_a_teacher_keeps_nothing_of_it(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"distill__kind": "sotf"}, "Did you mean 'soft'"),
-        ({"distill__alpha": 1.5}, r"config.distill.alpha must be in \[0, 1\], got 1.5"),
+        ({"distill__alpha": 1.5}, "config.distill.alpha must be in [0, 1], got 1.5"),
         ({"distill__tau": 0.0}, "config.distill.tau must be a finite number above 0, got 0.0"),
         ({"distill__teacher_checkpoint": ""}, "needs --config.distill.teacher_checkpoint"),
         ({"pp__crop": 32}, "does not take images of 32×32 pixels"),

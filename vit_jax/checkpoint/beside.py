@@ -50,6 +50,7 @@ def timm_description(
 
 def _crop_pct(preprocess: Preprocess) -> float:
     """The share for which timm, which rounds a quotient down, resizes as we do."""
+
     def is_ours(share: float) -> bool:
         sides = preprocess.height_width
         return all(math.floor(side / share) == preprocess.before_crop(side) for side in sides)

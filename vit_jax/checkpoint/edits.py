@@ -117,11 +117,11 @@ def with_channels(config: Config, shapes: Shapes, channels: int) -> Edit | None:
 
 def covered(config: Config, image_size: Size) -> Size:
     """(height, width) in pixels of an image's whole patches, where the model has one grid."""
-    stride = get(config).stride
-    if stride is None:
+    cells, stride = names.grid_of(config, image_size), get(config).stride
+    if cells is None or stride is None:
         return image_size
     height, width = stride(config)
-    return image_size[0] // height * height, image_size[1] // width * width
+    return cells[0] * height, cells[1] * width
 
 
 def without_pre_logits(shapes: Shapes) -> Edit | None:

@@ -216,7 +216,8 @@ def load_pretrained(
     config = config_of(model_config)
     stacked = is_stacked(named(init_params))
     init = arrays(unstack_blocks(named(init_params)))
-    flat: Tensors = _flat_for(pretrained_path, config)
+    flat: Tensors
+    flat, recorded_size = _flat_for(pretrained_path, config)
     shapes = names.shapes_of(flat)
     if config.get("representation_size", True) is None:
         gone = [n for n in shapes if n.startswith("pre_logits/")]
@@ -227,8 +228,9 @@ def load_pretrained(
         log.warning("%s: %s", pretrained_path, edit.step)
         flat = names.applied(edit, flat)
         shapes = names.shapes_of(flat)
-    old = _size_of(config, shapes, old_grid, "the file's", pretrained_path)
-    new = _size_of(config, wanted, new_grid, "the model's", None)
+    old = recorded_size if old_grid is None else None
+    old = old or _size_of(config, shapes, old_grid, "the file's")
+    new = _size_of(config, wanted, new_grid, "the model's")
     flat = names.applied(edits.with_heads_of(shapes, init), flat)
     if new is not None and (edit := _resize(config, names.shapes_of(flat), wanted, old, new)):
         flat = names.applied(edit, flat)
@@ -242,14 +244,17 @@ def load_pretrained(
     return params
 
 
-def _flat_for(path: Path, config: Config) -> dict[str, np.ndarray]:
-    """The file's tensors as the model's family has them; the file may be of another size."""
+def _flat_for(path: Path, config: Config) -> tuple[dict[str, np.ndarray], Size | None]:
+    """The file's tensors as the model's family has them, and the image size that they are for.
+
+    The file may be of another size than the model.
+    """
     with open_source(path) as source:
         found = source.facts.config
         if found is not None and get(found) is get(config) and recognise.heads_known(found):
-            return read_all(source)
+            return read_all(source), source.facts.image_size
     with open_source(path, config) as source:  # what the file leaves open is as the model has it
-        return read_all(source)
+        return read_all(source), source.facts.image_size
 
 
 def _resize(config: Config, shapes: Any, wanted: Any, old: Size | None, new: Size) -> Any:
@@ -259,9 +264,7 @@ def _resize(config: Config, shapes: Any, wanted: Any, old: Size | None, new: Siz
     return edits.resized(config, shapes, old, new)
 
 
-def _size_of(
-    config: Config, shapes: Any, grid: Grid | None, whose: str, path: Path | None
-) -> Size | None:
+def _size_of(config: Config, shapes: Any, grid: Grid | None, whose: str) -> Size | None:
     """(height, width) in pixels that tensors are for: by the given grid, else of a square."""
     family = get(config)
     if family.stride is not None and family.num_patches is not None:
@@ -269,7 +272,6 @@ def _size_of(
             patches = family.num_patches(config, shapes)
         except KeyError:
             return None  # names differ: said later, with all of them
-        del path
         stride = family.stride(config)
         if not patches:
             return None

@@ -250,8 +250,16 @@ def channels_of(config: Config, shapes: Shapes) -> int:
 
 
 def with_channels(config: Config, shapes: Shapes) -> dict[str, Any]:
-    """The config with the number of channels that the tensors tell, where it is not RGB's."""
+    """The config with the number of channels that the tensors tell, where it is not RGB's.
+
+    Raises UserError where the config says another number.
+    """
     found = channels_of(config, shapes)
+    if config.get("channels", found) != found:
+        raise UserError(
+            f"the tensors are for images of {found} channels; the model here is one of "
+            f"{config['channels']}"
+        )
     others = {field: value for field, value in config.items() if field != "channels"}
     return others if found == RGB else {**others, "channels": found}
 
@@ -273,8 +281,7 @@ def default_size(config: Config) -> Size:
     name = config.get("model_name")
     if name not in models:
         name = next(iter(fitting_models(config)), next(iter(models)))
-    side = models[str(name)].default.preprocess.size
-    return side, side
+    return models[str(name)].default.preprocess.height_width
 
 
 def fitting_models(config: Config) -> tuple[str, ...]:

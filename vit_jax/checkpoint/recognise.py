@@ -296,7 +296,8 @@ def _closest_size(same: list[Candidate], size: Size | None) -> Candidate:
     size = size or same[0].image_size
     if size is None or len(same) == 1:
         return same[0]
-    return min(same, key=lambda candidate: abs(candidate.preprocess.size - max(size)))
+    side = max(size)
+    return min(same, key=lambda candidate: abs(max(candidate.preprocess.height_width) - side))
 
 
 def _matching_layout(shapes: Shapes, config: Config) -> str:

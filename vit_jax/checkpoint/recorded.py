@@ -15,7 +15,7 @@ from vit_jax.checkpoint import hf_dir
 from vit_jax.checkpoint.files.archive import Archive
 from vit_jax.checkpoint.files.npz import MAX_METADATA
 from vit_jax.errors import UserError
-from vit_jax.families.family import HuggingFace, Size, Timm
+from vit_jax.families.family import RGB, HuggingFace, Size, Timm
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import ModelSpec, families, family_of, get, registered
 
@@ -299,7 +299,8 @@ def _read_hugging_face(
     if not isinstance(config.get("num_attention_heads", 1), int | list):
         raise UserError(f"{hf_dir.CONFIG} has no num_attention_heads")
     try:
-        found.config = {"family": name, **build.read(config)}
+        channels = config.get("num_channels", RGB)
+        found.config = {"family": name, **build.read(config), "channels": channels}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{hf_dir.CONFIG} does not describe a {name}: no {error}") from None
     found.entries = config

@@ -79,11 +79,14 @@ def _print(comparison: "Comparison", path: str | None) -> None:
     columns = (">matched numerics", ">as shipped")
     common.print_table(("logits", *columns), report.figure_rows(comparison))
     common.print_table(("error after, float64", *columns), report.block_errors(comparison))
-    print(f"{comparison.against} as shipped has {report.shipped_otherwise(comparison)}")
     for note in comparison.notes:
         print(f"note: {note}")
     if path is not None:
         print(f"report: {path}")
+    print(
+        report.about_shipped(comparison)
+        or f"{comparison.against} as shipped has {report.shipped_otherwise(comparison)}"
+    )
     print(f"{comparison.verdict}: {report.conclusion(comparison)}")
 
 

@@ -14,6 +14,7 @@ A submission of image numbers and labels:
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,11 @@ _RANKED = ("label", "class", "probability")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="files, folders, lists, or -")
+    # Not "*", of which argparse takes none where an option stands between MODEL and the images.
+    images = parser.add_argument(
+        "images", nargs="+", default=[], metavar="IMAGE", help="files, folders, lists, or -"
+    )
+    images.required = False
     parser.add_argument(
         "--dataset",
         metavar="NAME_OR_PATH",
@@ -216,9 +221,14 @@ def _value(prediction: "Prediction", content: str, loaded: "LoadedModel") -> Any
     if place >= len(prediction.labels):
         return None
     if base == "probability":
-        return prediction.probabilities[place]
+        return _finite(prediction.probabilities[place])
     label = prediction.labels[place]
     return label if base == "label" else loaded.class_name(label)
+
+
+def _finite(probability: float) -> float | None:
+    """None for a number that JSON does not know, which weights that are not finite give."""
+    return probability if math.isfinite(probability) else None
 
 
 def _nested(prediction: "Prediction", loaded: "LoadedModel") -> dict[str, Any]:
@@ -228,7 +238,7 @@ def _nested(prediction: "Prediction", loaded: "LoadedModel") -> dict[str, Any]:
             "rank": rank,
             "class": label,
             "name": loaded.class_name(label),
-            "probability": probability,
+            "probability": _finite(probability),
         }
         for rank, (label, probability) in enumerate(ranked, 1)
     ]
@@ -242,7 +252,11 @@ def _print_table(prediction: "Prediction", loaded: "LoadedModel") -> None:
         print(f" {prediction.error}\n")
         return
     lines = [
-        (str(row["rank"]), row["name"], f"{row['probability']:.2%}")
+        (
+            str(row["rank"]),
+            row["name"],
+            "not finite" if row["probability"] is None else f"{row['probability']:.2%}",
+        )
         for row in _nested(prediction, loaded)["predictions"]
     ]
     common.print_table((">rank", "class", ">probability"), lines)

@@ -122,9 +122,10 @@ def _figure(runs: dict[str, list[dict[str, float]]]):
         percent = _percent(series(lines, "accuracy_test"))
         _marked(accuracy, percent, color=colour, linestyle=dashes)
         _name_best(accuracy, percent, colour)
-        rate.plot(*series(lines, "lr"), color=colour, linestyle=dashes)
+        _curve(rate, series(lines, "lr"), color=colour, linestyle=dashes)
     _finish(loss, "Loss", kinds=True)
     _finish(accuracy, "Top-1 accuracy on test, %")
+    _within_percent(accuracy)
     _finish(rate, "Learning rate")
     rate.set_ylim(bottom=0)
     if len(runs) == 1:
@@ -138,17 +139,30 @@ def _percent(points: Series) -> Series:
     return points[0], 100 * points[1]
 
 
+def _within_percent(axes) -> None:
+    """Ends the axis of an accuracy at 0 and 100 %, with room for markers that lie on these ends."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 100))
+    for line in axes.lines:
+        line.set_clip_on(False)
+
+
 def _noisy(axes, points: Series, *, label: str, **style) -> None:
     steps, values = points
     if len(steps) > _NOISY and np.isfinite(values).all():
         axes.plot(steps, values, alpha=0.2, linewidth=0.8, **style)
         values = smoothed(values)
-    axes.plot(steps, values, label=label, **style)
+    _curve(axes, (steps, values), label=label, **style)
 
 
 def _marked(axes, points: Series, **style) -> None:
     """Draws a curve, with a marker at every point if it has at most 50 points."""
-    marker = "o" if len(points[0]) <= 50 else None
+    _curve(axes, points, most_marked=50, **style)
+
+
+def _curve(axes, points: Series, most_marked: int = 1, **style) -> None:
+    """Draws a curve; a single point would not be seen without a marker."""
+    marker = "o" if len(points[0]) <= most_marked else None
     axes.plot(*points, **style, marker=marker, markersize=3.5)
 
 
@@ -169,8 +183,11 @@ def _name_best(axes, points: Series, colour: str) -> None:
 
 
 def _finish(axes, title: str, kinds: bool = False) -> None:
-    axes.set_title(title)
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title, pad=16)  # a figure that is named at the upper end fits below it
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(_steps)
     axes.margins(x=0.02)
     if kinds and any(line.get_linestyle() == ":" and len(line.get_xdata()) for line in axes.lines):

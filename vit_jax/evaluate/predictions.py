@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from vit_jax.inference import LoadedModel
     from vit_jax.input_pipeline.records import Record, Source
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Item(NamedTuple):

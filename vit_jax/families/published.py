@@ -59,7 +59,7 @@ class Published(Weights):
     @property
     def resolution(self) -> int:
         """Image size of its last training, in pixels."""
-        return self.preprocess.size
+        return max(self.preprocess.height_width)
 
     @property
     def url(self) -> str:

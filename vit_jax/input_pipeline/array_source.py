@@ -10,14 +10,13 @@ import numpy as np
 
 from vit_jax.errors import UserError, short, some
 from vit_jax.input_pipeline import classes, tables
-from vit_jax.input_pipeline.records import PathLike, Record
+from vit_jax.input_pipeline.records import TEST_SPLITS, PathLike, Record
 
 # What arrays and columns are called, in small letters without spaces, hyphens and underscores.
-_IMAGES = ("images", "image", "x", "data", "pixels")
-_LABELS = ("labels", "label", "y", "targets", "target")
+_IMAGES = ("images", "image", "x", "data", "pixels", "arr0")
+_LABELS = ("labels", "label", "y", "targets", "target", "arr1")
 _CLASS_NAMES = ("classnames", "labelnames", "classes", "names")
 _NUMBERING = ("id", "index", "", "unnamed:0")  # Columns that only count the rows.
-_SPLITS = ("train", "test", "val", "validation")
 _LEAST_WHITE = 17  # Values up to 16 are another scale: scikit-learn's digits have it.
 
 
@@ -169,7 +168,11 @@ def npz_parts(file: PathLike) -> list[str]:
       UserError: if the file cannot be read.
     """
     names = {tables.squash(name) for name in _arrays(file)}
-    return [split for split in _SPLITS if any(_key(split, kind) & names for kind in _IMAGES)]
+    return [
+        split
+        for split in ("train", *TEST_SPLITS)
+        if any(_key(split, kind) & names for kind in _IMAGES)
+    ]
 
 
 def open_npz(
@@ -178,8 +181,9 @@ def open_npz(
     """The images of an `.npz`, and their labels if it has any.
 
     Args:
-      file: Its arrays are called `images` (or `x`, `data`, …) and `labels` (or `y`, …), or have
-        the name of a split too: `x_train`, `train_images`, …. Images are whole numbers of 0 to
+      file: Its arrays are called `images` (or `x`, `data`, …) and `labels` (or `y`, …), have the
+        name of a split too (`x_train`, `train_images`, …), or have no names: `arr_0` is the images
+        and `arr_1` the labels. Images are whole numbers of 0 to
         255, [N, height, width] or [N, height, width, 1 or 3]; labels are numbers or names, [N] or
         [N, 1]. An array `class_names` names the classes of labels that are numbers from 0.
       split: One of `npz_parts`; None for arrays without a split in their names.

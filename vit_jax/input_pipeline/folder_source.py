@@ -1,13 +1,18 @@
 """Examples from a folder that holds one subfolder of images for each class."""
 
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from vit_jax.errors import UserError, some
 from vit_jax.input_pipeline import classes, image_files
 from vit_jax.input_pipeline.records import IMAGE_SUFFIXES, PathLike, Record, read_image
 
-_SPLITS = {"train", "test", "val", "validation"}
+_SPLIT = re.compile(
+    r"(train|test|val|valid|eval|dev)(ing|idation|uation)?([ _-]?(set|data|images?|split))?\d*",
+    re.I,
+)
 
 
 class FolderSource:
@@ -60,6 +65,11 @@ def _images_by_class(directory: Path) -> dict[str, list[str]]:
         names = image_files.subfolders(directory)
     except UserError as error:
         raise UserError(f"{error}; expected {{train,test}}/<class>/<image>") from error
+    if unreadable := [ascii(name) for name in names if not _is_text(name)]:
+        raise UserError(
+            f"{directory} has class folders whose names are no UTF-8, which must be renamed: "
+            f"{some(unreadable)}"
+        )
     total, files, empty = image_files.LeftOut(), {}, []
     outside = len(image_files.images_in(directory, total))
     for name in names:
@@ -81,7 +91,7 @@ def _images_by_class(directory: Path) -> dict[str, list[str]]:
             f"{len(empty)} of the {len(names)} class folders of {directory} hold no image: "
             f"{some(empty)}. Remove them, or convert what is in them to a format that Pillow reads"
         )
-    _require_classes(directory, names)
+    _require_classes(directory, files)
     if total:
         image_files.warn_once(
             f"{directory}: {sum(map(len, files.values()))} images are read, {total.total()} files "
@@ -90,11 +100,36 @@ def _images_by_class(directory: Path) -> dict[str, list[str]]:
     return files
 
 
-def _require_classes(directory: Path, names: list[str]) -> None:
-    """Raises UserError for a folder of datasets, whose subfolders are not classes."""
-    nested = [n for n in names if any((directory / n / split).is_dir() for split in _SPLITS)]
-    if nested or set(names) <= _SPLITS:
+def _is_text(name: str) -> bool:
+    """Whether a file's name is text, which can be written to a run's record."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_split(name: str) -> bool:
+    """Whether a folder's name is that of a split, such as `Training` or `test_images`."""
+    return _SPLIT.fullmatch(name) is not None
+
+
+def are_splits(names: Collection[str]) -> bool:
+    """Whether folders are splits by their names. A single `train` may be the class of vehicles."""
+    count = sum(map(is_split, names))
+    return count > 1 or count == len(names) > 0
+
+
+def _require_classes(directory: Path, files: dict[str, list[str]]) -> None:
+    """Raises UserError for a folder of splits or of datasets, whose subfolders are no classes."""
+    wrong = list(files) if are_splits(files) else []
+    for name, paths in files.items():
+        folders = {os.path.dirname(path) for path in paths} - {str(directory / name)}
+        inside = {os.path.relpath(folder, directory / name).split(os.sep)[0] for folder in folders}
+        if are_splits(inside):
+            wrong.append(name)
+    if wrong:
         raise UserError(
-            f"{directory} holds datasets or splits, not classes: {some(nested or names)}. Name one "
-            f"of them, such as {directory / (nested or names)[0]}"
+            f"{directory} holds splits or datasets, not classes: {some(wrong)}. Name one of them, "
+            "or call the splits of a dataset train and test"
         )

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.input_pipeline.records import IMAGE_SUFFIXES, PathLike, Record
+from vit_jax.input_pipeline.records import IMAGE_SUFFIXES, TEST_SPLITS, PathLike, Record
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT, VAL_LABELS = "ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_val_labels.txt"
@@ -45,7 +45,7 @@ class ImagenetTarSource:
 
     Args:
       directory: Folder of the tar files.
-      split: 'train', or one of 'test', 'val' and 'validation', which mean the same split.
+      split: 'train', or one of `records.TEST_SPLITS`, which mean the same split.
 
     Raises:
       UserError: for an unknown split, a missing or damaged file, or labels that do not fit the
@@ -53,7 +53,7 @@ class ImagenetTarSource:
     """
 
     def __init__(self, directory: PathLike, split: str):
-        if split not in ("train", "test", "val", "validation"):
+        if split not in ("train", *TEST_SPLITS):
             raise UserError(f"ImageNet in {directory} has no split {split!r}: 'train' or 'val'")
         directory, train = Path(directory), split == "train"
         self._tar = directory / (TRAIN if train else VAL)

@@ -11,6 +11,7 @@ from vit_jax.errors import UserError, suggest
 from vit_jax.families.preprocess import Preprocess, sides
 from vit_jax.input_pipeline import augment as aug
 from vit_jax.input_pipeline import transforms as tr
+from vit_jax.ranges import SHARE, Range
 
 Steps = tuple[tr.Transform, ...]
 
@@ -212,8 +213,8 @@ def _check_policy(policy: Any) -> None:
     if policy is None:
         return
     try:
-        wrong = [op for line in policy for op, _probability, _level in line]
-        wrong = [op for op in wrong if op not in aug.POLICY_SPACE.levels]
+        operations = [op for line in policy for op in line]
+        wrong = [op for op, _, _ in operations if op not in aug.POLICY_SPACE.levels]
     except (TypeError, ValueError) as error:
         raise UserError(
             "config.pp.autoaug_policy must be None or lines of (operation, probability, "
@@ -224,3 +225,6 @@ def _check_policy(policy: Any) -> None:
             f"config.pp.autoaug_policy has unknown operations {wrong}: choose from "
             f"{', '.join(aug.POLICY_SPACE.levels)}"
         )
+    for _, probability, level in operations:
+        SHARE.require("a probability of config.pp.autoaug_policy", probability)
+        Range(0, aug.POLICY_SPACE.top).require("a level of config.pp.autoaug_policy", level)

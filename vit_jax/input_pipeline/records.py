@@ -10,6 +10,9 @@ from vit_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
+# Names of the test split. If the given name does not exist, the others are tried in this order.
+TEST_SPLITS = ("test", "val", "validation", "valid")
+
 # Suffixes, in small letters, of the files that Pillow reads by itself. Left out are what needs
 # another program (Ghostscript for EPS, Windows for WMF) and what Pillow only recognises (videos).
 # fmt: off
@@ -58,7 +61,8 @@ class Source(Protocol):
 class LabelledSource(Source, Protocol):
     """A source that knows the labels of all its records without reading an image."""
 
-    labels: Sequence[int] | Sequence[list[int]]
+    @property
+    def labels(self) -> Sequence[int] | Sequence[list[int]]: ...
 
 
 class Subset:

@@ -12,9 +12,15 @@ from typing import Any
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline import array_source, image_files, imagenet_tar, tables
 from vit_jax.input_pipeline.array_source import ArraySource
-from vit_jax.input_pipeline.folder_source import FolderSource
+from vit_jax.input_pipeline.folder_source import FolderSource, are_splits, is_split
 from vit_jax.input_pipeline.held_out import held_out
-from vit_jax.input_pipeline.records import LabelledSource, PathLike, Record, Source
+from vit_jax.input_pipeline.records import (
+    TEST_SPLITS,
+    LabelledSource,
+    PathLike,
+    Record,
+    Source,
+)
 from vit_jax.input_pipeline.table_source import TableSource
 from vit_jax.input_pipeline.tfds_source import TfdsSource, prepare
 
@@ -35,8 +41,6 @@ __all__ = [
     "split_path",
 ]
 
-# Names of the test split. If the given name does not exist, the others are tried in this order.
-_TEST_SPLITS = ("test", "val", "validation")
 FILE_SUFFIXES = (*tables.SUFFIXES, ".npz")
 
 
@@ -54,11 +58,11 @@ def open_source(
     'train', and is the test split; see `held_out.py`.
 
     Args:
-      dataset: A folder `{train,test}/<class>/` of images (`val` or `validation` will do for
-        `test`), or a folder `<class>/` of them; a folder of ImageNet's tar files, see
+      dataset: A folder `{train,test}/<class>/` of images (`val`, `valid` or `validation` will do
+        for `test`), or a folder `<class>/` of them; a folder of ImageNet's tar files, see
         `imagenet_tar.py`; a table of paths, see `table_source.py`, or of pixels, see
-        `array_source.py`, or an `.npz` of arrays, each with the test split in a file `test`, `val`
-        or `validation` of the same suffix beside it, or in other arrays of the same file; or else a
+        `array_source.py`, or an `.npz` of arrays, each with the test split in a file `test`, `val`,
+        … of the same suffix beside it, or in other arrays of the same file; or else a
         TFDS name.
       split: Any split of TFDS, e.g. 'train[:98%]'; for other datasets 'train', 'test' or the name
         of a folder or file. Only TFDS reads slices; for other datasets a slice is ignored, with a
@@ -91,7 +95,7 @@ def split_path(directory: PathLike, split: str, suffix: str = "") -> str:
     If it does not exist and `split` is a name of the test split, the first path that exists under
     another name of the test split is returned.
     """
-    names = (split, *_TEST_SPLITS) if split in _TEST_SPLITS else (split,)
+    names = (split, *TEST_SPLITS) if split in TEST_SPLITS else (split,)
     paths = [os.path.join(directory, name + suffix) for name in names]
     return next((path for path in paths if os.path.exists(path)), paths[0])
 
@@ -109,7 +113,7 @@ def _without_slice(split: str, dataset: str) -> str:
 
 
 def _open_split_of_folder(directory: str, split: str) -> Source:
-    if split in ("train", *_TEST_SPLITS):
+    if split in ("train", *TEST_SPLITS):
         if _holds_classes(directory):
             return _held_out(FolderSource(directory, train=directory), split)
         train, test = os.path.join(directory, "train"), split_path(directory, "test")
@@ -121,7 +125,9 @@ def _open_split_of_folder(directory: str, split: str) -> Source:
 def _holds_classes(directory: str) -> bool:
     """Whether the subfolders of a folder are classes and not splits."""
     folders = image_files.subfolders(directory)
-    return bool(folders) and not {"train", *_TEST_SPLITS} & set(folders)
+    splits = [os.path.join(directory, name) for name in folders if is_split(name)]
+    holds_splits = are_splits(folders) or any(map(image_files.subfolders, splits))
+    return bool(folders) and not holds_splits
 
 
 def _is_unlabelled(directory: str) -> bool:
@@ -163,7 +169,7 @@ def _open_arrays(file: PathLike, split: str, known: list[str] | None = None) -> 
     if os.path.splitext(file)[1].lower() != ".npz":
         return array_source.open_pixel_table(file, known)
     parts = array_source.npz_parts(file)
-    names = (split, *_TEST_SPLITS) if split in _TEST_SPLITS else (split,)
+    names = (split, *TEST_SPLITS) if split in TEST_SPLITS else (split,)
     part = next((name for name in names if name in parts), None)
     return array_source.open_npz(file, part or (parts[0] if len(parts) == 1 else None), known)
 
@@ -172,11 +178,11 @@ def _open_split_of_file(file: str, split: str | None, labelled: bool) -> Source:
     if split is None:
         return open_file(file)
     suffix = os.path.splitext(file)[1]
-    if suffix.lower() == ".npz" and set(array_source.npz_parts(file)) & set(_TEST_SPLITS):
+    if suffix.lower() == ".npz" and set(array_source.npz_parts(file)) & set(TEST_SPLITS):
         return _open_arrays(file, split, _open_arrays(file, "train").class_names)
     folder = os.path.dirname(file)
     path, test = split_path(folder, split, suffix), split_path(folder, "test", suffix)
-    if split not in ("train", *_TEST_SPLITS):
+    if split not in ("train", *TEST_SPLITS):
         return open_file(path, file)
     if not os.path.exists(test) or (labelled and not open_file(test).num_classes):
         return _held_out(open_file(file), split, test)

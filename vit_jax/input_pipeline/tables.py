@@ -250,16 +250,15 @@ def _read_parquet(file: PathLike) -> tuple[list[Row], bool]:
 
     try:
         table = pyarrow.parquet.ParquetFile(file).read()
-    except pyarrow.ArrowException as error:
+        columns = columns_of(file, table.column_names)
+        if columns is None or columns.path is None:
+            raise UserError(f"{file}: {_no_path(table.column_names)}")
+        kept = [i for i in (columns.path, columns.label) if i is not None]
+        cells = table.select(kept).to_pylist()
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{file} is no Parquet file: {short(str(error), 200)}") from error
-    columns = columns_of(file, table.column_names)
-    if columns is None or columns.path is None:
-        raise UserError(f"{file}: {_no_path(table.column_names)}")
-    kept = [i for i in (columns.path, columns.label) if i is not None]
-    rows = table.select(kept).to_pylist()
-    return [
-        _named_row(file, f"row {i}", cells)[0] for i, cells in enumerate(rows, start=1)
-    ], columns.label is not None
+    rows = [_named_row(file, f"row {i}", row)[0] for i, row in enumerate(cells, start=1)]
+    return rows, columns.label is not None
 
 
 def _named_row(file: PathLike, place: str, cells: dict[str, Any]) -> tuple[Row, bool]:

@@ -76,7 +76,7 @@ def _mismatch(model: nn.Module, shape: tuple[int, ...]) -> str:
         if not any(name in shapes for name in family.stem(config)):
             return ""
         return _other_channels(family, config, shapes, shape) or _other_size(
-            family, config, shapes, shape[1:3]
+            family, config, shapes, (shape[1], shape[2])
         )
     except (UserError, LookupError):  # a class of the caller's, or parameters of another model
         return ""

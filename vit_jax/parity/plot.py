@@ -7,10 +7,19 @@ from typing import NamedTuple
 
 from vit_jax.parity.figures import FLOAT64_BAR, Comparison, Drift
 
-_WIDTH, _HEIGHT = 920, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 16, 120
 _FLOOR = 1e-17  # an error of 0 has no logarithm: it is drawn here
-_MOST_LABELS = 30
+
+
+class Canvas(NamedTuple):
+    """The size of a picture in pixels, lettered to be read at that size, and its most labels."""
+
+    width: int
+    height: int
+    most_labels: int
+
+
+PAGE, PHONE = Canvas(920, 420, 30), Canvas(340, 340, 10)
 
 
 class Series(NamedTuple):
@@ -21,7 +30,7 @@ class Series(NamedTuple):
     values: list[float]
 
 
-def error_growth(comparison: Comparison) -> str:
+def error_growth(comparison: Comparison, canvas: Canvas) -> str:
     """`<svg>` with one line for each setting; colours are the page's CSS classes."""
     matched, as_shipped = comparison.matched, comparison.as_shipped
     outputs = [*matched.blocks, matched.logits]
@@ -34,12 +43,12 @@ def error_growth(comparison: Comparison) -> str:
         Series("noise", "matched, float32", [d.error_float32 for d in outputs]),
         Series("matched", "matched, float64", [d.error for d in outputs]),
     ]
-    axes = _Axes(len(outputs), [v for s in series for v in s.values])
+    axes = _Axes(canvas, len(outputs), [v for s in series for v in s.values])
     parts = [*_grid(axes), *_names(axes, outputs), *_bar(axes)]
     for one in series:
         parts += _line(axes, one, outputs)
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'<svg viewBox="0 0 {canvas.width} {canvas.height}" role="img" '
         f'aria-label="relative error after each block, logarithmic">{"".join(parts)}</svg>'
     )
 
@@ -47,36 +56,38 @@ def error_growth(comparison: Comparison) -> str:
 class _Axes:
     """Where a figure lies in the picture: blocks from left to right, decades upwards."""
 
-    def __init__(self, num_points: int, values: Sequence[float]):
+    def __init__(self, canvas: Canvas, num_points: int, values: Sequence[float]):
+        self.canvas = canvas
+        self.right, self.bottom = canvas.width - _RIGHT, canvas.height - _BOTTOM
         self.num_points = num_points
         drawn = [max(v, _FLOOR) for v in values if math.isfinite(v)] + [FLOAT64_BAR]
         self.low = math.floor(math.log10(min(drawn)))
         self.high = max(math.ceil(math.log10(max(drawn))), self.low + 1)
 
     def x(self, index: int) -> float:
-        step = (_WIDTH - _LEFT - _RIGHT) / self.num_points
+        step = (self.right - _LEFT) / self.num_points
         return _LEFT + step * (index + 0.5)
 
     def y(self, value: float) -> float:
         share = (math.log10(max(value, _FLOOR)) - self.low) / (self.high - self.low)
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (1 - share)
+        return _TOP + (self.bottom - _TOP) * (1 - share)
 
 
 def _grid(axes: _Axes) -> Iterator[str]:
     for decade in range(axes.low, axes.high + 1):
         y = axes.y(10.0**decade)
-        yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<line class="grid" x1="{_LEFT}" x2="{axes.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
         if decade % 2 == 0:
             yield f'<text class="tick" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">'
             yield f'10<tspan dy="-5" font-size="9">{decade}</tspan></text>'
 
 
 def _names(axes: _Axes, outputs: Sequence[Drift]) -> Iterator[str]:
-    every = math.ceil(len(outputs) / _MOST_LABELS)
+    every = math.ceil(len(outputs) / axes.canvas.most_labels)
     for i, drift in enumerate(outputs):
         if i % every and i != len(outputs) - 1:
             continue
-        x, y = axes.x(i), _HEIGHT - _BOTTOM + 14
+        x, y = axes.x(i), axes.bottom + 14
         name = html.escape(drift.ours.removeprefix("Transformer/"))
         yield f'<text class="tick" text-anchor="end" x="{x:.1f}" y="{y}" '
         yield f'transform="rotate(-50 {x:.1f} {y})">{name}</text>'
@@ -84,8 +95,8 @@ def _names(axes: _Axes, outputs: Sequence[Drift]) -> Iterator[str]:
 
 def _bar(axes: _Axes) -> Iterator[str]:
     y = axes.y(FLOAT64_BAR)
-    yield f'<line class="bar" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    yield f'<text class="tick" x="{_LEFT + 6}" y="{y - 5:.1f}">'
+    yield f'<line class="bar" x1="{_LEFT}" x2="{axes.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    yield f'<text class="tick" text-anchor="end" x="{axes.right}" y="{y - 5:.1f}">'
     yield f"bar in float64: {FLOAT64_BAR:g}</text>"
 
 

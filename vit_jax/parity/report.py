@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from vit_jax.checkpoint.files.archive import replacing
 from vit_jax.parity import figures
 from vit_jax.parity.figures import Comparison, Setting
-from vit_jax.parity.plot import error_growth
+from vit_jax.parity.plot import PAGE, PHONE, error_growth
 
 _STYLE = """
 :root { --text: #1b1f24; --soft: #5c6670; --rule: #d9dee3; --page: #fff; --panel: #f5f7f9;
@@ -27,7 +27,8 @@ p { margin: .4rem 0; } .soft { color: var(--soft); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
-.scroll { overflow-x: auto; } code { font-size: .92em; }
+code { font-size: .92em; }
+.narrow { display: none; }
 svg { width: 100%; height: auto; } svg text { fill: var(--text); font-size: 12px; }
 svg .tick { fill: var(--soft); font-size: 11px; } svg .grid { stroke: var(--rule); }
 svg .bar { stroke: var(--same); stroke-dasharray: 6 4; }
@@ -37,7 +38,17 @@ polyline.shipped { stroke: var(--shipped); } circle.shipped { fill: var(--shippe
 polyline.noise { stroke: var(--noise); } circle.noise { fill: var(--noise); }
 .key::before { content: ""; display: inline-block; width: 1.4em; height: 3px; margin-right: .4em;
                vertical-align: middle; background: var(--colour); }
-.key { margin-right: 1.4em; }
+.key { margin-right: 1.4em; white-space: nowrap; }
+@media (max-width: 640px) {
+  body { margin: 1rem auto; } .wide { display: none; } .narrow { display: block; }
+  .stacked, .stacked tbody, .stacked tr { display: block; }
+  .stacked tr:first-child { display: none; }
+  .stacked tr { border-bottom: 1px solid var(--rule); padding: .35rem 0; }
+  .stacked td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: 0; }
+  .stacked td:first-child { font-weight: 600; }
+  td { overflow-wrap: anywhere; }
+  .stacked td:not(:first-child)::before { content: attr(data-label); color: var(--soft);
+                                          text-align: left; } }
 """
 
 
@@ -60,7 +71,8 @@ def render(comparison: Comparison) -> str:
 {"".join(f"<p>Note: {html.escape(note)}.</p>" for note in comparison.notes)}
 <h2>Logits</h2>{_table(("", "matched numerics", "as shipped"), figure_rows(comparison))}
 <h2>Relative error from block to block</h2>{_legend()}
-<div class="scroll">{error_growth(comparison)}</div>
+<div class="wide">{error_growth(comparison, PAGE)}</div>
+<div class="narrow">{error_growth(comparison, PHONE)}</div>
 <h2>What {comparison.against} ships otherwise</h2>{_differences(comparison)}
 <h2>Blocks</h2>{_table(_BLOCK_COLUMNS, _block_rows(comparison))}
 <h2>How it was measured</h2>{_method(comparison)}
@@ -89,6 +101,20 @@ def conclusion(comparison: Comparison) -> str:
     if drift is not None:
         return f"the two drift apart from {drift.ours} on, by {_number(drift.error)} in float64"
     return "the formulas agree in float64, but float32 is less exact than it should be"
+
+
+def about_shipped(comparison: Comparison) -> str:
+    """What the reference as its users get it means for the verdict; '' where that says nothing."""
+    if comparison.verdict != "same" or not comparison.as_shipped.differences:
+        return ""
+    error = _number(comparison.as_shipped.logits.error)
+    if comparison.as_shipped.verdict == "same":
+        return f"{comparison.against} as shipped computes the same, to {error}"
+    return (
+        f"{comparison.against} as shipped differs, by {error} in the logits, because it chooses "
+        f"otherwise: {shipped_otherwise(comparison)}. Neither the weights nor the formulas are at "
+        "fault, and the verdict does not count it"
+    )
 
 
 def figure_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
@@ -148,9 +174,11 @@ def _first_drift(setting: Setting) -> str:
 
 
 def _verdict(comparison: Comparison) -> str:
+    sentences = ". ".join(filter(None, (conclusion(comparison), about_shipped(comparison))))
+    text = html.escape(sentences)
     return (
         f'<div class="verdict {comparison.verdict}"><strong>{comparison.verdict}</strong>'
-        f"<span>: {html.escape(conclusion(comparison))}.</span></div>"
+        f"<span>: {text}.</span></div>"
     )
 
 
@@ -179,8 +207,16 @@ def _method(comparison: Comparison) -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows
+    """A table that a phone shows row by row, with the name of its column before each cell."""
+    names = [html.escape(column) for column in columns]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(f"<tr>{_cells(names, row)}</tr>" for row in rows)
+    kind = ' class="stacked"' if len(names) > 2 else ""
+    return f"<table{kind}><tr>{head}</tr>{body}</table>"
+
+
+def _cells(names: Sequence[str], row: Iterable[str]) -> str:
+    return "".join(
+        f'<td data-label="{name}">{html.escape(str(cell))}</td>'
+        for name, cell in zip(names, row, strict=True)
     )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'

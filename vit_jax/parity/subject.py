@@ -84,7 +84,7 @@ def prepare(
 
 def _own_size(spec: Any, config: Mapping[str, Any]) -> Size:
     if isinstance(spec, ModelSpec):
-        return spec.preprocess.size, spec.preprocess.size
+        return spec.preprocess.height_width
     return names.default_size(config)
 
 

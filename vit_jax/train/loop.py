@@ -16,11 +16,13 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from vit_jax import checkpoint, input_pipeline
+from vit_jax.checkpoint import names
 from vit_jax.configs import common
 from vit_jax.devices.sharding import make_mesh, place, to_devices
 from vit_jax.errors import Preempted, UserError, some
 from vit_jax.evaluate import flops
 from vit_jax.evaluate.evaluation import evaluate
+from vit_jax.families.preprocess import sides
 from vit_jax.train import engine as engine_lib
 from vit_jax.train import run_info
 from vit_jax.train.checkpointing import Checkpoints
@@ -120,6 +122,8 @@ def _train(
                 if step == first_step + 1:
                     jax.block_until_ready(scalars)
                     log.first_step(step, time.monotonic() - started)
+                    if not _due(step, config.progress_every, config.total_steps):
+                        clock = Clock(step)  # The first speed that is reported has no compilation.
                 stopping = preemption.after(step)
                 figures = None
 
@@ -257,7 +261,12 @@ def _pretrained(
     # The fresh parameters say which names and shapes are needed, and their head is used if the
     # checkpoint's head has another number of classes.
     fresh = multihost_utils.process_allgather(state.variables, tiled=True)
+    height, width = sides(config.pp.crop)
+    oblong = height != width  # of a square the parameters tell the grid
     variables = checkpoint.load_pretrained(
-        pretrained_path=path, init_params=fresh, model_config=config.model
+        pretrained_path=path,
+        init_params=fresh,
+        model_config=config.model,
+        new_grid=names.grid_of(config.model, (height, width)) if oblong else None,
     )
     return place(variables, engine.shardings.variables)
