@@ -716,10 +716,10 @@ def test_convert_there_and_back_is_exact(vit_jax, npz, tmp_path):
     status, out, _ = vit_jax("convert", npz, there, "--to=timm")
     assert status == 0
     num_params = inference.load_weights(npz).num_params
-    assert out.splitlines() == [
-        "read      npz, layout released",
-        f"ViT-digits: {num_params:,} parameters written to {there}",
-    ]
+    read, note, written = out.splitlines()
+    assert read == "read      npz, layout released"
+    assert note.startswith("note      timm antialiases")  # which timm cannot be told
+    assert written == f"ViT-digits: {num_params:,} parameters written to {there}"
     assert vit_jax("convert", there, back, "--to=official")[0] == 0
     first, last = inference.load_weights(npz), inference.load_weights(back)
     assert first.model == last.model

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vit_jax.allow import Allow
 from vit_jax.checkpoint import io, names, recorded
 from vit_jax.checkpoint.facts import Model
 from vit_jax.checkpoint.source import open_source, read_all
 from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.errors import UserError
+from vit_jax.families.family import is_head
 from vit_jax.tree import arrays
 from vit_jax.variables import collections
 
@@ -74,6 +76,12 @@ class LoadedModel:
     weights: Weights
     model: "nn.Module"
     variables: dict[str, Any]
+
+    @property
+    def head_is_zero(self) -> bool:
+        """Whether every number of the head is zero, so that all classes are equally likely."""
+        heads = {n: x for n, x in arrays(self.weights.params).items() if is_head(n)}
+        return not any(x.any() for n, x in heads.items() if "norm" not in n)
 
     def read_image(self, path: Path) -> np.ndarray:
         """An image file as the model wants it: float32 [height, width, channels].
@@ -148,13 +156,13 @@ class LoadedModel:
         return jax.jit(attending()(functools.partial(self.model.apply, train=False)))
 
 
-def load_model(path: Path, model: str | None = None, *, part: str | None = None) -> LoadedModel:
-    """`load_weights`, as a model that classifies.
+def load_model(path: Path, model: str | None = None, **how: Any) -> LoadedModel:
+    """`load_weights`, as a model that classifies; its arguments are those of `load_weights`.
 
     Raises:
       UserError: as `load_weights`; and for a model without a head or with one for each token.
     """
-    weights = load_weights(path, model, part=part)
+    weights = load_weights(path, model, **how)
     known = weights.model
     if not known.num_classes:
         raise UserError(f"{str(path)!r} has no head: it gives features, and classifies nothing")
@@ -167,7 +175,14 @@ def load_model(path: Path, model: str | None = None, *, part: str | None = None)
     return LoadedModel(weights, module, weights.for_model())
 
 
-def load_weights(path: Path, model: str | None = None, *, part: str | None = None) -> Weights:
+def load_weights(
+    path: Path,
+    model: str | None = None,
+    *,
+    part: str | None = None,
+    image_size: tuple[int, int] | None = None,
+    allow: Allow = (),
+) -> Weights:
     """Reads the weights of a run or of a checkpoint.
 
     Args:
@@ -175,14 +190,15 @@ def load_weights(path: Path, model: str | None = None, *, part: str | None = Non
         or its address, a directory of Hugging Face, timm or Orbax.
       model: Registered name of the model in it. It may be left out where the model is recorded,
         and where names and shapes fit one registered model.
-      part: As for `checkpoint.load`.
+      part, image_size, allow: As for `checkpoint.load`.
 
     Raises:
       UserError: for a path that is missing or unreadable, a model that is unknown, not recognised
         or one of several, tensors that are not the model's, or an image size that nothing tells.
     """
-    with open_source(path, model, part=part) as source:
+    with open_source(path, model, image_size, part=part, allow=allow) as source:
         known = source.facts.model()
+        source.facts.require_size(image_size)
         if not (source.facts.models or source.facts.recorded or model):
             raise UserError(
                 f"{str(path)!r} holds the parameters of no registered model, and nothing in it "
@@ -193,7 +209,7 @@ def load_weights(path: Path, model: str | None = None, *, part: str | None = Non
         if size is None:
             raise UserError(
                 f"{str(path)!r}: its patches form no square, and nothing tells the height and the "
-                "width of its images in pixels"
+                "width of its images in pixels: give --image-size HEIGHTxWIDTH"
             )
         statistics = names.statistics(known.config)
         return Weights(known, collections(read_all(source), statistics))

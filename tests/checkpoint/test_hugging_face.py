@@ -12,7 +12,7 @@ import transformers
 from zoo_cases import NUM_CLASSES, Case, config_of
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint import hf_dir, names, recognise, recorded
+from vit_jax.checkpoint import facts, hf_dir, names, recognise, recorded
 from vit_jax.checkpoint.files.formats import open_archive
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess
@@ -104,6 +104,7 @@ CASES = {
         {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 2, 3]}, exact=False,
     ),
 }  # fmt: skip
+ALLOWED = ("other-function",)
 NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
 
 
@@ -131,7 +132,10 @@ def written(key, tmp_path):
     }
     src = tmp_path / "src.npz"
     checkpoint.save(src, this.variables, metadata={"vit_jax": json.dumps(recorded)})
-    return tmp_path / "hf", checkpoint.convert(src, tmp_path / "hf", to="hf")
+    if not CASES[key].exact:
+        with pytest.raises(UserError, match="--allow other-function"):
+            checkpoint.convert(src, tmp_path / "hf", to="hf")
+    return tmp_path / "hf", checkpoint.convert(src, tmp_path / "hf", to="hf", allow=ALLOWED)
 
 
 def loaded(key: str, folder) -> torch.nn.Module:
@@ -261,7 +265,7 @@ def test_we_compute_what_transformers_saved(key, saved):
 
 def test_a_round_trip_changes_no_bit(key, saved, tmp_path):
     checkpoint.convert(saved, tmp_path / "x.npz", to="official")
-    checkpoint.convert(tmp_path / "x.npz", tmp_path / "again", to="hf")
+    checkpoint.convert(tmp_path / "x.npz", tmp_path / "again", to="hf", allow=ALLOWED)
     assert_same(saved / hf_dir.WEIGHTS, tmp_path / "again" / hf_dir.WEIGHTS)
     live = {name: x.numpy() for name, x in theirs(key).state_dict().items()}
     config = checkpoint.identify(saved).config
@@ -337,17 +341,21 @@ def test_a_config_of_no_model_here_is_refused(key, changes, message, tmp_path):
 
 def test_a_vit_is_read_by_its_numerics():
     fields = {"model_type": "vit", "num_attention_heads": 2}
-    for act, eps, family, notes in (
-        ("gelu_pytorch_tanh", 1e-6, "vit", 0),
-        ("gelu_fast", 1e-6, "vit", 0),
-        ("gelu", 1e-6, "deit", 0),
-        ("gelu", 1e-12, "vit", 3),  # two that differ, and that DeiT differs in less
-        ("gelu_pytorch_tanh", 1e-12, "vit", 1),
+    for act, eps, family, differ, is_other in (
+        ("gelu_pytorch_tanh", 1e-6, "vit", 0, False),
+        ("gelu_fast", 1e-6, "vit", 0, False),
+        ("gelu", 1e-6, "deit", 0, False),
+        ("gelu", 1e-12, "vit", 2, False),  # as transformers ships the original's weights
+        ("gelu_pytorch_tanh", 1e-12, "vit", 1, False),
+        ("gelu", 1e-5, "vit", 2, True),
+        ("relu", 1e-12, "vit", 2, True),
+        ("relu", 1e-6, "vit", 1, True),
     ):
         found = recorded.read_beside(
             {hf_dir.CONFIG: fields | {"hidden_act": act, "layer_norm_eps": eps}}
         )
-        assert (found.family, len(found.notes)) == (family, notes), (act, eps)
+        words, other = facts.other_function(found, found.config)
+        assert (found.family, len(words), other) == (family, differ, is_other), (act, eps)
 
 
 @pytest.mark.parametrize(

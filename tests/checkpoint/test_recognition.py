@@ -4,15 +4,14 @@ Every family's smallest registered model in every layout that it has; the tensor
 precision, since only names, shapes and what is recorded decide.
 """
 
-import functools
 import json
 
 import numpy as np
 import pytest
+from zero_files import state, write
 
 from vit_jax import cli
-from vit_jax.checkpoint import identify, load, names, recorded
-from vit_jax.checkpoint.files.formats import write_npz, write_safetensors
+from vit_jax.checkpoint import identify, load, recorded
 from vit_jax.checkpoint.files.npz import Npz
 from vit_jax.errors import UserError
 from vit_jax.families.registry import comparable, families, family_of, get, resolve
@@ -24,27 +23,6 @@ CASES = [(family, layout) for family, known in families().items() for layout in 
 def smallest(family: str) -> str:
     own = [n for n in families()[family].architectures if not n.startswith("testing")]
     return min(own, key=lambda name: sizes()[name].params)
-
-
-@functools.cache
-def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    spec = resolve(name)
-    size = (spec.preprocess.size,) * 2
-    return names.expected_shapes(spec.config.to_dict(), num_classes=10, image_size=size)
-
-
-@functools.cache
-def state(name: str, layout: str) -> dict[str, np.ndarray]:
-    ours = {n: np.broadcast_to(np.float16(0), s) for n, s in shapes(name).items()}
-    config = resolve(name).config.to_dict()
-    return {n: np.array(x) for n, x in names.exported(ours, config, layout).items()}
-
-
-def write(path, tensors, metadata=None):
-    is_npz = path.suffix == ".npz"
-    write = write_npz if is_npz else write_safetensors
-    write(path, tensors, metadata or ({} if is_npz else {"format": "pt"}))
-    return path
 
 
 def our_metadata(name: str) -> dict[str, str]:

@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(UserError, match="no layout 'torchvision'"):
         checkpoint.from_torch(state, config, layout="torchvision")
     with pytest.raises(UserError, match="Did you mean"):
-        checkpoint.from_torch(state, "ViT-B16")
+        checkpoint.from_torch(state, "ViT-B17")
     hybrid = narrow(SHAPES["R26+ViT-S_32"]["config"])
     with pytest.raises(UserError, match="no hybrid with ResNet stages"):
         checkpoint.save_timm("/nonexistent/x", narrow_params(hybrid), hybrid)

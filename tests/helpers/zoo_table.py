@@ -166,6 +166,8 @@ ROWS = {
     # --- plain
     "vit": Row("ViT-Ti_16", (48, 80), _GOOGLE, (erf_gelu, *_BLOCKS[1:]), **_WHOLE),
     "mixer": Row("Mixer-B_32", (224, 224), {"num_blocks": 2}, (erf_gelu, last_eps), **_WHOLE),
+    "vit_avg": Row("vit_tiny_patch16_avg_224", (48, 80), _TWO, _BLOCKS, **_WHOLE),
+    "vit_avg_prenorm": Row("vit_tiny_patch16_avg_prenorm_224", (48, 80), _TWO, (last_eps,)),
     "deit": Row("deit_tiny_patch16_224", (48, 80), _TWO, _BLOCKS, features=True),
     "deit_distilled": Row("deit_tiny_distilled_patch16_224", (48, 80), _TWO, _BLOCKS, **_WHOLE),
     "deit3": Row("deit3_small_patch16_224", (48, 80), _TWO, _BLOCKS, **_WHOLE),

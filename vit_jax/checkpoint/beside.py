@@ -10,8 +10,10 @@ name are overrides of a stock one. Where timm's entry points take no such overri
 it stands beside the arguments: `"act_layer"`.
 """
 
+import math
 from typing import Any
 
+from vit_jax.checkpoint import hf_dir
 from vit_jax.errors import UserError
 from vit_jax.families.family import RGB, Config, Size, Timm, channels
 from vit_jax.families.preprocess import Preprocess
@@ -38,12 +40,28 @@ def timm_description(
         "input_size": [channels(config), *image_size],
         "fixed_input_size": True,
         "interpolation": preprocess.method,
-        "crop_pct": preprocess.crop,
+        "crop_pct": _crop_pct(preprocess),
         "crop_mode": "squash" if preprocess.resize == "squash" else "center",
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
     }
     return built
+
+
+def _crop_pct(preprocess: Preprocess) -> float:
+    """The share for which timm, which rounds a quotient down, resizes as we do."""
+
+    def is_ours(share: float) -> bool:
+        sides = preprocess.height_width
+        return all(math.floor(side / share) == preprocess.before_crop(side) for side in sides)
+
+    share = preprocess.crop
+    return share if is_ours(share) else share - 1e-9
+
+
+def preprocessing_differences(preprocess: Preprocess) -> list[str]:
+    """In words, how pixels differ that timm prepares by the `pretrained_cfg` written here."""
+    return [] if preprocess.antialias else [hf_dir.NOT_ANTIALIASED.format("timm")]
 
 
 def _built(config: Config, image_size: Size) -> dict[str, Any]:

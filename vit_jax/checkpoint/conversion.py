@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vit_jax import __version__
-from vit_jax.checkpoint import edits, facts, hf_dir, names, recorded
-from vit_jax.checkpoint.beside import timm_description
+from vit_jax.checkpoint import beside, edits, facts, hf_dir, names, recorded
 from vit_jax.checkpoint.facts import Model
 from vit_jax.checkpoint.files.archive import replacing_directory
 from vit_jax.checkpoint.files.formats import (
@@ -29,7 +28,14 @@ from vit_jax.checkpoint.files.formats import (
     write_torch,
 )
 from vit_jax.checkpoint.names import LINEN, OFFICIAL, Tensors
-from vit_jax.checkpoint.source import Source, open_source, specs_of
+from vit_jax.checkpoint.source import (
+    OTHER_FUNCTION,
+    Allow,
+    Source,
+    count_not_finite,
+    open_source,
+    specs_of,
+)
 from vit_jax.errors import UserError
 from vit_jax.families.family import Edit, HuggingFace, Size
 from vit_jax.families.registry import families, get
@@ -49,8 +55,8 @@ class Conversion:
       skipped: Tensors of SRC that are no parameters.
       dropped: Parameters of SRC that are not in DST (each by a step).
       not_finite: Tensor of DST -> how many of its numbers are NaN or infinite.
-      notes: What a reader should know.
-      source_sha256: The hash of the file of weights.
+      notes: What a reader should know; DST records it.
+      source_sha256: Of the file of weights.
     """
 
     src: str
@@ -82,6 +88,7 @@ def convert(
     channels: int | None = None,
     dtype: str | None = None,
     part: str | None = None,
+    allow: Allow = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Converts a checkpoint; holds a few tensors in memory at a time.
@@ -101,6 +108,8 @@ def convert(
         `edits.with_channels`.
       dtype: 'float32', 'float16' or 'bfloat16'; by default as stored.
       part: As for `open_source`.
+      allow: As for `open_source`: 'other-function' goes on, too, where the target's library cannot
+        be told to compute what the model does.
       progress: Called with (bytes written, bytes in all) after every tensor.
 
     Raises:
@@ -108,23 +117,24 @@ def convert(
         written to `dst`.
     """
     target = target_of(to)
-    with open_source(src, model, image_size, part=part) as source:
+    with open_source(src, model, image_size, part=part, allow=allow) as source:
         plan = _planned(
             source, image_size, resize_method, num_classes, drop_pre_logits, channels, dtype
         )
         layout = _layout(to, target, plan)
         _prepare(plan, layout)
+        plan.notes += _unsaid(plan, to, layout, allow) + target.notes(plan, pathlib.Path(dst))
         export = functools.partial(names.exported, config=plan.config, layout=layout)
         tensors = _Watched(lambda file: export(plan.linen(file)), source, progress)
 
         def metadata(sha256: str) -> dict[str, str]:
-            record = _record(source, to, plan.steps, sha256)
+            record = _record(source, to, plan, sha256)
             return {
                 recorded.OURS: json.dumps(plan.model.metadata()),
                 recorded.HISTORY: json.dumps([*source.facts.history, record]),
             }
 
-        with _Hashing(source.archive.path, metadata) as hashing:
+        with _Hashing(source.archive.files, metadata) as hashing:
             target.write(pathlib.Path(dst), tensors, hashing, plan)
             sha256 = hashing.sha256()
         return Conversion(
@@ -140,7 +150,7 @@ def convert(
             skipped=source.facts.skipped,
             dropped=tuple(plan.dropped),
             not_finite=tensors.not_finite,
-            notes=(*source.facts.notes, *plan.notes),
+            notes=tuple(plan.notes),
             source_sha256=sha256,
         )
 
@@ -156,7 +166,7 @@ class _Plan:
         self.edits: list[Edit] = []
         self.steps = list(source.facts.steps)
         self.dropped: list[str] = []
-        self.notes: list[str] = []
+        self.notes = list(source.facts.notes)
 
     def linen(self, file: Tensors) -> Tensors:
         """The new tensors by our names, lazily, from the file's."""
@@ -194,6 +204,8 @@ class _Plan:
             config=self.config,
             num_classes=names.num_classes_of(self.shapes),
             image_size=self.size,
+            size_is_known=self.source.facts.size_is_known
+            or self.size != self.source.facts.image_size,
         )
         return known.model()
 
@@ -237,11 +249,22 @@ def _prepare(plan: _Plan, layout: str) -> None:
         plan.edit(edit)
 
 
-def _count_not_finite(x: np.ndarray) -> int:
-    with np.errstate(all="ignore"):
-        if np.isfinite(x.sum()):  # several times faster, and almost always enough
-            return 0
-    return x.size - int(np.count_nonzero(np.isfinite(x)))
+def _unsaid(plan: _Plan, to: str, layout: str, allow: Allow) -> list[str]:
+    """Where the target's library computes otherwise, and nothing beside the weights can say so.
+
+    Raises UserError unless that is allowed.
+    """
+    library = "transformers" if to == "hf" else to
+    found = [
+        f"{library} computes with another {d.what}: {d.shipped}, not {d.ours}"
+        for d in names.layout_of(plan.config, layout).unsaid(plan.config)
+    ]
+    if found and OTHER_FUNCTION not in allow:
+        raise UserError(
+            f"the weights can be written, but the function not: {'; '.join(found)}. Go on all the "
+            f"same with --allow {OTHER_FUNCTION}"
+        )
+    return found
 
 
 class _Watched(Mapping[str, np.ndarray]):
@@ -260,7 +283,7 @@ class _Watched(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         x = self._tensors[name]
-        if bad := _count_not_finite(x):
+        if bad := count_not_finite(x):
             self.not_finite[name] = bad
         self._done += x.nbytes
         if self._progress:
@@ -280,10 +303,10 @@ class _Hashing:
     Hashing takes as long as converting: what can wait for it writes a draft first.
     """
 
-    def __init__(self, path: pathlib.Path, metadata: Callable[[str], dict[str, str]]):
+    def __init__(self, files: tuple[pathlib.Path, ...], metadata: Callable[[str], dict[str, str]]):
         self._metadata = metadata
         self._thread = ThreadPoolExecutor(max_workers=1)
-        self._sha256 = self._thread.submit(_sha256, path)
+        self._sha256 = self._thread.submit(_sha256, files)
 
     def __enter__(self):
         return self
@@ -306,20 +329,24 @@ def _write_orbax(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, _: _Pl
     write_orbax(dst, tensors, hashing.final())
 
 
-def _write_npz(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
+def _write_npz(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, _: _Plan) -> None:
     metadata = hashing.final()
-    fitting = recorded.fitting_npz(metadata)
-    if fitting != metadata:
-        plan.notes.append("the class names are left out: an npz file has no room for them")
-    write_npz(dst, tensors, fitting)
+    write_npz(dst, tensors, recorded.fitting_npz(metadata))
+
+
+def _npz_notes(plan: _Plan, _: pathlib.Path) -> list[str]:
+    metadata = {recorded.OURS: json.dumps(plan.model.metadata())}
+    if recorded.fitting_npz(metadata) == metadata:
+        return []
+    return ["the class names are left out: an npz file has no room for them"]
 
 
 def _write_timm(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
-    if dst.suffix in (".pth", ".bin"):
+    if dst.suffix in _PICKLED:
         write_torch(dst, dict(tensors))
         return
     model = plan.model
-    described = timm_description(
+    described = beside.timm_description(
         plan.config,
         num_classes=model.num_classes,
         image_size=plan.image_size,
@@ -327,6 +354,21 @@ def _write_timm(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _
     )
     fields = {"format": "pt", recorded.TIMM: json.dumps(described)}
     _write_hashed(dst, tensors, hashing, fields)
+
+
+def _timm_notes(plan: _Plan, dst: pathlib.Path) -> list[str]:
+    if dst.suffix in _PICKLED:
+        return _state_dict_notes(plan, dst)
+    return beside.preprocessing_differences(plan.model.preprocess)
+
+
+def _state_dict_notes(_: _Plan, dst: pathlib.Path) -> list[str]:
+    if dst.suffix not in _PICKLED:
+        return []
+    return [
+        f"a {dst.suffix} file holds tensors only: neither the model, nor its preprocessing, nor "
+        "what was done here is recorded in it"
+    ]
 
 
 def _write_hashed(
@@ -357,11 +399,6 @@ def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Pl
         class_names=model.class_names,
         dtype=dtypes.pop() if len(dtypes) == 1 else "float32",
     )
-    if build.eps or build.activations(plan.config):  # what config.json cannot say
-        plan.notes += [
-            f"transformers computes with another {d.what}: {d.shipped}, not {d.ours}"
-            for d in layout.differences(plan.config)
-        ]
     files = {
         hf_dir.CONFIG: config,
         hf_dir.PREPROCESSOR: hf_dir.preprocessor_json(model.preprocess, plan.image_size),
@@ -372,9 +409,13 @@ def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Pl
         _write_hashed(folder / hf_dir.WEIGHTS, tensors, hashing, {"format": "pt"})
 
 
+def _hf_notes(plan: _Plan, _: pathlib.Path) -> list[str]:
+    return hf_dir.preprocessing_differences(plan.model.preprocess, plan.image_size)
+
+
 def _write_state_dict(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
     """A library's names in a file, without what else that library keeps beside its weights."""
-    if dst.suffix in (".pth", ".bin"):
+    if dst.suffix in _PICKLED:
         write_torch(dst, dict(tensors))
     else:
         _write_hashed(dst, tensors, hashing, {"format": "pt"})
@@ -387,20 +428,23 @@ class Target(NamedTuple):
       suffixes: How its files are called; () for a directory.
       write: What writes them.
       layout: Whose names they have; None for that of the target's own name.
+      notes: What a reader of the file should know, in words; the file is named too.
     """
 
     suffixes: tuple[str, ...]
     write: Callable[[pathlib.Path, _Watched, _Hashing, _Plan], None]
     layout: str | None = None
+    notes: Callable[[_Plan, pathlib.Path], list[str]] = lambda plan, dst: []
 
 
-_STATE_DICT = (".safetensors", ".pth", ".bin")
+_PICKLED = (".pth", ".bin")  # files of torch, which hold tensors and nothing else
+_STATE_DICT = (".safetensors", *_PICKLED)
 _KNOWN = {
-    "official": Target((".npz",), _write_npz, OFFICIAL),
-    "big_vision": Target((".npz",), _write_npz),
+    "official": Target((".npz",), _write_npz, OFFICIAL, _npz_notes),
+    "big_vision": Target((".npz",), _write_npz, notes=_npz_notes),
     "orbax": Target((), _write_orbax, LINEN),
-    "timm": Target(_STATE_DICT, _write_timm),
-    "hf": Target((), _write_hf),
+    "timm": Target(_STATE_DICT, _write_timm, notes=_timm_notes),
+    "hf": Target((), _write_hf, notes=_hf_notes),
 }
 
 
@@ -408,7 +452,8 @@ _KNOWN = {
 def targets() -> dict[str, Target]:
     """Every target by name: those above, and the layouts of other libraries."""
     others = {layout for family in families().values() for layout in family.layouts} - {*_KNOWN}
-    return _KNOWN | {name: Target(_STATE_DICT, _write_state_dict) for name in sorted(others)}
+    other = Target(_STATE_DICT, _write_state_dict, notes=_state_dict_notes)
+    return _KNOWN | dict.fromkeys(sorted(others), other)
 
 
 def target_of(to: str) -> Target:
@@ -428,7 +473,7 @@ def _layout(to: str, target: Target, plan: _Plan) -> str:
     return layout
 
 
-def _record(source: Source, to: str, steps: list[str], sha256: str) -> dict[str, Any]:
+def _record(source: Source, to: str, plan: _Plan, sha256: str) -> dict[str, Any]:
     return {
         "tool": f"vit-jax {__version__}",
         "source": {
@@ -438,15 +483,18 @@ def _record(source: Source, to: str, steps: list[str], sha256: str) -> dict[str,
             "layout": source.facts.layout,
         },
         "to": to,
-        "steps": steps,
+        "steps": plan.steps,
+        "notes": plan.notes,
     }
 
 
-def _sha256(path: pathlib.Path) -> str:
-    """The hash of a file's bytes; of a directory, that of what `sha256sum` prints for its files."""
-    if path.is_dir():
-        files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-        lines = [f"{_sha256(path / name)}  {name}\n" for name in files]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+def _sha256(files: tuple[pathlib.Path, ...]) -> str:
+    """The hash of one file's bytes; for several, or a directory, of what `sha256sum` prints."""
+    if len(files) == 1 and not files[0].is_dir():
+        with open(files[0], "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    folder = files[0] if files[0].is_dir() else files[0].parent
+    inside = folder.rglob("*") if files[0].is_dir() else files
+    names = sorted(p.relative_to(folder).as_posix() for p in inside if p.is_file())
+    lines = [f"{_sha256((folder / name,))}  {name}\n" for name in names]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

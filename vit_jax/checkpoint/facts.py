@@ -11,7 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.checkpoint import names, recognise, recorded
+from vit_jax.allow import NOT_FINITE
+from vit_jax.checkpoint import hf_dir, names, recognise, recorded
 from vit_jax.checkpoint.files.archive import Spec
 from vit_jax.checkpoint.recognise import Candidate
 from vit_jax.checkpoint.recorded import Recorded
@@ -20,9 +21,10 @@ from vit_jax.errors import UserError
 from vit_jax.families import released
 from vit_jax.families.family import Shapes, Size, channels
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.families.registry import ModelSpec, config_of, get, registered, resolve
+from vit_jax.families.registry import ModelSpec, comparable, config_of, get, registered, resolve
 from vit_jax.families.resize import Grid
 
+_SOME_SIZE = (1, 1)  # that files may be of any
 # What a recorded config with missing fields, or fields of other types, makes of a table or a shape.
 _NO_CONFIG = (
     ArithmeticError,
@@ -44,6 +46,7 @@ class Model:
       image_size: (height, width) in pixels; None where nothing tells it.
       preprocess: How it wants its images.
       class_names: In the order of the logits; None where nobody knows them.
+      size_is_known: Whether the image size was recorded or given, or the tensors leave no other.
     """
 
     name: str
@@ -52,12 +55,20 @@ class Model:
     image_size: Size | None
     preprocess: Preprocess
     class_names: list[str] | None
+    size_is_known: bool = True
 
     def metadata(self) -> dict[str, Any]:
-        """In the words of our own metadata, which `recorded.read` understands."""
-        return recorded.described(
+        """In the words of our own metadata, which `recorded.read` understands.
+
+        An image size that was only assumed is left out.
+        """
+        fields = recorded.described(
             self.name, self.config, self.preprocess, self.class_names, self.image_size
         )
+        if not self.size_is_known:
+            fields["image_size"] = None
+            del fields["preprocess"]["size"]
+        return fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +102,10 @@ class Facts:
       metadata: Text stored beside the tensors.
       head_is_zero: Whether every number of the head is zero; None without a head, and where nobody
         looked: see `identify`.
+      not_finite: Tensor -> how many of its numbers are NaN or infinite; None where nobody looked.
+      other_function: In words, how the model that the weights were made for computes otherwise than
+        the one here, where that is an error; else ''.
+      size_is_known: Whether the image size was recorded or given, or the tensors leave no other.
     """
 
     path: str
@@ -118,6 +133,9 @@ class Facts:
     tensors: dict[str, Spec]
     metadata: dict[str, str]
     head_is_zero: bool | None = None
+    not_finite: dict[str, int] | None = None
+    other_function: str = ""
+    size_is_known: bool = True
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -138,7 +156,19 @@ class Facts:
                 f"{self.path!r} holds no position embeddings: its model computes them (sincos2d), "
                 "and only the image size tells how many; give it"
             )
+        if self.other_function:
+            raise UserError(f"{self.path!r}: {self.other_function}")
         return self.config
+
+    def require_size(self, given: Size | None) -> None:
+        """Raises UserError for weights that are of another image size than the given one."""
+        if given is None or self.image_size in (None, given):
+            return
+        (rows, columns), (height, width) = self.image_size, given
+        raise UserError(
+            f"{self.path!r} is for images of {rows}×{columns} pixels, not of {height}×{width}; "
+            "`vit-jax convert --image-size` resizes it"
+        )
 
     def model(self) -> Model:
         """What must be known to use the weights; UserError as `require_model`."""
@@ -149,7 +179,15 @@ class Facts:
         found = self.class_names
         if found is None or len(found) != self.num_classes:
             found = known_class_names(self.num_classes)
-        return Model(self.name, config, self.num_classes, self.image_size, preprocess, found)
+        return Model(
+            self.name,
+            config,
+            self.num_classes,
+            self.image_size,
+            preprocess,
+            found,
+            self.size_is_known,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -182,7 +220,9 @@ class Decision:
     why_not: str = ""
 
 
-def decide(path: str, shapes: Shapes, found: Recorded, model: Any) -> Decision:
+def decide(
+    path: str, shapes: Shapes, found: Recorded, model: Any, image_size: Size | None = None
+) -> Decision:
     """Which model the tensors are of.
 
     Args:
@@ -190,6 +230,7 @@ def decide(path: str, shapes: Shapes, found: Recorded, model: Any) -> Decision:
       shapes: By the file's names, without a trainer's prefixes.
       found: What the file records.
       model: What the caller names: a registered name or a config; None for nothing.
+      image_size: (height, width) in pixels that the caller gives.
 
     Raises:
       UserError: where the named or the recorded model has other tensors.
@@ -207,7 +248,10 @@ def decide(path: str, shapes: Shapes, found: Recorded, model: Any) -> Decision:
                 f"{type(error).__name__} {error}"
             )
             found.config = None
-    fitting = recognise.of_tensors(shapes, found.image_size, family=found.family)
+    size = found.image_size or image_size
+    fitting = recognise.of_tensors(shapes, size, family=found.family)
+    if (args := found.timm_args) and any(c.layout == "timm" for c in fitting):
+        fitting = [c for c in fitting if recorded.builds(c.config, args)]
     if found.candidates:
         fitting = [c for c in fitting if c.name in found.candidates] or fitting
     fitting = [_with_recorded_heads(path, c, found) for c in fitting]
@@ -294,6 +338,12 @@ def _one_of(fitting: list[Candidate], found: Recorded) -> Decision:
 
 def _why_none(shapes: Shapes, found: Recorded) -> str:
     said = f"{found.by} says that it is a {found.family}; " if found.family else ""
+    if oblong := recognise.of_tensors(shapes, _SOME_SIZE, family=found.family):
+        called = ", ".join(str(c.name) for c in oblong)
+        return (
+            f"it has the tensors of {called}, but for a number of positions that is no square "
+            "image's. For oblong images give their size, --image-size HEIGHTxWIDTH, such as 160x320"
+        )
     return (
         f"it holds the parameters of no registered model. {said}{recognise.why_none(shapes)}. Name "
         "the model that it should be to see where they differ; `vit-jax models` lists the names"
@@ -307,18 +357,60 @@ def layout_name(layout: str, shapes: Shapes) -> str:
     return layout
 
 
-def grid_of(candidate: Candidate, image_size: Size | None) -> Grid | None:
-    """(rows, columns) of patches: by the image size; None without one, or without one grid."""
-    return None if image_size is None else names.grid_of(candidate.config, image_size)
+def image_size_of(
+    candidate: Candidate, recorded_size: Size | None, given: Size | None
+) -> tuple[Size | None, str]:
+    """(height, width) in pixels that the tensors are for, and in words what it was taken from.
+
+    What is recorded comes first, then what is given, where the tensors fit it; else they tell, and
+    the words say so where they leave others open.
+    """
+    config, shapes = candidate.config, candidate.shapes
+    for size in (recorded_size, given):
+        if size is not None and not names.differences(config, shapes, size):
+            return size, ""
+    size, family = candidate.image_size, get(config)
+    if family.num_patches is None or size in _usual_sizes(config):
+        return size, ""
+    lie = f"nothing in it tells how its {family.num_patches(config, shapes)} patches lie"
+    if size is None:
+        return None, f"{lie}: give the image size, --image-size HEIGHTxWIDTH"
+    rows, columns = names.grid_of(config, size)
+    return size, f"{lie}: {rows} × {columns} is assumed; --image-size HEIGHTxWIDTH says another"
 
 
-def image_size_of(candidate: Candidate, recorded_size: Size | None) -> Size | None:
-    """(height, width) in pixels: as recorded where the tensors fit it, else as they tell."""
-    if recorded_size is not None:
-        fits = not names.differences(candidate.config, candidate.shapes, recorded_size)
-        if fits:
-            return recorded_size
-    return candidate.image_size
+def _usual_sizes(config: Mapping[str, Any]) -> set[Size]:
+    """The image sizes for which weights of this architecture are registered."""
+    known, fields = get(config).architectures.values(), comparable(config)
+    same = [a for a in known if comparable(a.config) == fields] or known
+    return {weights.preprocess.height_width for a in same for weights in a.weights.values()}
+
+
+def other_function(found: Recorded, config: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """In words, how transformers computes otherwise than our model, and whether that is an error.
+
+    It is none as transformers ships published weights, which were made for our model.
+    """
+    hugging_face = get(config).layouts.get("hf")
+    if not found.entries or hugging_face is None:
+        return [], False
+    build = hugging_face.build
+    differ = hf_dir.notes(found.entries, build)
+    return differ, not hf_dir.is_shipped(found.entries, build)
+
+
+def require_finite(path: str, counts: Mapping[str, int]) -> None:
+    """Raises UserError for tensors of which so many numbers are NaN or infinite."""
+    if counts:
+        raise UserError(f"{path!r}: {not_finite(counts)}. Go on with --allow {NOT_FINITE}")
+
+
+def not_finite(counts: Mapping[str, int]) -> str:
+    """Tensors with numbers that are NaN or infinite, in words."""
+    named = ", ".join(f"{name} ({count:,})" for name, count in list(counts.items())[:8])
+    more = ", …" if len(counts) > 8 else ""
+    what = "tensor holds" if len(counts) == 1 else "tensors hold"
+    return f"{len(counts)} {what} numbers that are NaN or infinite: {named}{more}"
 
 
 def count(tensors: Mapping[str, Spec], config: Mapping[str, Any] | None) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vit_jax.checkpoint.files.archive import reading
+from vit_jax.checkpoint.files.shards import INDEX
 from vit_jax.errors import UserError
 from vit_jax.families.family import Config, HuggingFace, Size, channels
 from vit_jax.families.preprocess import Preprocess
@@ -19,19 +20,27 @@ _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 _METHODS: dict[Any, Any] = {number: name for name, number in _RESAMPLE.items()}
 # What a processor does where its file does not say how it interpolates, in every version.
 _RESAMPLE_OF = {"ViT": 2, "DeiT": 3, "Levit": 3}
+# What no configuration of a library's preprocessing can say, for that library's name.
+NOT_ANTIALIASED = (
+    "{} antialiases images that it shrinks, where the model was evaluated without: probabilities "
+    "differ, and some images get another class"
+)
 _UNCROPPED = 384  # pixels from which ConvNeXT's processor squashes, and crops nothing
 
 
 def weights(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a directory; UserError if there is none, or it is in parts."""
+    """The file of weights in a directory, or the index of several; UserError if there is none."""
     for name in _WEIGHTS:
         if (folder / name).exists():
             return folder / name
-        if (folder / f"{name}.index.json").exists():
-            raise UserError(
-                f"{str(folder)!r} holds its weights in parts, which are not read; join them"
-            )
+        if (index := folder / f"{name}{INDEX}").exists():
+            return index
     raise UserError(f"{str(folder)!r} holds no weights ({' or '.join(_WEIGHTS)})")
+
+
+def is_weights(path: pathlib.Path) -> bool:
+    """Whether a file is called as the weights of such a directory are, and one is around it."""
+    return path.name.removesuffix(INDEX) in _WEIGHTS and (path.parent / CONFIG).exists()
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
@@ -53,12 +62,25 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 def notes(config: Mapping[str, Any], build: HuggingFace) -> list[str]:
     """Where the model computes otherwise than ours, by the entries that its family is told by."""
-    ours, found = build.ours, []
-    for name, shipped in build.shipped.items():
-        value = config.get(name, shipped)
-        if value != ours[name] and value not in _SAME.get(str(ours[name]), ()):
-            found.append(f"its {name} is {value!r}, ours is {ours[name]!r}")
-    return found
+    differ = _differing(config, build)
+    return [f"its {name} is {value!r}, ours is {build.ours[name]!r}" for name, value in differ]
+
+
+def is_shipped(config: Mapping[str, Any], build: HuggingFace) -> bool:
+    """Whether what computes otherwise than ours is as transformers ships published weights.
+
+    These weights were made for our model, and transformers computes it nearly.
+    """
+    return all(_same(value, build.shipped[name]) for name, value in _differing(config, build))
+
+
+def _differing(config: Mapping[str, Any], build: HuggingFace) -> list[tuple[str, Any]]:
+    values = ((name, config.get(name, shipped)) for name, shipped in build.shipped.items())
+    return [(name, value) for name, value in values if not _same(value, build.ours[name])]
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    return value == wanted or value in _SAME.get(str(wanted), ())
 
 
 def require_ours(
@@ -115,7 +137,7 @@ def _preprocess(fields: Mapping[str, Any]) -> Preprocess:
         size = resized
         if kind == "Levit" and shortest:
             resized = int(256 / 224 * resized)
-        if fields.get("do_center_crop", kind in ("DeiT", "Levit")):
+        if fields.get("do_center_crop", kind in ("DeiT", "Levit", "CLIP")):
             size, _ = _edge(fields.get("crop_size", 224))
         elif shortest:
             raise ValueError("it keeps the aspect ratio and crops nothing")
@@ -196,7 +218,12 @@ def config_json(
 
 
 def preprocessor_json(wanted: Preprocess, image_size: Size) -> dict[str, Any]:
-    """The `preprocessor_config.json` of a `ViTImageProcessor`, which every family can use."""
+    """The `preprocessor_config.json` of a processor that every family can use.
+
+    It is a `ViTImageProcessor`; where the centre is cropped a `CLIPImageProcessor`, since the
+    former crops in some versions of transformers only. Its pixels are ours up to 2 of 255 levels,
+    but for what `preprocessing_differences` says.
+    """
     rows, columns = image_size
     fields: dict[str, Any] = {
         "image_processor_type": "ViTImageProcessor",
@@ -211,8 +238,27 @@ def preprocessor_json(wanted: Preprocess, image_size: Size) -> dict[str, Any]:
     }
     if wanted.resize == "shortest" or wanted.crop < 1:
         edges = {"height": rows, "width": columns}
-        larger = {side: int(edge / wanted.crop) for side, edge in edges.items()}
+        larger = {side: wanted.before_crop(edge) for side, edge in edges.items()}
         shortest = {"shortest_edge": min(larger.values())}
-        size = shortest if wanted.resize == "shortest" else larger
+        size = shortest if wanted.resize == "shortest" and rows == columns else larger
         fields |= {"size": size, "do_center_crop": True, "crop_size": edges}
+        fields |= {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True}
     return fields
+
+
+def preprocessing_differences(wanted: Preprocess, image_size: Size) -> list[str]:
+    """In words, how pixels differ that transformers prepares by `preprocessor_json`."""
+    borders = [wanted.before_crop(edge) - edge for edge in image_size]
+    found = []
+    if not wanted.antialias:
+        found.append(NOT_ANTIALIASED.format("transformers"))
+    if wanted.resize == "shortest" and image_size[0] != image_size[1]:
+        found.append(
+            "transformers squashes images to oblong sizes, where the model keeps their aspect ratio"
+        )
+    elif wanted.resize == "shortest" or any(round(b / 2) != b // 2 for b in borders):
+        found.append(
+            "transformers cuts out the centre one pixel further up or left, where the border that "
+            "it cuts off is an odd number of pixels"
+        )
+    return found

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.allow import Allow
 from vit_jax.checkpoint import beside, edits, names, recognise, recorded
 from vit_jax.checkpoint.facts import Facts, Model
 from vit_jax.checkpoint.files.archive import to_numpy
@@ -37,7 +38,12 @@ Path = str | os.PathLike[str]
 
 
 def load(
-    path: Path, model: Any = None, *, image_size: Size | None = None, part: str | None = None
+    path: Path,
+    model: Any = None,
+    *,
+    image_size: Size | None = None,
+    part: str | None = None,
+    allow: Allow = (),
 ) -> dict[str, Any]:
     """The weights of a checkpoint, whatever its format and layout.
 
@@ -51,6 +57,7 @@ def load(
       model: Registered name or config, needed where the tensors fit several models.
       image_size: (height, width) in pixels, where positions are computed.
       part: Which of several sets of weights in the file is meant, such as 'model_ema'.
+      allow: What is no error here: 'other-function', 'not-finite'; see `vit_jax.allow`.
 
     Returns:
       Nested dict of NumPy arrays in linen names, unstacked, dtypes as stored: the parameters, or
@@ -60,23 +67,34 @@ def load(
       UserError: for a file that is missing, unreadable, damaged, holds Python objects, or fits
         several models or none.
     """
-    with open_source(path, model, image_size, part=part) as source:
+    with open_source(path, model, image_size, part=part, allow=allow) as source:
         return _tree(read_all(source), source.facts.require_model())
 
 
 def identify(
-    path: Path, model: Any = None, *, image_size: Size | None = None, part: str | None = None
+    path: Path,
+    model: Any = None,
+    *,
+    image_size: Size | None = None,
+    part: str | None = None,
+    allow: Allow = (),
+    every_number: bool = False,
 ) -> Facts:
     """What a checkpoint is, by its contents, without reading more of it than its head.
 
     Args:
-      path, model, image_size, part: As for `load`.
+      path, model, image_size, part, allow: As for `load`.
+      every_number: Whether to look, too, for numbers that are NaN or infinite: reads the whole.
 
     Raises:
       UserError: for a file that is unreadable, damaged or of no known format.
     """
-    with open_source(path, model, image_size, part=part) as source:
-        return dataclasses.replace(source.facts, head_is_zero=source.head_is_zero())
+    with open_source(path, model, image_size, part=part, allow=allow) as source:
+        return dataclasses.replace(
+            source.facts,
+            head_is_zero=source.head_is_zero(),
+            not_finite=source.not_finite() if every_number else None,
+        )
 
 
 def _tree(flat: Tensors, config: Config) -> dict[str, Any]:

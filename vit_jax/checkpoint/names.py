@@ -284,15 +284,6 @@ def default_size(config: Config) -> Size:
     return models[str(name)].default.preprocess.height_width
 
 
-def grid_of(config: Config, image_size: Size) -> tuple[int, int] | None:
-    """(rows, columns) of an image's whole patches; None for a model without one grid."""
-    stride = get(config).stride
-    if stride is None:
-        return None
-    height, width = stride(config)
-    return image_size[0] // height, image_size[1] // width
-
-
 def fitting_models(config: Config) -> tuple[str, ...]:
     """Registered models whose constructor fields these are, without those that are aliases."""
     fields = comparable(config)
@@ -315,6 +306,15 @@ def image_size_of(config: Config, shapes: Shapes) -> Size | None:
         return None
     except KeyError as error:
         raise UserError(f"these are no parameters of {called(config)}: no {error}") from None
+
+
+def grid_of(config: Config, image_size: Size | None) -> Size | None:
+    """(rows, columns) of patches of an image; None without a size, or without one grid."""
+    stride = get(config).stride
+    if stride is None or image_size is None:
+        return None
+    height, width = stride(config)
+    return image_size[0] // height, image_size[1] // width
 
 
 def tells_image_size(config: Config, shapes: Shapes) -> bool:

@@ -97,6 +97,11 @@ def read(
     return names.completed(ours, config, layout, image_size or _ANY_SIZE)
 
 
+def is_known(shapes: Shapes) -> bool:
+    """Whether some family has tensors of these names, in one of its layouts."""
+    return next(_entries(shapes), None) is not None
+
+
 def of_tensors(
     shapes: Shapes, size: Size | None = None, *, family: str | None = None
 ) -> list[Candidate]:
@@ -327,7 +332,8 @@ def why_none(shapes: Shapes) -> str:
     )
     share, family_name, layout = best
     if share < 0.2:
-        return "its tensors have the names of no model here"
+        first = ", ".join(map(repr, list(shapes)[:4]))
+        return f"its tensors have the names of no model here; they begin with {first}"
     family = families()[family_name]
     models = {n: {"family": family_name, **a.config} for n, a in family.architectures.items()}
     counts = {n: len(set(shapes) & set(names.spelled(c, layout))) for n, c in models.items()}

@@ -15,10 +15,11 @@ from vit_jax.checkpoint import hf_dir
 from vit_jax.checkpoint.files.archive import Archive
 from vit_jax.checkpoint.files.npz import MAX_METADATA
 from vit_jax.errors import UserError
-from vit_jax.families.family import RGB, HuggingFace, Size
+from vit_jax.families.family import RGB, HuggingFace, Size, Timm
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.families.registry import ModelSpec, families, family_of, registered
+from vit_jax.families.registry import ModelSpec, families, family_of, get, registered
 
+_POOLING = ("global_pool", "class_token", "fc_norm")  # timm's arguments: how tokens are pooled
 OURS, TIMM, HISTORY = "vit_jax", "timm", "vit_jax_conversion"
 
 
@@ -38,6 +39,8 @@ class Recorded:
       class_names: In the order of the logits.
       history: The conversions that the file has been through, oldest first.
       notes: What was damaged, and what computes otherwise than our model.
+      entries: The `config.json` of transformers; {} without one.
+      timm_args: Arguments of timm's that tell apart models of one name.
     """
 
     by: str = ""
@@ -51,6 +54,8 @@ class Recorded:
     class_names: list[str] | None = None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    timm_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read(archive: Archive, beside: Mapping[str, Any]) -> Recorded:
@@ -102,8 +107,8 @@ def _read_ours(fields: Any, found: Recorded) -> None:
     if isinstance(config := fields.get("config"), dict):
         family_of(config)  # an error for a family that we do not know
         found.config = config
-    if (size := _size(fields.get("image_size"))) is not None:
-        found.image_size = size
+    if "image_size" in fields:  # null where it was not known, whatever others had to be told
+        found.image_size = _size(fields["image_size"])
     if isinstance(names := fields.get("class_names"), list):
         found.class_names = [str(name) for name in names]
     if isinstance(preprocess := fields.get("preprocess"), dict):
@@ -162,6 +167,8 @@ def _read_timm(fields: Mapping[str, Any], found: Recorded, by: str) -> None:
     pretrained = dict(pretrained) if isinstance(pretrained, dict) else {}
     args = fields.get("model_args")
     args = dict(args) if isinstance(args, dict) else {}
+    if isinstance(pool := fields.get("global_pool"), str):
+        args.setdefault("global_pool", pool)
     found.by = by
     if isinstance(heads := args.get("num_heads"), int):
         found.num_heads = heads
@@ -184,19 +191,46 @@ def _timm_model(name: str, tag: str, args: Mapping[str, Any], found: Recorded) -
             f"{found.by} says that this is timm's {name!r}, which no model here is; `vit-jax "
             "models` lists what there is"
         )
+    found.timm_args = {name: args[name] for name in _POOLING if name in args}
+    models = [m for m in models if builds(m.config.to_dict(), found.timm_args)]
+    if not models:
+        return  # it is another of timm's, which the tensors tell
     # timm computes its Vision Transformers with another GELU than the original. Unless weights are
     # known to be the original's, the name does not tell which GELU they were trained with.
     if all(_tells_numerics(m, tag, args) for m in models):
         if len({m.family for m in models}) == 1:
             found.family = models[0].family
-        if not set(args) - {"img_size", "in_chans", "num_classes", "act_layer"}:
+        if not set(args) - {"img_size", "num_classes", "act_layer", "in_chans", *_POOLING}:
             found.candidates = tuple(m.name for m in models)
+            found.notes += _other_gelu(models[0], tag, args)
+
+
+def _other_gelu(model: ModelSpec, tag: str, args: Mapping[str, Any]) -> list[str]:
+    """Words where timm computes published weights otherwise than they were trained."""
+    layout = families()[model.family].layouts["timm"]
+    if layout.build.act_layer in (None, args.get("act_layer")):
+        return []
+    return [
+        f"timm computes it with another {d.what}, {d.shipped}; weights of the tag {tag!r} were "
+        f"trained with {d.ours}, which is taken here"
+        for d in layout.differences(model.config.to_dict())
+    ]
+
+
+def builds(config: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
+    """Whether timm builds the model of this config by these arguments."""
+    layout = get(config).layouts.get("timm")
+    return layout is None or layout.build.builds(config, args)
+
+
+def _timm_of(model: ModelSpec) -> Timm:
+    return families()[model.family].layouts["timm"].build
 
 
 def _tells_numerics(model: ModelSpec, tag: str, args: Mapping[str, Any]) -> bool:
     """Whether a name of timm, with a tag and arguments, is that of weights for our model."""
     known = families()[model.family].architectures
-    activation = families()[model.family].layouts["timm"].build.act_layer
+    activation = _timm_of(model).act_layer
     if activation is None or args.get("act_layer") == activation:
         return True
     copies = (_timm_copy(w) for a in known.values() for w in a.weights.values())
@@ -269,7 +303,7 @@ def _read_hugging_face(
         found.config = {"family": name, **build.read(config), "channels": channels}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{hf_dir.CONFIG} does not describe a {name}: no {error}") from None
-    found.notes += hf_dir.notes(config, build)
+    found.entries = config
     found.notes += [build.remark] if build.remark else []
     found.notes += _require_ours(config, build, found)
     found.class_names = hf_dir.labels(config)

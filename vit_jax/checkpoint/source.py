@@ -4,13 +4,14 @@ import dataclasses
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from vit_jax.checkpoint import facts, hf_dir, names, recognise, recorded
+from vit_jax import allow as allowing
+from vit_jax.allow import NOT_FINITE, OTHER_FUNCTION, Allow
+from vit_jax.checkpoint import facts, hf_dir, names, recognise, recorded, wrappers
 from vit_jax.checkpoint.facts import Facts
 from vit_jax.checkpoint.files.archive import Archive, Spec, View, reading
 from vit_jax.checkpoint.files.fetch import fetch
@@ -21,17 +22,10 @@ from vit_jax.checkpoint.stacked import stacked_names
 from vit_jax.errors import UserError
 from vit_jax.families.family import Size, channels
 from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import get
 from vit_jax.families.rules import listed
 
 log = logging.getLogger(__name__)
-
-# Trainers put the parameters beside the optimizer's state; the original's in a tuple, `0/`.
-_PREFIXES = ("opt/target/", "0/target/", "target/", "params/", "0/")
-# What PyTorch's training scripts wrap weights in; the second ones are moving averages.
-_PLAIN = ("state_dict", "model", "module", "net", "_orig_mod", "student")
-_AVERAGED = ("state_dict_ema", "model_ema", "ema", "teacher", "params_ema")
-_NO_WEIGHTS = ("optimizer", "optim", "lr_scheduler", "scheduler", "scaler", "amp")
-_WRAPPER = re.compile(rf"({'|'.join((*_PLAIN, *_AVERAGED))})\.")
 
 
 @dataclasses.dataclass
@@ -43,12 +37,14 @@ class Source:
       view: Its parameters by the file's names, unstacked, without a trainer's prefixes.
       facts: What is known of it.
       image_size: What the caller gave.
+      allowed: What is no error here, see `vit_jax.allow`.
     """
 
     archive: Archive
     view: View
     facts: Facts
     image_size: Size | None
+    allowed: frozenset[str] = frozenset()
 
     def to_linen(self, file: Tensors) -> Tensors:
         """Tensors of the file's names under ours, lazily."""
@@ -77,6 +73,11 @@ class Source:
         tensors = self.to_linen(self.view)
         return not any(tensors[n].any() for n in tensors if names.is_head(n) and "norm" not in n)
 
+    def not_finite(self) -> dict[str, int]:
+        """Tensor (the file's name) -> how many of its numbers are NaN or infinite; reads all."""
+        counts = {name: count_not_finite(self.view[name]) for name in self.view}
+        return {name: count for name, count in counts.items() if count}
+
     def close(self) -> None:
         self.archive.close()
 
@@ -99,6 +100,7 @@ def open_source(
     image_size: Size | None = None,
     *,
     part: str | None = None,
+    allow: Allow = (),
 ) -> Source:
     """Opens and recognises a checkpoint.
 
@@ -106,36 +108,44 @@ def open_source(
       path: A file or its address, a directory of Hugging Face, timm or Orbax, or the workdir of a
         run, of which the newest checkpoint is taken.
       model: Name or config of the model in it, where the file does not tell.
-      image_size: (height, width) in pixels, needed only for files whose model computes its
-        positions.
+      image_size: (height, width) in pixels that the weights are for, where nothing in the file
+        tells it: how many positions are computed, or how the patches of an oblong image lie.
       part: Which of several sets of weights is meant, by the name under which the file has it:
         `model` or `model_ema`.
+      allow: What is no error: 'other-function', weights of a model that computes otherwise than
+        ours; 'not-finite', numbers that are NaN or infinite.
 
     Raises:
       UserError: for a file that is unreadable, damaged or of no known format, that does not hold
         `model`, or that holds several sets of weights and `part` says not which.
     """
-    given = str(path)
+    given, allowed = str(path), allowing.check(allow)
     path = fetch(path)
     if not path.exists():
         raise UserError(
             f"no such file or directory {str(path)!r}; expected a checkpoint (.npz, .safetensors, "
             "…) or the workdir of a run"
         )
-    weights, beside = _located(path) if path.is_dir() else (path, {})
+    weights, beside = _located(path)
     archive = open_archive(weights)
     try:
-        view, skipped = _parameters(archive, part)
+        view, skipped, notes = _parameters(archive, part)
         found = recorded.read(archive, beside)
+        found.notes[:0] = notes
         known = _facts(given, archive, view, found, model, image_size, skipped, bool(beside))
-        return Source(archive, view, known, image_size)
+        if OTHER_FUNCTION in allowed:
+            known = dataclasses.replace(known, other_function="")
+        return Source(archive, view, known, image_size, allowed)
     except BaseException:
         archive.close()
         raise
 
 
-def _located(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
-    """Where a directory's weights are, and the JSON objects beside them."""
+def _located(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+    """Where the weights of a file or directory are, and the JSON objects beside them."""
+    if not path.is_dir():
+        return path, hf_dir.read(path.parent) if hf_dir.is_weights(path) else {}
+    folder = path
     with reading(folder, "directory"):
         if (folder / hf_dir.CONFIG).exists():
             beside = hf_dir.read(folder)
@@ -151,55 +161,15 @@ def _located(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     )
 
 
-def _parameters(archive: Archive, part: str | None) -> tuple[View, list[str]]:
-    """Parameters and statistics, unstacked, without a trainer's prefix; and what else there is."""
-    prefix = next((p for p in _PREFIXES if any(n.startswith(p) for n in archive)), "")
-    if not prefix:
-        prefix = _wrapper(archive, part)
-    elif part is not None:
-        raise UserError(f"{str(archive.path)!r} holds one set of weights only, no {part!r}")
-    inside = {n.removeprefix(prefix): n for n in archive if n.startswith(prefix)}
+def _parameters(archive: Archive, part: str | None) -> tuple[View, list[str], tuple[str, ...]]:
+    """Parameters and statistics, unstacked, without wrappers; what else there is; and notes."""
+    inside, notes = wrappers.weights_in(archive, part)
     skipped = sorted(set(archive) - set(inside.values()))
     if skipped:
         log.info("not parameters, skipped: %s", listed(skipped))
     unstacked = stacked_names({new: archive.specs[old].shape for new, old in inside.items()})
-    return View(archive, {n: (inside[stack], i) for n, (stack, i) in unstacked.items()}), skipped
-
-
-def _wrapper(archive: Archive, part: str | None) -> str:
-    """What stands before the names of the weights that are meant, in PyTorch's files."""
-    prefix = ""
-    while True:
-        inside = [n.removeprefix(prefix) for n in archive if n.startswith(prefix)]
-        first = {m[1] for n in inside if (m := _WRAPPER.match(n))}
-        sets = [w for w in (*_PLAIN, *_AVERAGED) if w in first]
-        if part in sets:
-            prefix, part = f"{prefix}{part}.", None
-            continue
-        if _is_a_model([n for n in inside if not _WRAPPER.match(n)]):
-            sets = ["", *sets] if sets else []
-        if part is not None and not sets:
-            raise UserError(f"{str(archive.path)!r} holds no weights {part!r}")
-        if len(sets) > 1:
-            raise _several(archive, prefix, sets, part)
-        if not sets:
-            return prefix
-        prefix += f"{sets[0]}."
-
-
-def _is_a_model(bare: list[str]) -> bool:
-    """Whether these names, which lie in no wrapper, are of a model's weights."""
-    kept = [n for n in bare if not n.startswith(_NO_WEIGHTS)]
-    return sum(n.endswith((".weight", ".bias")) for n in kept) > 1
-
-
-def _several(archive: Archive, prefix: str, sets: list[str], part: str | None) -> UserError:
-    called = ", ".join(repr(f"{prefix}{name}") if name else "one without a name" for name in sets)
-    asked = f", and no {part!r}" if part else ""
-    return UserError(
-        f"{str(archive.path)!r} holds several sets of weights: {called}{asked}. Say which one is "
-        f"meant: --part {sets[-1]}"
-    )
+    view = View(archive, {n: (inside[stack], i) for n, (stack, i) in unstacked.items()})
+    return view, skipped, notes
 
 
 def _facts(
@@ -213,7 +183,7 @@ def _facts(
     is_directory: bool,
 ) -> Facts:
     shapes = {n: s.shape for n, s in view.specs.items()}
-    decision = facts.decide(path, shapes, found, model)
+    decision = facts.decide(path, shapes, found, model, image_size)
     chosen = decision.chosen
     common = {
         "path": path,
@@ -252,7 +222,12 @@ def _facts(
         )
     computed = names.layout_of(chosen.config, chosen.layout).computed(shapes)
     needs_size = computed and image_size is None
-    size = image_size if computed else facts.image_size_of(chosen, found.image_size)
+    size, unsure = image_size, ""
+    if not computed:
+        size, unsure = facts.image_size_of(chosen, found.image_size, image_size)
+    notes += (unsure,) if unsure else ()
+    differ, is_other = facts.other_function(found, chosen.config)
+    notes += tuple(differ)
     tensors = specs_of(
         lambda file: recognise.read(file, chosen.config, chosen.layout, image_size)[0], view.specs
     )
@@ -275,7 +250,7 @@ def _facts(
         config=chosen.config,
         num_params=facts.count(tensors, chosen.config),
         dtypes=_dtypes(tensors),
-        grid=facts.grid_of(chosen, size),
+        grid=names.grid_of(chosen.config, size),
         image_size=size,
         num_classes=names.num_classes_of(chosen.shapes),
         preprocess=preprocess,
@@ -283,7 +258,17 @@ def _facts(
         steps=() if needs_size else steps,
         needs_size=needs_size,
         tensors=tensors,
+        other_function=_goes_on(differ, chosen) if is_other else "",
+        size_is_known=not unsure,
         **common,
+    )
+
+
+def _goes_on(differ: list[str], chosen: recognise.Candidate) -> str:
+    return (
+        f"its weights were made for a model that computes otherwise than the "
+        f"{get(chosen.config).title} here: {'; '.join(differ)}. Go on all the same with "
+        f"--allow {OTHER_FUNCTION}"
     )
 
 
@@ -323,6 +308,21 @@ def _ambiguous(chosen: recognise.Candidate, needs_size: bool) -> tuple[str, ...]
     return tuple(found)
 
 
+def count_not_finite(x: np.ndarray) -> int:
+    """How many numbers are NaN or infinite."""
+    with np.errstate(all="ignore"):
+        if np.isfinite(x.sum()):  # several times faster, and almost always enough
+            return 0
+    return x.size - int(np.count_nonzero(np.isfinite(x)))
+
+
 def read_all(source: Source) -> dict[str, np.ndarray]:
-    """Every parameter and statistic by our names, as arrays of their own memory."""
-    return {name: np.array(x, order="C") for name, x in source.params().items()}
+    """Every parameter and statistic by our names, as arrays of their own memory.
+
+    Raises UserError for numbers that are NaN or infinite, unless the source allows them.
+    """
+    read = {name: np.array(x, order="C") for name, x in source.params().items()}
+    if NOT_FINITE not in source.allowed:
+        counts = {name: count_not_finite(x) for name, x in read.items()}
+        facts.require_finite(source.facts.path, {n: c for n, c in counts.items() if c})
+    return read

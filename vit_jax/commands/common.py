@@ -1,15 +1,18 @@
 """What commands share: arguments, tables for people, JSON for programs, progress on stderr."""
 
 import argparse
-import json
 import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from vit_jax import json_text
 from vit_jax.errors import UserError
 from vit_jax.errors import some as some  # what commands import from here
+
+if TYPE_CHECKING:
+    from vit_jax.inference import LoadedModel
 
 T = TypeVar("T")
 
@@ -25,6 +28,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="model in the file, where it is not clear")
     add_checkpoint_option(parser)
     add_part_option(parser)
+    add_source_size_option(parser)
+    add_allow_option(parser)
+
+
+def load_model(args: argparse.Namespace, path: str) -> "LoadedModel":
+    """The model that the arguments of `add_model_arguments` mean."""
+    from vit_jax import inference
+
+    loaded = inference.load_model(
+        path, args.model, part=args.part, image_size=args.image_size, allow=args.allow
+    )
+    warn_of_zero_head(loaded)
+    return loaded
 
 
 def add_part_option(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +49,38 @@ def add_part_option(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="which set of weights, where a file holds several, such as model_ema",
     )
+
+
+def add_allow_option(parser: argparse.ArgumentParser) -> None:
+    from vit_jax import allow
+
+    known = "; ".join(f"{name}, {what}" for name, what in allow.KNOWN.items())
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        choices=tuple(allow.KNOWN),
+        help=f"what is no error: {known}",
+    )
+
+
+def add_source_size_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="N|HxW",
+        help="pixels that the weights are for, where nothing in the file tells it (oblong images)",
+    )
+
+
+def warn_of_zero_head(loaded: Any) -> None:
+    """Says on stderr that a head of zeros tells no classes apart."""
+    if loaded.head_is_zero:
+        print(
+            "warning: every number of the head is zero: all classes are equally likely, and the "
+            "first one is no prediction. The head was never trained, or it was left out",
+            file=sys.stderr,
+        )
 
 
 def add_checkpoint_option(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +155,8 @@ def skipped(args: argparse.Namespace, *datasets: Any) -> dict[str, int]:
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """A number that is NaN or infinite, which JSON does not know, becomes null."""
+    print(json_text.dumps(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

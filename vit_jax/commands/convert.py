@@ -31,11 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="model in SRC, where it is not clear")
     common.add_checkpoint_option(parser)
     common.add_part_option(parser)
+    common.add_allow_option(parser)
     parser.add_argument(
         "--image-size",
         type=common.image_size,
         metavar="N|HxW",
-        help="pixels for which position embeddings are resized",
+        help="pixels for which position embeddings are resized; where nothing in SRC tells how its "
+        "patches lie and as many fit, how they lie",
     )
     parser.add_argument(
         "--resize-method",
@@ -82,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
             channels=args.channels,
             dtype=args.dtype,
             part=args.part,
+            allow=args.allow,
             progress=progress,
         )
     for name, text in _report(done):

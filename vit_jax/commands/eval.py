@@ -66,9 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if args.probe:
         result |= probe.run(args)
     else:
-        from vit_jax import inference
-
-        loaded = inference.load_model(args.model_path, model=args.model, part=args.part)
+        loaded = common.load_model(args, args.model_path)
         dataset, matched = _dataset(args, loaded)
         result |= {"read": dataset.description} | evaluate(loaded, dataset)
         result |= common.skipped(args, dataset)

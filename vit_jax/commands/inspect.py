@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="a file or a directory")
     parser.add_argument("--model", metavar="NAME", help="model in it, where it is not clear")
     common.add_part_option(parser)
+    common.add_source_size_option(parser)
+    common.add_allow_option(parser)
     parser.add_argument("--tensors", action="store_true", help="list the parameters too")
     common.add_json_option(parser)
 
@@ -26,13 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from vit_jax import checkpoint
 
-    found = checkpoint.identify(args.path, args.model, part=args.part)
+    found = checkpoint.identify(
+        args.path,
+        args.model,
+        image_size=args.image_size,
+        part=args.part,
+        allow=args.allow,
+        every_number=True,
+    )
+    found.require_size(args.image_size)
     if args.json:
         fields = found.to_dict()
         if not args.tensors:
             del fields["tensors"]
         common.print_json(fields)
-        _require_decision(found)
+        _require_usable(found, args.allow)
         return
     for name, text in facts(found):
         print(f"{name:<12}{text}")
@@ -42,13 +52,20 @@ def run(args: argparse.Namespace) -> None:
             for name, spec in found.tensors.items()
         ]
         common.print_table(("parameter", "shape", "dtype"), rows)
-    _require_decision(found)
+    _require_usable(found, args.allow)
 
 
-def _require_decision(found: "Facts") -> None:
-    """Several models that would give different numbers are an error here as everywhere."""
+def _require_usable(found: "Facts", allow: list[str]) -> None:
+    """What is an error wherever the weights are used is one here."""
+    from vit_jax.allow import NOT_FINITE
+    from vit_jax.checkpoint import facts as known
+
+    if found.not_finite and NOT_FINITE not in allow:
+        known.require_finite(found.path, found.not_finite)
     if found.candidates:
         raise UserError(f"{found.path!r}: {found.undecided}")
+    if found.other_function:
+        raise UserError(f"{found.path!r}: {found.other_function}")
 
 
 def facts(found: "Facts") -> Iterator[tuple[str, str]]:
@@ -66,7 +83,7 @@ def facts(found: "Facts") -> Iterator[tuple[str, str]]:
     if found.class_names:
         yield "classes", common.some(found.class_names)
     if found.preprocess:
-        yield "images", _images(found.preprocess)
+        yield "images", _images(found.preprocess, found.image_size)
     if found.skipped:
         yield (
             "skipped",
@@ -74,6 +91,12 @@ def facts(found: "Facts") -> Iterator[tuple[str, str]]:
         )
     for text in found.ambiguous:
         yield "open", text
+    if found.not_finite:
+        from vit_jax.checkpoint.facts import not_finite
+
+        yield "warning", not_finite(found.not_finite)
+    if found.head_is_zero:
+        yield "warning", "a head of zeros tells no classes apart: do not predict with it"
     for text in found.notes:
         yield "note", text
     if found.undecided and not found.candidates:
@@ -107,14 +130,14 @@ def _head(found: "Facts") -> str:
     return f"{found.num_classes:,} classes{zero}"
 
 
-def _images(preprocess: Any) -> str:
+def _images(preprocess: Any, image_size: tuple[int, int] | None) -> str:
     p = preprocess
+    size = "size unknown" if image_size is None else "×".join(map(str, image_size)) + " px"
+    size = size if p.channels == 3 else f"{size} of {p.channels} channels"
     how = "squashed" if p.resize == "squash" else "shorter side resized"
     crop = f", centre {p.crop:.4g} kept" if p.crop != 1 else ""
     smooth = "antialiased" if p.antialias else "not antialiased"
     mean, std = (" ".join(f"{x:.4g}" for x in xs) for xs in (p.mean, p.std))
-    size = "×".join(map(str, p.height_width)) if isinstance(p.size, tuple) else p.size
-    size = f"{size} px" if p.channels == 3 else f"{size} px of {p.channels} channels"
     return f"{size}, {how}{crop}, {p.method}, {smooth}; mean {mean}, std {std}"
 
 
@@ -124,6 +147,7 @@ def _history(found: "Facts") -> Iterator[str]:
         try:
             source, steps = record["source"], record["steps"]
             done = "".join(f"; {step}" for step in steps)
+            done += "".join(f"; note: {note}" for note in record.get("notes", ()))
             yield (
                 f"{source['file']} ({source['format']}, {source['layout']}) by {record['tool']}"
                 f"{done}; sha256 {source['sha256']}"

@@ -91,11 +91,9 @@ def run(args: argparse.Namespace) -> None:
     form = _format(args, count)
     top = args.top or (_TOP if form in (TEXT, "json") else 1)
 
-    from vit_jax import inference
     from vit_jax.evaluate import predictions
 
-    path = common.checkpoint(args.model_path, args.checkpoint)
-    loaded = inference.load_model(path, model=args.model, part=args.part)
+    loaded = common.load_model(args, common.checkpoint(args.model_path, args.checkpoint))
     found = predictions.predict(loaded, items, top=top, batch=args.batch)
     if args.output is not None or not sys.stdout.isatty():  # else the lines themselves show it
         found = common.progress(found, count, "predicting")

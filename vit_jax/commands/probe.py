@@ -69,7 +69,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from vit_jax.input_pipeline import classes, loader, sources
 
     l2s = fewshot.L2S if args.l2 is None else _numbers(args.l2)
-    model = features.FeatureModel.load(args.model_path, args.model, part=args.part)
+    model = features.FeatureModel.load(
+        args.model_path,
+        args.model,
+        part=args.part,
+        image_size=args.image_size,
+        allow=args.allow,
+    )
 
     to_learn, to_test = (
         sources.open_source(args.dataset, split, data_dir=args.tfds_data_dir)

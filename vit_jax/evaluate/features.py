@@ -41,10 +41,10 @@ class FeatureModel:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], model: str | None = None, *, part: str | None = None
+        cls, path: str | os.PathLike[str], model: str | None = None, **how: Any
     ) -> "FeatureModel":
         """The model of a run or a checkpoint; arguments and errors of `inference.load_weights`."""
-        return cls(inference.load_weights(path, model, part=part))
+        return cls(inference.load_weights(path, model, **how))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Images [N, height, width, channels] to features [N, D]; compiles once for each shape."""

@@ -4,12 +4,12 @@ import contextlib
 import csv
 import functools
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
+from vit_jax import json_text
 from vit_jax.errors import UserError, suggest
 
 Row = Mapping[str, Any]
@@ -98,7 +98,7 @@ def _cell(value: Any) -> Any:
 @contextlib.contextmanager
 def _json_lines(stream: IO[str], columns: Mapping[str, type]) -> Iterator[Write]:
     del columns
-    yield lambda row: print(json.dumps(row, ensure_ascii=False), file=stream)
+    yield lambda row: print(json_text.dumps(row), file=stream)
 
 
 @contextlib.contextmanager
@@ -109,7 +109,7 @@ def _json(stream: IO[str], columns: Mapping[str, type]) -> Iterator[Write]:
 
     def write(row: Row) -> None:
         nonlocal before
-        text = json.dumps(row, indent=2, ensure_ascii=False)
+        text = json_text.dumps(row, indent=2)
         indented = "\n".join(f"  {line}" for line in text.splitlines())
         print(before, indented, sep="", end="", file=stream)
         before = ",\n"

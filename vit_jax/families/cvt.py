@@ -160,6 +160,11 @@ def _quick_gelu(config: Config) -> bool:
 
 _GELU = Difference("GELU", "x σ(1.702 x)", "erf form")
 
+
+def _hf_differences(config: Config) -> list[Difference]:
+    return [_GELU] if _quick_gelu(config) else []
+
+
 FAMILIES = {
     "cvt": Family(
         title="CvT",
@@ -176,7 +181,8 @@ FAMILIES = {
             "hf": Layout(
                 hf,
                 points=block_points("cvt.encoder.stages.{i}.layers.{j}"),
-                differences=lambda config: [_GELU] if _quick_gelu(config) else [],
+                differences=_hf_differences,
+                unsaid=_hf_differences,
                 build=HuggingFace(
                     "cvt",
                     ("CvtForImageClassification", None),

@@ -6,7 +6,7 @@ facebookresearch/deit.
 Names: DeiT and DeiT III: the Vision Transformer's names, a second token and head, LayerScale.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vit_jax.families import hf
@@ -50,7 +50,8 @@ _SIZES = {
 }
 
 
-def _config(size: str, patch: int) -> dict[str, Any]:
+def sizes(size: str, patch: int) -> dict[str, Any]:
+    """Constructor fields of a ViT of this size."""
     width, depth, heads = _SIZES[size]
     return {
         "patch_size": patch,
@@ -63,7 +64,7 @@ def _config(size: str, patch: int) -> dict[str, Any]:
 
 def _deit(size: str, image_size: int, top1: float, patch: int = 16) -> Architecture:
     crop = 0.9 if image_size == 224 else 1.0
-    return architecture(_config(size, patch), imagenet(image_size, crop), top1, tag="fb_in1k")
+    return architecture(sizes(size, patch), imagenet(image_size, crop), top1, tag="fb_in1k")
 
 
 def _deit3(size: str, image_size: int, top1: float, patch: int = 16) -> Architecture:
@@ -107,8 +108,12 @@ def timm_args(config: Config) -> dict[str, Any]:
     }
 
 
+def reads_class_token(_: Config, args: Mapping[str, Any]) -> bool:
+    return args.get("global_pool", "token") == "token" and args.get("class_token", True)
+
+
 def _timm(table: Callable[[Config], Table]) -> Layout:
-    return Layout(table, points=encoder_points(), build=Timm(timm_args))
+    return Layout(table, points=encoder_points(), build=Timm(timm_args, builds=reads_class_token))
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------

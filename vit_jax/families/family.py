@@ -159,6 +159,8 @@ class Timm:
         name where that takes no sizes.
       always: Arguments that are given even where a registered name has these sizes.
       act_layer: The activation, where timm's default is not ours and it can be chosen.
+      builds: Config and arguments of timm's to whether these make what tells models of one name
+        apart: how tokens become one vector.
     """
 
     args: Callable[[Config], dict[str, Any]] | None = None
@@ -167,6 +169,7 @@ class Timm:
     cls: str | None = None
     always: bool = False
     act_layer: str | None = None
+    builds: Callable[[Config, Mapping[str, Any]], bool] = lambda config, args: True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +198,7 @@ class Layout:
       points: Config to pairs of modules, ours and the library's, that give the same tokens: where a
         comparison looks on the way to the logits.
       differences: Config to what the library ships otherwise than we compute.
+      unsaid: Config to those of `differences` that nothing beside the weights can tell the library.
       build: How the library builds the model: `Timm`, `HuggingFace`, or a function of config,
         number of classes and image size that gives the arguments of its class; None where no
         package builds it.
@@ -215,6 +219,7 @@ class Layout:
     buffers: Callable[[Config], dict[str, np.ndarray]] = lambda config: {}
     points: Callable[[Config], Pairs] = lambda config: []
     differences: Callable[[Config], list[Difference]] = lambda config: []
+    unsaid: Callable[[Config], list[Difference]] = lambda config: []
     build: Any = None
 
 

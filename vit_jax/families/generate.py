@@ -119,6 +119,8 @@ def readme_rows() -> list[str]:
 
 
 def _range(values: list[float]) -> str:
+    if not values:
+        return "–"
     low, high = f"{min(values):.1f}", f"{max(values):.1f}"
     return low if low == high else f"{low} – {high}"
 

@@ -182,6 +182,7 @@ FAMILIES = {
                 hf,
                 points=block_points("pvt.encoder.block.{i}.{j}"),
                 differences=lambda config: [_EPS],
+                unsaid=lambda config: [_EPS],
                 build=HuggingFace(
                     "pvt",
                     ("PvtForImageClassification", None),

@@ -180,6 +180,7 @@ FAMILIES = {
                 pvt_v2_hf,
                 points=block_points("pvt_v2.encoder.layers.{i}.blocks.{j}"),
                 differences=lambda config: [_EPS],
+                unsaid=lambda config: [_EPS],
                 build=HuggingFace(
                     "pvt_v2",
                     ("PvtV2ForImageClassification", None),

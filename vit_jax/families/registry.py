@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,6 +111,10 @@ def _spec(name: str, family_name: str, architecture: Architecture) -> ModelSpec:
 def resolve(name: str) -> ModelSpec:
     """The facts of a registered name, or of `NAME.TAG`, one of its published weights.
 
+    A repository of published weights (`google/vit-base-patch16-224`, timm's
+    `vit_base_patch16_224.augreg_in21k`) is one of them too, and another spelling of a name
+    (`ViT-B/16`, `vit_b_16`) is that name, where it is the spelling of one only.
+
     Raises:
       UserError: for an unknown name or tag, with the closest known ones.
     """
@@ -122,6 +127,8 @@ def resolve(name: str) -> ModelSpec:
     if name in specs:
         return specs[name]
     base, _, tag = name.partition(".")
+    if (found := _of_repository(name) or _spelled_otherwise(name)) is not None:
+        return found
     if tag and base in specs:
         weights = families()[specs[base].family].architectures[base].weights
         if tag in weights:
@@ -133,6 +140,43 @@ def resolve(name: str) -> ModelSpec:
     raise UserError(
         f"unknown model {name!r}.{suggest(name, specs)} `vit-jax models` lists them all."
     )
+
+
+def _of_repository(name: str) -> ModelSpec | None:
+    """The model of published weights under the name of a repository that holds them, or None."""
+    repository = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
+    timm = repository.removeprefix("timm/")
+    if timm != name and "/" not in timm:  # as timm writes it
+        return resolve(timm)
+    specs = registered()
+    for spec in specs.values():
+        for own in families()[spec.family].architectures[spec.name].weights.values():
+            if getattr(own, "hf", None) == repository and repository:
+                return dataclasses.replace(spec, name=name, weights=own)
+            if timm in (getattr(own, "timm", None), own.source.removeprefix("timm/")) and timm:
+                # timm prepares images its own way, which its name of the architecture stands for.
+                base = specs.get(timm.partition(".")[0], spec)
+                if base.alias_of != spec.name:
+                    return dataclasses.replace(spec, name=name, weights=own)
+                weights = dataclasses.replace(own, preprocess=base.preprocess)
+                return dataclasses.replace(base, name=name, weights=weights)
+    return None
+
+
+# Organisations of Hugging Face that published the weights of registered models under these names.
+_PUBLISHERS = ("google/", "facebook/", "microsoft/", "timm/")
+
+
+def _spelled_otherwise(name: str) -> ModelSpec | None:
+    """The only registered model whose name has the same letters and digits, or None."""
+    owner = next((owner for owner in _PUBLISHERS if name.startswith(owner)), "")
+    wanted = _letters(name.removeprefix(owner))
+    found = [spec for known, spec in registered().items() if _letters(known) == wanted]
+    return found[0] if len(found) == 1 else None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9+.]", "", name.lower())
 
 
 def _tells_family(config: Mapping[str, Any]) -> str | None:

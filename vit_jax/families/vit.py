@@ -469,6 +469,15 @@ def _timm_args(config: Config) -> dict[str, Any]:
     return args
 
 
+def _timm_builds(config: Config, args: Mapping[str, Any]) -> bool:
+    wanted = _timm_args(config)
+    told = {"global_pool": "token", "class_token": True, "fc_norm": None, **args}
+    if told["global_pool"] != wanted["global_pool"]:
+        return False
+    is_mean = wanted["global_pool"] == "avg"
+    return told["class_token"] == has_class_token(config) and not (is_mean and told["fc_norm"])
+
+
 def _timm_base(config: Config) -> str:
     if (resnet := config.get("resnet")) is None:
         return "vit_tiny_patch16_224"
@@ -505,10 +514,14 @@ def _resnet_points(num_layers: tuple[int, ...]) -> Pairs:
 
 
 def _timm_differences(config: Config) -> list[Difference]:
+    return [GELU, *_timm_unsaid(config)]
+
+
+def _timm_unsaid(config: Config) -> list[Difference]:
+    """What no argument of timm's models changes."""
     if config.get("resnet") is None:
-        return [GELU]
+        return []
     return [
-        GELU,
         Difference("GroupNorm eps", "1e-6", "1e-5"),
         Difference("StdConv", "(w - mean) / (std + 1e-5)", "(w - mean) / sqrt(var + 1e-8)"),
     ]
@@ -602,7 +615,14 @@ FAMILIES = {
                 skeleton=_timm_skeleton,
                 points=_timm_points,
                 differences=_timm_differences,
-                build=Timm(_timm_args, base=_timm_base, always=True, act_layer=TANH),
+                unsaid=_timm_unsaid,
+                build=Timm(
+                    _timm_args,
+                    base=_timm_base,
+                    always=True,
+                    act_layer=TANH,
+                    builds=_timm_builds,
+                ),
             ),
             "hf": Layout(
                 _hf,

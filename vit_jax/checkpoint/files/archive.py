@@ -43,6 +43,7 @@ class Archive(Mapping[str, np.ndarray]):
       format: 'npz', 'safetensors', 'torch', 'flax' or 'orbax'.
       specs: Shape and dtype of every tensor, known without reading it.
       metadata: Text that the file carries beside its tensors.
+      files: What it is read from: `path`, and further files where there are several.
     """
 
     format = ""
@@ -51,6 +52,7 @@ class Archive(Mapping[str, np.ndarray]):
         self.path = pathlib.Path(path)
         self.specs: dict[str, Spec] = {}
         self.metadata: dict[str, str] = {}
+        self.files: tuple[pathlib.Path, ...] = (self.path,)
 
     def read(self, name: str) -> np.ndarray:
         """The tensor; readers override this."""

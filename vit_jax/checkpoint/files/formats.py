@@ -9,6 +9,7 @@ from vit_jax.checkpoint.files.flax import FlaxFile
 from vit_jax.checkpoint.files.npz import Npz, write_npz
 from vit_jax.checkpoint.files.orbax import OrbaxDir, is_orbax, write_orbax
 from vit_jax.checkpoint.files.safetensors import Safetensors, write_safetensors
+from vit_jax.checkpoint.files.shards import INDEX, Shards, require_whole
 from vit_jax.checkpoint.files.torch import Torch, write_torch
 from vit_jax.errors import UserError
 
@@ -25,11 +26,18 @@ __all__ = [
 
 
 def open_archive(path: str | os.PathLike) -> Archive:
-    """Opens a checkpoint file or an Orbax directory for reading, tensor by tensor.
+    """Opens a checkpoint file, an index of several or an Orbax directory for reading.
 
     Raises UserError for what is missing, unreadable, damaged or of no known format.
     """
     path = pathlib.Path(path)
+    if path.name.endswith(INDEX):
+        return Shards(path, _open_file)
+    require_whole(path)
+    return _open_file(path)
+
+
+def _open_file(path: pathlib.Path) -> Archive:
     with reading(path, "checkpoint"):
         reader = _directory_reader(path) if path.is_dir() else _file_reader(path)
     archive = reader(path)
