@@ -49,5 +49,6 @@ def some(names: Sequence[str], most: int = 4) -> str:
 
 
 def short(text: str, most: int = 80) -> str:
-    """`text`, or its beginning and an ellipsis if it is longer than `most` characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    """`text`, or its two ends and an ellipsis if it is longer than `most` characters."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[: most - 1 - half]}…{text[-half:]}"
