@@ -1,5 +1,6 @@
 """Files of every family: converted both ways, recognised without being told, loaded."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -49,7 +50,8 @@ def test_files_are_recognised_and_converted_both_ways(family, linen_file, tmp_pa
     named = name if family in ("deit", "simple_vit", "levit_conv") else None
     there = tmp_path / ("there.npz" if to == "big_vision" else "there.safetensors")
     back = tmp_path / "back.npz"
-    report = convert(linen_file, there, to=to, model=named)
+    # What transformers computes otherwise is said, and no tensor is another for it.
+    report = convert(linen_file, there, to=to, model=named, allow=("other-function",))
     assert report.model == name
     assert report.num_params == recorded()[name].params
     found = identify(there)
@@ -92,8 +94,9 @@ def test_a_loaded_model_classifies(tmp_path):
     np.testing.assert_allclose(probabilities.sum(), 1, rtol=1e-9)
     statistics = loaded.variables["batch_stats"]
     assert len(arrays(statistics)) == sum(n.endswith("/mean") for n in weights("levit")) * 2
-    loaded.variables["batch_stats"] = unflatten({n: x + 1 for n, x in arrays(statistics).items()})
-    assert np.abs(loaded.probabilities(images) - probabilities).max() > 1e-3
+    moved = unflatten({n: x + 1 for n, x in arrays(statistics).items()})
+    other = dataclasses.replace(loaded, variables=loaded.variables | {"batch_stats": moved})
+    assert np.abs(other.probabilities(images) - probabilities).max() > 1e-3
 
 
 def test_pretrained_weights_for_another_head_and_image_size(tmp_path):

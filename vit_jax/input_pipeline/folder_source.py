@@ -121,8 +121,11 @@ def are_splits(names: Collection[str]) -> bool:
 
 
 def _require_classes(directory: Path, files: dict[str, list[str]]) -> None:
-    """Raises UserError for a folder of splits or of datasets, whose subfolders are no classes."""
-    wrong = list(files) if are_splits(files) else []
+    """Raises UserError for a folder of splits or of datasets, whose subfolders are no classes.
+
+    What is in a folder that is called `train` or `test` are classes, whatever their names.
+    """
+    wrong = list(files) if are_splits(files) and not is_split(directory.name) else []
     for name, paths in files.items():
         folders = {os.path.dirname(path) for path in paths} - {str(directory / name)}
         inside = {os.path.relpath(folder, directory / name).split(os.sep)[0] for folder in folders}
