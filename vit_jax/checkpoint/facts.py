@@ -375,7 +375,9 @@ def image_size_of(
     lie = f"nothing in it tells how its {family.num_patches(config, shapes)} patches lie"
     if size is None:
         return None, f"{lie}: give the image size, --image-size HEIGHTxWIDTH"
-    rows, columns = names.grid_of(config, size)
+    grid = names.grid_of(config, size)
+    assert grid is not None  # who counts patches has a grid of them
+    rows, columns = grid
     return size, f"{lie}: {rows} × {columns} is assumed; --image-size HEIGHTxWIDTH says another"
 
 
