@@ -21,6 +21,7 @@ from vit_jax.parity.figures import relative_error
 from vit_jax.parity.subject import random_params
 from vit_jax.parity.traces import trace_ours, trace_torch
 from vit_jax.tree import unflatten
+from vit_jax.variables import collections
 
 SIZE = (32, 48)
 TARGETS = {"official": "x.npz", "orbax": "x", "timm": "x.safetensors", "hf": "x-hf"}
@@ -164,14 +165,14 @@ WRONG = {
 ANY_SIZE = ("cvt", "pvt_v2", "simple_vit", "twins")
 
 
-@pytest.mark.parametrize("family", ["vit", "mixer", "swin", "cct", "pvt_v2"])
+@pytest.mark.parametrize("family", families())
 def test_images_that_do_not_fit_are_one_sentence(family):
     known = families()[family].architectures
     config = shrunk({"family": family, **next(iter(known.values())).config})
     shapes = names.expected_shapes(config, num_classes=3, image_size=(64, 64))
     model = from_config(config, num_classes=3)
     floats = {n: jax.ShapeDtypeStruct(s, "float32") for n, s in shapes.items()}
-    variables = {"params": unflatten(floats)}
+    variables = collections(floats, names.statistics(config))
     for what, (shape, message) in WRONG.items():
         images = jax.ShapeDtypeStruct(shape, "float32")
         if what == "another size" and family in ANY_SIZE:

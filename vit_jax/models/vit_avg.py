@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify
+from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import PatchSize
 from vit_jax.layers.position import AddPositionEmbs
@@ -23,7 +24,7 @@ def no_norm(**_: Any) -> Any:
     return lambda x: x
 
 
-class AveragingViT(nn.Module):
+class AveragingViT(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
     The class token takes part in attention, and is left out of the mean.
