@@ -202,14 +202,7 @@ def takes_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, other_kind: str | None
         return False
     if other_kind is None and q.ndim != 4:
         other_kind = "windows"
-    problem = other_kind or cudnn.problem(q, k, v)
-    if problem is None:
-        _note("cudnn")
-        return True
-    if other_kind is None and choice.name == "cudnn":
-        raise _refused("cudnn", problem)
-    _note("xla", problem)
-    return False
+    return _takes("cudnn", choice, other_kind, other_kind or cudnn.problem(q, k, v))
 
 
 def takes_packed(x: jax.Array, heads: packed.Heads, dtype: Any, other_kind: str | None) -> bool:
@@ -234,12 +227,19 @@ def takes_packed(x: jax.Array, heads: packed.Heads, dtype: Any, other_kind: str 
         return False
     if other_kind is None and x.ndim != 3:
         other_kind = "windows"
-    problem = other_kind or _not_packed(choice, x, heads)
+    return _takes("packed", choice, other_kind, other_kind or _not_packed(choice, x, heads))
+
+
+def _takes(kernel: str, choice: Attending, other_kind: str | None, problem: str | None) -> bool:
+    """Whether a kernel computes an attention with which there is this problem, or none.
+
+    Raises UserError where the kernel was asked for by its name, and could compute this kind.
+    """
     if problem is None:
-        _note("packed")
+        _note(kernel)
         return True
-    if other_kind is None and choice.name == "packed":
-        raise _refused("packed", problem)
+    if other_kind is None and choice.name == kernel:
+        raise _refused(kernel, problem)
     _note("xla", problem)
     return False
 
