@@ -15,7 +15,6 @@ from vit_jax.checkpoint.facts import Model
 from vit_jax.checkpoint.source import open_source, read_all
 from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.errors import UserError
-from vit_jax.families.family import is_head
 from vit_jax.tree import arrays
 from vit_jax.variables import collections
 
@@ -80,8 +79,7 @@ class LoadedModel:
     @property
     def head_is_zero(self) -> bool:
         """Whether every number of the head is zero, so that all classes are equally likely."""
-        heads = {n: x for n, x in arrays(self.weights.params).items() if is_head(n)}
-        return not any(x.any() for n, x in heads.items() if "norm" not in n)
+        return names.head_is_zero(arrays(self.weights.params))
 
     def read_image(self, path: Path) -> np.ndarray:
         """An image file as the model wants it: float32 [height, width, channels].

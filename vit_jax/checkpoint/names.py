@@ -9,8 +9,8 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ from vit_jax.families.rules import (
 from vit_jax.variables import arrays
 
 Tensors = Mapping[str, np.ndarray]
+R = TypeVar("R")
 LINEN, OFFICIAL = "linen", "official"
 # PyTorch's BatchNorm counts batches for a momentum of None, which none of these models has.
 _COUNTER = "num_batches_tracked"
@@ -57,6 +58,20 @@ class _Frozen:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Frozen) and self._text == other._text
+
+
+def _once_a_config(function: Callable[..., R]) -> Callable[..., R]:
+    """Remembers what a function of a config, and of what can be hashed, returned: not to change."""
+
+    @functools.lru_cache(256)
+    def remembered(key: _Frozen, *args: Any, **named: Any) -> R:
+        return function(key.config, *args, **named)
+
+    @functools.wraps(function)
+    def call(config: Config, *args: Any, **named: Any) -> R:
+        return remembered(_Frozen(config), *args, **named)
+
+    return call
 
 
 def layouts_of(config: Config) -> tuple[str, ...]:
@@ -85,14 +100,10 @@ def table(config: Config, layout: str) -> Table:
     return layout_of(config, layout).table(config)
 
 
+@_once_a_config
 def _own_names(config: Config) -> Table:
     """Ours to ours."""
-    return _made_of_own_names(_Frozen(config))
-
-
-@functools.lru_cache(64)
-def _made_of_own_names(key: _Frozen) -> Table:
-    config, family = key.config, get(key.config)
+    family = get(config)
     if family.shapes is not None:
         size = default_size(config)
         return [r for n in family.shapes(config, 1, size) for r in rule(n, n)]
@@ -107,13 +118,9 @@ def statistics(config: Config) -> frozenset[str]:
     return frozenset(r.ours[0] for r in _own_names(config) if r.statistic)
 
 
+@_once_a_config
 def _rows(config: Config, layout: str, *, head: bool) -> Table:
-    return _made_rows(_Frozen(config), layout, head)
-
-
-@functools.lru_cache(256)
-def _made_rows(key: _Frozen, layout: str, head: bool) -> Table:
-    config, known = key.config, layout_of(key.config, layout)
+    known = layout_of(config, layout)
     if head:
         return known.table(config)
     if known.headless is not None:
@@ -228,18 +235,18 @@ def expected_shapes(config: Config, *, num_classes: int, image_size: Size) -> di
     """Shapes of parameters and statistics by our names; nothing is computed."""
     if (shapes := get(config).shapes) is not None:
         return shapes(config, num_classes, image_size)
-    return dict(_traced(_Frozen(config), num_classes, tuple(image_size)))
+    return dict(_traced(config, num_classes, tuple(image_size)))
 
 
-@functools.lru_cache(64)
-def _traced(key: _Frozen, num_classes: int, image_size: Size) -> dict[str, Shape]:
+@_once_a_config
+def _traced(config: Config, num_classes: int, image_size: Size) -> dict[str, Shape]:
     import jax
 
     from vit_jax.models import from_config
     from vit_jax.variables import named
 
-    model = from_config(key.config, num_classes=num_classes)
-    images = jax.ShapeDtypeStruct((1, *image_size, channels(key.config)), "float32")
+    model = from_config(config, num_classes=num_classes)
+    images = jax.ShapeDtypeStruct((1, *image_size, channels(config)), "float32")
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     return {name: tuple(leaf.shape) for name, leaf in arrays(named(variables)).items()}
 
@@ -262,6 +269,11 @@ def with_channels(config: Config, shapes: Shapes) -> dict[str, Any]:
         )
     others = {field: value for field, value in config.items() if field != "channels"}
     return others if found == RGB else {**others, "channels": found}
+
+
+def head_is_zero(tensors: Tensors) -> bool:
+    """Whether every number of the heads is zero; a norm before a head does not count."""
+    return not any(tensors[n].any() for n in tensors if is_head(n) and "norm" not in n)
 
 
 def num_classes_of(shapes: Shapes) -> int:

@@ -70,8 +70,7 @@ class Source:
         """Whether every number of the head is zero; None without a head."""
         if self.facts.config is None or not self.facts.num_classes:
             return None
-        tensors = self.to_linen(self.view)
-        return not any(tensors[n].any() for n in tensors if names.is_head(n) and "norm" not in n)
+        return names.head_is_zero(self.to_linen(self.view))
 
     def not_finite(self) -> dict[str, int]:
         """Tensor (the file's name) -> how many of its numbers are NaN or infinite; reads all."""
