@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vit_jax import json_text
-from vit_jax.errors import UserError
-from vit_jax.errors import some as some  # what commands import from here
+from vit_jax.errors import UserError, some
 
 if TYPE_CHECKING:
     from vit_jax.inference import LoadedModel

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vit_jax.commands import common
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, some
 
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Conversion
@@ -98,11 +98,11 @@ def _report(done: "Conversion") -> Iterator[tuple[str, str]]:
     for step in done.steps:
         yield "step", step
     if done.dropped:
-        yield "dropped", common.some(done.dropped)
+        yield "dropped", some(done.dropped)
     if done.skipped:
         yield (
             "skipped",
-            f"{len(done.skipped)} that are no parameters: {common.some(done.skipped, 2)}",
+            f"{len(done.skipped)} that are no parameters: {some(done.skipped, 2)}",
         )
     for name, count in done.not_finite.items():
         yield "warning", f"{name} holds {count} numbers that are NaN or infinite"

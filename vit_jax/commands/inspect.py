@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.commands import common
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, some
 
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Facts
@@ -81,13 +81,13 @@ def facts(found: "Facts") -> Iterator[tuple[str, str]]:
     if found.config is not None:
         yield "head", _head(found)
     if found.class_names:
-        yield "classes", common.some(found.class_names)
+        yield "classes", some(found.class_names)
     if found.preprocess:
         yield "images", _images(found.preprocess, found.image_size)
     if found.skipped:
         yield (
             "skipped",
-            f"{len(found.skipped)} that are no parameters: {common.some(found.skipped, 2)}",
+            f"{len(found.skipped)} that are no parameters: {some(found.skipped, 2)}",
         )
     for text in found.ambiguous:
         yield "open", text

@@ -119,8 +119,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"unknown --format {args.format!r}.{hint} Known: {', '.join(known)}")
     if args.json and args.format not in (None, "json"):
         raise UserError(f"--json and --format {args.format} exclude each other")
-    if args.output is not None:
-        rows.check_writable(args.output)
 
 
 def _items(args: argparse.Namespace) -> "tuple[Iterator[Item], int]":
@@ -147,13 +145,13 @@ def _format(args: argparse.Namespace, count: int) -> str:
     else:
         people = sys.stdout.isatty() and count <= _FEW and not args.columns
         form = TEXT if people else "tsv"
-    if form == "parquet" and args.output is None:
-        raise UserError("Parquet is no text: give a file, --output FILE.parquet")
+    if form != TEXT:
+        rows.check(form, args.output)
     if form in (TEXT, "json") and args.columns:
         raise UserError(f"--columns are of tsv, csv, jsonl and parquet, not of {form}")
     if form == TEXT and args.output is not None:
         raise UserError("--format text is for the terminal; files are tsv, csv, jsonl, …")
-    _columns(args.columns, args.top or 1, args.on_error)
+    _columns(args.columns, args.top or 1)
     return form
 
 
@@ -166,7 +164,7 @@ def _writer(args: argparse.Namespace, form: str, top: int, loaded: "LoadedModel"
     if form == TEXT:
         yield lambda prediction: _print_table(prediction, loaded)
         return
-    columns = _columns(args.columns, top, args.on_error)
+    columns = _columns(args.columns, top)
     types = {name: _COLUMNS[_base(content)] for name, content in columns.items()}
     with rows.writing(form, types, args.output) as write:
         if form == "json":
@@ -175,7 +173,7 @@ def _writer(args: argparse.Namespace, form: str, top: int, loaded: "LoadedModel"
             yield lambda prediction: write(_row(prediction, columns, loaded))
 
 
-def _columns(asked: str | None, top: int, on_error: str) -> dict[str, str]:
+def _columns(asked: str | None, top: int) -> dict[str, str]:
     """Name of each column -> what it holds; UserError for what no column holds."""
     if asked is None:
         places = range(2, top + 1)

@@ -35,7 +35,7 @@ class Prediction:
       number: Place of the image in the stream, from 1.
       path: The image's name: the path of its file, or what its dataset calls it.
       labels: Numbers of the likeliest classes, likeliest first; empty for an image without one.
-      probabilities: Of these classes.
+      probabilities: What the model gives to each of these classes, 0 to 1.
       error: Why the image could not be read; '' where it could.
     """
 

@@ -36,8 +36,14 @@ def format_of(path: str) -> str:
     return _SUFFIXES[suffix]
 
 
-def check_writable(path: str) -> None:
-    """Raises UserError where no file can be made: to be called before work is done."""
+def check(form: str, path: str | None) -> None:
+    """Raises UserError where `writing` would: to be called before work is done."""
+    if form not in _FORMATS:
+        raise UserError(f"unknown format {form!r}.{suggest(form, _FORMATS)}")
+    if path is None:
+        if form == "parquet":
+            raise UserError("Parquet is no text: give a file, --output FILE.parquet")
+        return
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path):
         raise UserError(f"cannot write {path!r}: it is a directory")
@@ -61,10 +67,7 @@ def writing(form: str, columns: Mapping[str, type], path: str | None) -> Iterato
       UserError: if the file cannot be written, or Parquet is asked for on standard output or where
         pyarrow is not installed.
     """
-    if form not in _FORMATS:
-        raise UserError(f"unknown format {form!r}.{suggest(form, _FORMATS)}")
-    if path is None and form == "parquet":
-        raise UserError("Parquet is no text: give a file, --output FILE.parquet")
+    check(form, path)
     with contextlib.ExitStack() as stack:
         stream: Any = sys.stdout
         if path is not None:
