@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import read_terminal
 
 from vit_jax import cli
 from vit_jax.waiting import waiting
@@ -36,13 +37,7 @@ def test_a_terminal_shows_a_clock_and_what_was_written(tmp_path):
     words = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(words, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
-    seen = b""
-    try:
-        while part := os.read(master, 4096):
-            seen += part
-    except OSError:
-        pass  # the other end is closed
-    os.close(master)
+    seen = read_terminal(master)
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*\w", "", seen.decode())
     assert "cooking 0:00:01 3 MB written" in text

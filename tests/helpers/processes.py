@@ -1,5 +1,6 @@
 """Processes that tests start: with their own number of devices, and one cache of compiled code."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -52,6 +53,16 @@ def finish(*processes: subprocess.Popen, limit: float = LIMIT) -> list[tuple[int
 def succeed(*processes: subprocess.Popen) -> None:
     for status, _, errors in finish(*processes):
         assert status == 0, errors[-3000:]
+
+
+def read_terminal(master: int) -> bytes:
+    """What comes from a pseudo-terminal until its other end is closed; closes this one."""
+    seen = b""
+    with contextlib.suppress(OSError):  # how the end shows
+        while part := os.read(master, 4096):
+            seen += part
+    os.close(master)
+    return seen
 
 
 def free_port() -> int:

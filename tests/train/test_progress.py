@@ -11,6 +11,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from processes import read_terminal
 from rich.console import Console
 
 from vit_jax import models
@@ -136,12 +137,7 @@ def test_ctrl_c_on_a_real_terminal():
     while b"ready" not in seen:
         seen += os.read(master, 4096)
     process.send_signal(signal.SIGINT)
-    try:
-        while part := os.read(master, 4096):
-            seen += part
-    except OSError:
-        pass  # the other end is closed
-    os.close(master)
+    seen += read_terminal(master)
     assert process.wait() == 130
     text = seen.decode()
     assert text.rindex(SHOW) > text.rindex(HIDE)
