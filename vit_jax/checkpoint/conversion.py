@@ -56,7 +56,7 @@ class Conversion:
       dropped: Parameters of SRC that are not in DST (each by a step).
       not_finite: Tensor of DST -> how many of its numbers are NaN or infinite.
       notes: What a reader should know; DST records it.
-      source_sha256: Of the file of weights.
+      source_sha256: The hash of the file of weights.
     """
 
     src: str

@@ -62,7 +62,7 @@ def with_channels(pixels: np.ndarray, channels: int, name: str = "image") -> np.
 def _array(encoded: bytes, name: str) -> np.ndarray:
     try:
         return np.load(io.BytesIO(encoded), allow_pickle=False)
-    except Exception as error:
+    except Exception as error:  # NumPy raises many types for a header that is none.
         raise DamagedImage(f"cannot decode {name}: {error}") from error
 
 
