@@ -120,21 +120,23 @@ def test_published_sizes():
 def test_reattention_is_its_equation():
     """In training: the batch's own statistics, and weights that are shown before re-attention."""
     layer = deepvit.ReAttention(2, weights_scale=0.5)
-    x = jax.random.normal(jax.random.key(0), (3, 5, 8))
-    variables = layer.init(jax.random.key(1), x, train=False)
     apply = functools.partial(layer.apply, train=True, mutable=["batch_stats", "intermediates"])
-    y, state = jax.device_get(jax.jit(apply)(variables, x))
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(0), (3, 5, 8), "float64")
+        variables = layer.init(jax.random.key(1), x, train=False)
+        variables = jax.tree.map(lambda value: np.asarray(value, np.float64), dict(variables))
+        y, state = jax.device_get(jax.jit(apply)(variables, x))
     (weights,) = state["intermediates"]["attention_weights"]
-    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-12)
 
-    params = jax.device_get(variables["params"])
+    params = variables["params"]
     mixed = np.einsum("nhqk,hg->ngqk", weights, params["weights_mix"]["kernel"])
     mean, var = (f(mixed, axis=(0, 2, 3)) for f in (np.mean, np.var))
     maps = 0.5 * np.moveaxis((np.moveaxis(mixed, 1, -1) - mean) / np.sqrt(var + 1e-5), -1, 1)
     values = np.einsum("nkc,chd->nkhd", x, params["value"]["kernel"])
     heads = np.einsum("nhqk,nkhd->nqhd", maps, values)
     wanted = np.einsum("nqhd,hdc->nqc", heads, params["out"]["kernel"])
-    np.testing.assert_allclose(y, wanted, atol=1e-3)
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-11)
     new = state["batch_stats"]["weights_norm"]
-    np.testing.assert_allclose(new["mean"], 0.1 * mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(new["var"], 0.9 + 0.1 * var, rtol=1e-5)
+    np.testing.assert_allclose(new["mean"], 0.1 * mean, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(new["var"], 0.9 + 0.1 * var, rtol=1e-9)
