@@ -7,38 +7,26 @@ byte is written, and on the real ones.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable
+from typing import Any
 
 from vit_jax import __version__
-from vit_jax.checkpoint import beside, edits, facts, hf_dir, names, recorded
+from vit_jax.checkpoint import edits, facts, names, recorded, targets
 from vit_jax.checkpoint.facts import Model
-from vit_jax.checkpoint.files.archive import replacing_directory
-from vit_jax.checkpoint.files.formats import (
-    write_npz,
-    write_orbax,
-    write_safetensors,
-    write_torch,
-)
 from vit_jax.checkpoint.names import LINEN, OFFICIAL, Tensors
 from vit_jax.checkpoint.source import (
     OTHER_FUNCTION,
     Allow,
     Source,
-    count_not_finite,
     open_source,
     specs_of,
 )
 from vit_jax.errors import UserError
-from vit_jax.families.family import Edit, HuggingFace, Size
-from vit_jax.families.registry import families, get
+from vit_jax.families.family import Edit, Size
+from vit_jax.families.registry import get
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +104,7 @@ def convert(
       UserError: if the source is unreadable, cannot be held by the target, or nothing can be
         written to `dst`.
     """
-    target = target_of(to)
+    target = targets.target_of(to)
     with open_source(src, model, image_size, part=part, allow=allow) as source:
         plan = _planned(
             source, image_size, resize_method, num_classes, drop_pre_logits, channels, dtype
@@ -125,7 +113,7 @@ def convert(
         _prepare(plan, layout)
         plan.notes += _unsaid(plan, to, layout, allow) + target.notes(plan, pathlib.Path(dst))
         export = functools.partial(names.exported, config=plan.config, layout=layout)
-        tensors = _Watched(lambda file: export(plan.linen(file)), source, progress)
+        tensors = targets.Watched(lambda file: export(plan.linen(file)), source, progress)
 
         def metadata(sha256: str) -> dict[str, str]:
             record = _record(source, to, plan, sha256)
@@ -134,7 +122,7 @@ def convert(
                 recorded.HISTORY: json.dumps([*source.facts.history, record]),
             }
 
-        with _Hashing(source.archive.files, metadata) as hashing:
+        with targets.Hashing(source.archive.files, metadata) as hashing:
             target.write(pathlib.Path(dst), tensors, hashing, plan)
             sha256 = hashing.sha256()
         return Conversion(
@@ -155,7 +143,7 @@ def convert(
         )
 
 
-class _Plan:
+class Plan:
     """What becomes of a source: edits of its tensors (our names), and words for each."""
 
     def __init__(self, source: Source):
@@ -218,8 +206,8 @@ def _planned(
     drop_pre_logits: bool,
     channels: int | None,
     dtype: str | None,
-) -> _Plan:
-    plan = _Plan(source)
+) -> Plan:
+    plan = Plan(source)
     if drop_pre_logits:
         plan.edit(edits.without_pre_logits(plan.shapes))
     if num_classes is not None:
@@ -237,7 +225,7 @@ def _planned(
     return plan
 
 
-def _prepare(plan: _Plan, layout: str) -> None:
+def _prepare(plan: Plan, layout: str) -> None:
     """The edit that the target's layout asks for."""
     before_writing = names.layout_of(plan.config, layout).before_writing
     if before_writing is None:
@@ -249,7 +237,7 @@ def _prepare(plan: _Plan, layout: str) -> None:
         plan.edit(edit)
 
 
-def _unsaid(plan: _Plan, to: str, layout: str, allow: Allow) -> list[str]:
+def _unsaid(plan: Plan, to: str, layout: str, allow: Allow) -> list[str]:
     """Where the target's library computes otherwise, and nothing beside the weights can say so.
 
     Raises UserError unless that is allowed.
@@ -267,203 +255,7 @@ def _unsaid(plan: _Plan, to: str, layout: str, allow: Allow) -> list[str]:
     return found
 
 
-class _Watched(Mapping[str, np.ndarray]):
-    """The new file's tensors, counting as they pass what is written and what is not finite."""
-
-    def __init__(
-        self,
-        pipeline: Callable[[Tensors], Tensors],
-        source: Source,
-        progress: Callable[[int, int], None] | None,
-    ):
-        self.specs = specs_of(pipeline, source.view.specs)
-        self.not_finite: dict[str, int] = {}
-        self._tensors, self._progress = pipeline(source.view), progress
-        self._done, self._all = 0, sum(spec.nbytes for spec in self.specs.values())
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        x = self._tensors[name]
-        if bad := count_not_finite(x):
-            self.not_finite[name] = bad
-        self._done += x.nbytes
-        if self._progress:
-            self._progress(self._done, self._all)
-        return x
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-
-class _Hashing:
-    """The metadata of a conversion, while a thread takes the hash of the source. A context manager.
-
-    Hashing takes as long as converting: what can wait for it writes a draft first.
-    """
-
-    def __init__(self, files: tuple[pathlib.Path, ...], metadata: Callable[[str], dict[str, str]]):
-        self._metadata = metadata
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._sha256 = self._thread.submit(_sha256, files)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self._thread.shutdown()
-
-    def sha256(self) -> str:
-        return self._sha256.result()
-
-    def draft(self) -> dict[str, str]:
-        """Metadata that is exactly as long as the final one, with zeros in place of the hash."""
-        return self._metadata("0" * hashlib.sha256().digest_size * 2)
-
-    def final(self) -> dict[str, str]:
-        return self._metadata(self.sha256())
-
-
-def _write_orbax(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, _: _Plan) -> None:
-    write_orbax(dst, tensors, hashing.final())
-
-
-def _write_npz(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, _: _Plan) -> None:
-    metadata = hashing.final()
-    write_npz(dst, tensors, recorded.fitting_npz(metadata))
-
-
-def _npz_notes(plan: _Plan, _: pathlib.Path) -> list[str]:
-    metadata = {recorded.OURS: json.dumps(plan.model.metadata())}
-    if recorded.fitting_npz(metadata) == metadata:
-        return []
-    return ["the class names are left out: an npz file has no room for them"]
-
-
-def _write_timm(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
-    if dst.suffix in _PICKLED:
-        write_torch(dst, dict(tensors))
-        return
-    model = plan.model
-    described = beside.timm_description(
-        plan.config,
-        num_classes=model.num_classes,
-        image_size=plan.image_size,
-        preprocess=model.preprocess,
-    )
-    fields = {"format": "pt", recorded.TIMM: json.dumps(described)}
-    _write_hashed(dst, tensors, hashing, fields)
-
-
-def _timm_notes(plan: _Plan, dst: pathlib.Path) -> list[str]:
-    if dst.suffix in _PICKLED:
-        return _state_dict_notes(plan, dst)
-    return beside.preprocessing_differences(plan.model.preprocess)
-
-
-def _state_dict_notes(_: _Plan, dst: pathlib.Path) -> list[str]:
-    if dst.suffix not in _PICKLED:
-        return []
-    return [
-        f"a {dst.suffix} file holds tensors only: neither the model, nor its preprocessing, nor "
-        "what was done here is recorded in it"
-    ]
-
-
-def _write_hashed(
-    path: pathlib.Path, tensors: _Watched, hashing: _Hashing, fields: dict[str, str]
-) -> None:
-    write_safetensors(
-        path,
-        tensors,
-        {**fields, **hashing.draft()},
-        tensors.specs,
-        late=lambda: {**fields, **hashing.final()},
-    )
-
-
-def _write_hf(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
-    """A whole directory takes the place of `dst`, which must be one of ours or absent."""
-    if dst.exists() and not (dst / hf_dir.CONFIG).exists():
-        raise UserError(f"{str(dst)!r} exists and is no Hugging Face directory; it is left alone")
-    layout = names.layout_of(plan.config, "hf")
-    build: HuggingFace = layout.build
-    dtypes = {spec.dtype.name for spec in tensors.specs.values()}
-    model = plan.model
-    config = hf_dir.config_json(
-        plan.config,
-        build,
-        image_size=plan.image_size,
-        num_classes=model.num_classes,
-        class_names=model.class_names,
-        dtype=dtypes.pop() if len(dtypes) == 1 else "float32",
-    )
-    files = {
-        hf_dir.CONFIG: config,
-        hf_dir.PREPROCESSOR: hf_dir.preprocessor_json(model.preprocess, plan.image_size),
-    }
-    with replacing_directory(dst) as folder:
-        for name, fields in files.items():
-            (folder / name).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
-        _write_hashed(folder / hf_dir.WEIGHTS, tensors, hashing, {"format": "pt"})
-
-
-def _hf_notes(plan: _Plan, _: pathlib.Path) -> list[str]:
-    return hf_dir.preprocessing_differences(plan.model.preprocess, plan.image_size)
-
-
-def _write_state_dict(dst: pathlib.Path, tensors: _Watched, hashing: _Hashing, plan: _Plan) -> None:
-    """A library's names in a file, without what else that library keeps beside its weights."""
-    if dst.suffix in _PICKLED:
-        write_torch(dst, dict(tensors))
-    else:
-        _write_hashed(dst, tensors, hashing, {"format": "pt"})
-
-
-class Target(NamedTuple):
-    """A format to convert to.
-
-    Attributes:
-      suffixes: How its files are called; () for a directory.
-      write: What writes them.
-      layout: Whose names they have; None for that of the target's own name.
-      notes: What a reader of the file should know, in words; the file is named too.
-    """
-
-    suffixes: tuple[str, ...]
-    write: Callable[[pathlib.Path, _Watched, _Hashing, _Plan], None]
-    layout: str | None = None
-    notes: Callable[[_Plan, pathlib.Path], list[str]] = lambda plan, dst: []
-
-
-_PICKLED = (".pth", ".bin")  # files of torch, which hold tensors and nothing else
-_STATE_DICT = (".safetensors", *_PICKLED)
-_KNOWN = {
-    "official": Target((".npz",), _write_npz, OFFICIAL, _npz_notes),
-    "big_vision": Target((".npz",), _write_npz, notes=_npz_notes),
-    "orbax": Target((), _write_orbax, LINEN),
-    "timm": Target(_STATE_DICT, _write_timm, notes=_timm_notes),
-    "hf": Target((), _write_hf, notes=_hf_notes),
-}
-
-
-@functools.cache
-def targets() -> dict[str, Target]:
-    """Every target by name: those above, and the layouts of other libraries."""
-    others = {layout for family in families().values() for layout in family.layouts} - {*_KNOWN}
-    other = Target(_STATE_DICT, _write_state_dict, notes=_state_dict_notes)
-    return _KNOWN | dict.fromkeys(sorted(others), other)
-
-
-def target_of(to: str) -> Target:
-    """The target of that name; UserError for an unknown one."""
-    if to not in targets():
-        raise UserError(f"unknown format {to!r}; known: {', '.join(targets())}")
-    return targets()[to]
-
-
-def _layout(to: str, target: Target, plan: _Plan) -> str:
+def _layout(to: str, target: targets.Target, plan: Plan) -> str:
     """The layout of a target; UserError where the model's family does not go there."""
     layout = target.layout or to
     own = get(plan.config).layouts
@@ -473,7 +265,7 @@ def _layout(to: str, target: Target, plan: _Plan) -> str:
     return layout
 
 
-def _record(source: Source, to: str, plan: _Plan, sha256: str) -> dict[str, Any]:
+def _record(source: Source, to: str, plan: Plan, sha256: str) -> dict[str, Any]:
     return {
         "tool": f"vit-jax {__version__}",
         "source": {
@@ -486,15 +278,3 @@ def _record(source: Source, to: str, plan: _Plan, sha256: str) -> dict[str, Any]
         "steps": plan.steps,
         "notes": plan.notes,
     }
-
-
-def _sha256(files: tuple[pathlib.Path, ...]) -> str:
-    """The hash of one file's bytes; for several, or a directory, of what `sha256sum` prints."""
-    if len(files) == 1 and not files[0].is_dir():
-        with open(files[0], "rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    folder = files[0] if files[0].is_dir() else files[0].parent
-    inside = folder.rglob("*") if files[0].is_dir() else files
-    names = sorted(p.relative_to(folder).as_posix() for p in inside if p.is_file())
-    lines = [f"{_sha256((folder / name,))}  {name}\n" for name in names]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -60,10 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from vit_jax.checkpoint import conversion
+    from vit_jax.checkpoint import convert, targets
 
     src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
-    suffixes = conversion.target_of(args.to).suffixes
+    suffixes = targets.target_of(args.to).suffixes
     if suffixes and dst.suffix not in suffixes:
         raise UserError(
             f"--to {args.to} writes {' or '.join(suffixes)} files; got DST {args.dst!r}"
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"SRC and DST are the same file, {args.dst!r}")
 
     with _progress() as progress:
-        done = conversion.convert(
+        done = convert(
             common.checkpoint(args.src, args.checkpoint),
             dst,
             to=args.to,
