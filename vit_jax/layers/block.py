@@ -1,7 +1,7 @@
 """The pre-norm block, and how a model runs a stack of them."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -12,7 +12,7 @@ from vit_jax.errors import UserError
 from vit_jax.layers.attention import MultiHeadDotProductAttention
 from vit_jax.layers.drop import DropPath, drop_path_rates
 from vit_jax.layers.init import normal_02
-from vit_jax.layers.mlp import MlpBlock
+from vit_jax.layers.mlp import MlpBlock, exact_gelu
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.remat import save_only
 
@@ -26,7 +26,7 @@ class Block(nn.Module):
     Dosovitskiy et al. 2021, equations 2 and 3. [N, T, D] -> [N, T, D].
 
     Attributes:
-      attention, mlp: Called as `factory(name=…)(x, train=…)`.
+      attention, mlp: Called as `factory(name=…)(x, train=…)`; the attention gets the context too.
       norm: Called as `factory(name=…)(x)`.
       residual: What a branch goes through before it is added, `factory(name=…)(y, rate, train=…)`.
     """
@@ -37,16 +37,16 @@ class Block(nn.Module):
     residual: Factory = DropPath
 
     @nn.compact
-    def __call__(self, x: jax.Array, drop_path_rate: float | jax.Array, *, train: bool):
+    def __call__(
+        self, x: jax.Array, drop_path_rate: float | jax.Array, *, train: bool, **context: Any
+    ) -> jax.Array:
+        """`context` is what the attention is told beside: a mask as its `bias`, `rotary` angles."""
         y = self.norm(name="LayerNorm_0")(x)
-        y = self.attention(name="MultiHeadDotProductAttention_0")(y, train=train)
+        y = self.attention(name="MultiHeadDotProductAttention_0")(y, train=train, **context)
         x = x + self.residual(name="residual_0")(y, drop_path_rate, train=train)
         y = self.norm(name="LayerNorm_1")(x)
         y = self.mlp(name="MlpBlock_0")(y, train=train)
         return x + self.residual(name="residual_1")(y, drop_path_rate, train=train)
-
-
-exact_gelu = functools.partial(nn.gelu, approximate=False)
 
 
 def vit_block(
@@ -57,7 +57,8 @@ def vit_block(
     norm: Factory = LayerNorm,
     residual: Factory = DropPath,
     attention: Factory = MultiHeadDotProductAttention,
-    qkv_bias: bool = True,
+    qkv_bias: bool | tuple[str, ...] = True,
+    mlp: Factory | None = None,
     dropout_rate: float = 0.0,
     attention_dropout_rate: float = 0.0,
     dtype: Any = None,
@@ -66,6 +67,7 @@ def vit_block(
 
     Args:
       attention: Takes the fields of `MultiHeadDotProductAttention`.
+      mlp: Takes the fields of `GatedMlp`; None is the plain MLP with `activation`.
       dropout_rate: On the output of the attention, and twice in the MLP.
       attention_dropout_rate: On the attention weights.
     """
@@ -77,10 +79,14 @@ def vit_block(
         attention_dropout_rate=attention_dropout_rate,
         dtype=dtype,
     )
+    if mlp is None:
+        mlp = functools.partial(torch_mlp(mlp_dim), activation=activation)
+    else:
+        mlp = functools.partial(mlp, mlp_dim)
     return functools.partial(
         Block,
         attention=attend,
-        mlp=torch_mlp(mlp_dim, activation=activation, dropout_rate=dropout_rate, dtype=dtype),
+        mlp=functools.partial(mlp, dropout_rate=dropout_rate, dtype=dtype),
         norm=functools.partial(norm, dtype=dtype),
         residual=residual,
     )
@@ -113,7 +119,7 @@ def torch_attention(
     num_heads: int,
     *,
     attention: Factory = MultiHeadDotProductAttention,
-    qkv_bias: bool = True,
+    qkv_bias: bool | tuple[str, ...] = True,
     dropout_rate: float = 0.0,
     attention_dropout_rate: float = 0.0,
     dtype: Any = None,
@@ -160,6 +166,7 @@ def run_blocks(
     drop_path_rate: float | Sequence[float] = 0.0,
     remat: bool | str = False,
     scan: bool = False,
+    context: Mapping[str, Any] | None = None,
 ) -> Tokens:
     """Runs `depth` blocks one after the other; to be called in a compact method.
 
@@ -173,6 +180,8 @@ def run_blocks(
       remat: Recompute a block's activations in the backward pass instead of keeping them: all of
         them, or all but those named, such as 'qkv,mlp' (see `./remat.py`).
       scan: Compile one block and loop over it: the compile time no longer grows with the depth.
+      context: Arrays by name that every block gets as they are, as keyword arguments: a mask,
+        rotary angles. A `remat` does not compute them again.
     """
     if isinstance(drop_path_rate, Sequence):
         rates = tuple(map(float, drop_path_rate))
@@ -182,33 +191,39 @@ def run_blocks(
     if {len(rates), len(blocks)} != {depth}:
         raise UserError(f"{depth} blocks, but {len(blocks)} factories and {len(rates)} rates")
 
-    def body(module: nn.Module, x: Tokens, rate: float | jax.Array) -> Tokens:
-        def call(module, x, *traced_rate):
+    context = dict(context or {})
+
+    def body(
+        module: nn.Module, x: Tokens, rate: float | jax.Array, context: dict[str, Any]
+    ) -> Tokens:
+        def call(module, x, context, *traced_rate):
             # A static rate stays outside the arguments: `remat` would trace it.
-            return module(x, *(traced_rate or (rate,)), train=train)
+            return module(x, *(traced_rate or (rate,)), train=train, **context)
 
         if not remat:
-            return module(x, rate, train=train)
+            return module(x, rate, train=train, **context)
         traced = () if isinstance(rate, float) else (rate,)
         policy = save_only(remat) if isinstance(remat, str) else None
         # A scanned body is its own computation already: nothing to guard against merging.
-        return nn.remat(call, prevent_cse=not scan, policy=policy)(module, x, *traced)
+        return nn.remat(call, prevent_cse=not scan, policy=policy)(module, x, context, *traced)
 
     if not scan:
         for i, (make, rate) in enumerate(zip(blocks, rates, strict=True)):
-            x = body(make(name=f"{name}_{first + i}"), x, rate)
+            x = body(make(name=f"{name}_{first + i}"), x, rate, context)
         return x
     if isinstance(block, Sequence):
         raise UserError("blocks that differ cannot be scanned: set scan=False")
 
-    def step(module: nn.Module, x: Tokens, rate: jax.Array | None):
-        return body(module, x, 0.0 if rate is None else rate), None
+    def step(module: nn.Module, x: Tokens, rate: jax.Array | None, context: dict[str, Any]):
+        return body(module, x, 0.0 if rate is None else rate, context), None
 
     loop = nn.scan(
         step,
         variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
         length=depth,
     )
-    x, _ = loop(block(name=name), x, jnp.asarray(rates, jnp.float32) if any(rates) else None)
+    scanned = jnp.asarray(rates, jnp.float32) if any(rates) else None
+    x, _ = loop(block(name=name), x, scanned, context)
     return x

@@ -37,8 +37,9 @@ class Encoder(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = self.run(self.prepare(x, train), train)
+    def __call__(self, x: jax.Array, *, train: bool, **context: Any) -> jax.Array:
+        """`context` is what every block is told beside the tokens, as in `run_blocks`."""
+        x = self.run(self.prepare(x, train), train, **context)
         return self.norm(dtype=self.dtype, name="encoder_norm")(x)
 
     def prepare(self, x: jax.Array, train: bool) -> jax.Array:
@@ -47,7 +48,7 @@ class Encoder(nn.Module):
             x = self.positions(name="posembed_input")(x)
         return nn.Dropout(self.dropout_rate, name="Dropout_0")(x, deterministic=not train)
 
-    def run(self, x: jax.Array, train: bool) -> jax.Array:
+    def run(self, x: jax.Array, train: bool, **context: Any) -> jax.Array:
         """What the last block gives."""
         return run_blocks(
             self.make_block(),
@@ -58,6 +59,7 @@ class Encoder(nn.Module):
             drop_path_rate=self.drop_path_rates(),
             remat=self.remat,
             scan=self.scan,
+            context=context,
         )
 
     def make_block(self, **fields: Any) -> Factory:

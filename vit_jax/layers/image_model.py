@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from vit_jax.errors import UserError
 from vit_jax.families import registry
+from vit_jax.patches import PatchBatch
 from vit_jax.tree import arrays
 
 _FEW = (1, 3, 4)  # rows that no image has, but channels that many have
@@ -35,6 +36,8 @@ def _checked(call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def checked(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         images = args[0] if args else kwargs[first]
+        if isinstance(images, PatchBatch):
+            return call(self, *args, **kwargs)
         _require_images(images)
         try:
             return call(self, *args, **kwargs)

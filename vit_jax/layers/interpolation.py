@@ -21,13 +21,15 @@ def keys_cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def half_pixel_weights(old: int, new: int, kernel: Kernel) -> np.ndarray:
+def half_pixel_weights(old: int, new: int, kernel: Kernel, offset: float = 0.0) -> np.ndarray:
     """[new, old]: half-pixel centres, no antialiasing, the border repeated, as PyTorch does.
 
     Args:
       kernel: Zero from distance 2 on.
+      offset: Added to `new` where the scale is computed, as a code does that gives PyTorch a
+        `scale_factor` of (new + offset) / old lest it round to too few points.
     """
-    position = (np.arange(new) + 0.5) * (old / new) - 0.5
+    position = (np.arange(new) + 0.5) * (old / (new + offset)) - 0.5
     taps = np.floor(position).astype(int)[:, None] + np.arange(-1, 3)
     matrix = np.zeros((new, old))
     rows = np.broadcast_to(np.arange(new)[:, None], taps.shape)

@@ -1,5 +1,6 @@
-"""The two-layer perceptron of a Transformer block, and the one that looks at neighbours."""
+"""The perceptrons of Transformer blocks: plain, gated, and one that looks at neighbours."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.layers.conv import conv
 from vit_jax.layers.init import normal_02, torch_default
+
+exact_gelu = functools.partial(nn.gelu, approximate=False)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x σ(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2)."""
+    return x * nn.sigmoid(1.702 * x)
 
 
 class MlpBlock(nn.Module):
@@ -32,6 +40,40 @@ class MlpBlock(nn.Module):
         init: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
         y = nn.Dense(self.mlp_dim, dtype=self.dtype, name="Dense_0", **init)(x)
         y = self.activation(checkpoint_name(y, "mlp"))
+        y = nn.Dropout(self.dropout_rate, name="Dropout_0")(y, deterministic=not train)
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, name="Dense_1", **init)(y)
+        return nn.Dropout(self.dropout_rate, name="Dropout_1")(y, deterministic=not train)
+
+
+class GatedMlp(nn.Module):
+    """Dense of activation(gate(x)) · Dense(x), all with biases: [N, …, D] -> [N, …, D].
+
+    Shazeer 2020, "GLU Variants Improve Transformer" (arXiv:2002.05202), equation 6.
+
+    Attributes:
+      mlp_dim: Width of the hidden layer, of the gate and of what it gates alike.
+      dropout_rate: On the gated product and on the output.
+      activation: Of the gate.
+      norm: Called as `factory(name=…, dtype=…)(y)` with the gated product; None for no norm.
+      kernel_init, bias_init: As in `MlpBlock`, with PyTorch's habits.
+    """
+
+    mlp_dim: int
+    dropout_rate: float = 0.0
+    activation: Callable[[jax.Array], jax.Array] = nn.silu
+    norm: Callable[..., nn.Module] | None = None
+    kernel_init: Callable[..., jax.Array] = normal_02
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        init: dict[str, Any] = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+        gate = nn.Dense(self.mlp_dim, dtype=self.dtype, name="gate", **init)(x)
+        y = nn.Dense(self.mlp_dim, dtype=self.dtype, name="Dense_0", **init)(x)
+        y = self.activation(checkpoint_name(gate, "mlp")) * checkpoint_name(y, "mlp")
+        if self.norm is not None:
+            y = self.norm(dtype=self.dtype, name="LayerNorm_0")(y)
         y = nn.Dropout(self.dropout_rate, name="Dropout_0")(y, deterministic=not train)
         y = nn.Dense(x.shape[-1], dtype=self.dtype, name="Dense_1", **init)(y)
         return nn.Dropout(self.dropout_rate, name="Dropout_1")(y, deterministic=not train)
@@ -68,5 +110,5 @@ class ConvMlpBlock(nn.Module):
             dtype=self.dtype,
             name="depthwise",
         )(y)
-        y = nn.gelu(y, approximate=False)
+        y = exact_gelu(y)
         return nn.Dense(x.shape[-1], name="Dense_1", **dense)(y)

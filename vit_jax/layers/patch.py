@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.errors import UserError
@@ -13,6 +14,7 @@ from vit_jax.layers.init import torch_default
 from vit_jax.layers.norm import LayerNorm5
 
 PatchSize = int | tuple[int, int]  # the side of a square, or (height, width)
+_lecun_normal = nn.initializers.lecun_normal()  # Flax's default
 
 
 def sides(size: PatchSize) -> tuple[int, int]:
@@ -27,6 +29,8 @@ def embed_patches(
     size: PatchSize,
     *,
     stride: int | None = None,
+    use_bias: bool = True,
+    kernel_init: Callable[..., jax.Array] = _lecun_normal,
     dtype: Any,
     name: str,
 ) -> jax.Array:
@@ -51,6 +55,8 @@ def embed_patches(
         patch,
         strides=strides,
         padding="VALID",
+        use_bias=use_bias,
+        kernel_init=kernel_init,
         dtype=dtype,
         conv_general_dilated=how,
         name=name,
@@ -76,6 +82,24 @@ def split_patches(x: jax.Array, size: PatchSize) -> jax.Array:
     rows, columns = x.shape[1] // height, x.shape[2] // width
     x = x[:, : rows * height, : columns * width]
     return x.reshape(-1, rows, height, columns, width, x.shape[-1]).swapaxes(2, 3)
+
+
+def overlapping_patches(x: jax.Array, kernel: int, stride: int, padding: int) -> jax.Array:
+    """[N, H, W, C] -> [N, H', W', kernel, kernel, C]: patches with zeros beyond the border.
+
+    H' = (H + 2 padding - kernel) // stride + 1. Numbers are moved and never multiplied, so that
+    they stay what they are on devices whose convolutions round.
+    """
+    for axis in (1, 3):  # what was rows and columns: each becomes the places of patches and in them
+        pad = [(0, 0)] * x.ndim
+        pad[axis] = (padding, padding)
+        x = jnp.pad(x, pad)
+        span = x.shape[axis] - kernel  # from the first place of a patch to the last one
+        places = [
+            jax.lax.slice_in_dim(x, i, i + span + 1, stride, axis=axis) for i in range(kernel)
+        ]
+        x = jnp.stack(places, axis=axis + 1)
+    return x.swapaxes(2, 3)
 
 
 class PatchEmbedding(nn.Module):

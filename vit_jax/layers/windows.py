@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.layers.attention import MultiHeadDotProductAttention
-
-Size = tuple[int, int]  # height and width
+from vit_jax.layers.relative import Size, padded_size
 
 
 def partition(x: jax.Array, window: Size) -> jax.Array:
@@ -25,12 +24,6 @@ def merge(windows: jax.Array, window: Size, size: Size) -> jax.Array:
     (height, width), (rows, columns) = window, size
     x = windows.reshape(n, rows // height, columns // width, height, width, c)
     return x.swapaxes(2, 3).reshape(n, rows, columns, c)
-
-
-def padded_size(size: Size, window: Size) -> Size:
-    """The smallest size, in whole windows, that holds `size`."""
-    rows, columns = (-(-x // w) * w for x, w in zip(size, window, strict=True))
-    return rows, columns
 
 
 class WindowAttention(MultiHeadDotProductAttention):

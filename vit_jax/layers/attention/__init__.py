@@ -17,9 +17,11 @@ from vit_jax.layers.attention import choice
 from vit_jax.layers.attention.cudnn import cudnn_attention
 from vit_jax.layers.attention.packed import Heads
 from vit_jax.layers.precision import widened
+from vit_jax.layers.rotary import Rotary, rotate_halves
 
 # Sees an array of scores or weights, and returns the one that is used.
 Change = Callable[[jax.Array], jax.Array]
+_PROJECTIONS = ("query", "key", "value")
 
 
 def attend(
@@ -137,7 +139,7 @@ def _averages(scores: jax.Array, v: jax.Array) -> jax.Array:
 class MultiHeadDotProductAttention(nn.Module):
     """Attention with separate query, key and value projections: [N, …, T, D] -> the same shape.
 
-    Kernels are `query|key|value/kernel` [D, heads, d] and `out/kernel` [heads, d, D], d = D/heads.
+    Kernels are `query|key|value/kernel` [D, heads, d] and `out/kernel` [heads, d, D].
     The weights are sown as 'attention_weights' when the caller makes 'intermediates' mutable; that
     changes neither the result nor the program that computes it.
 
@@ -146,9 +148,15 @@ class MultiHeadDotProductAttention(nn.Module):
         subclass computes something else, unless it says so itself.
       dropout_rate: On the attention weights.
       out_dropout_rate: On the output.
-      qkv_bias: Whether query, key and value have a bias.
+      qkv_bias: Whether query, key and value have a bias, or the names of those that do.
       kernel_init: Initialises all four kernels.
+      qkv_init: Initialises those of query, key and value, where they are drawn otherwise than the
+        output's; None for no such difference.
       scale: The scores are multiplied by it; by default 1 / √d.
+      head_dim: d, the width of a head; by default D / heads.
+      rotate: How queries and keys are turned by `rotary`: `rotate_halves` or `rotate_pairs`.
+      inner_norm: Called as `factory(name=…, dtype=…)(y)` with the joined heads [N, …, Q, heads · d]
+        before the output layer; None for no norm.
 
     Raises:
       UserError: when the heads do not divide the width, or where `attend` raises.
@@ -159,9 +167,13 @@ class MultiHeadDotProductAttention(nn.Module):
     num_heads: int
     dropout_rate: float = 0.0
     out_dropout_rate: float = 0.0
-    qkv_bias: bool = True
+    qkv_bias: bool | tuple[str, ...] = True
     kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
+    qkv_init: Callable[..., jax.Array] | None = None
     scale: float | None = None
+    head_dim: int | None = None
+    rotate: Callable[[jax.Array, Rotary], jax.Array] = rotate_halves
+    inner_norm: Callable[..., nn.Module] | None = None
     dtype: Any = None
 
     @nn.compact
@@ -173,25 +185,28 @@ class MultiHeadDotProductAttention(nn.Module):
         queries: jax.Array | None = None,
         values: jax.Array | None = None,
         bias: jax.Array | None = None,
+        rotary: Rotary | None = None,
     ) -> jax.Array:
         """Args:
         x: What queries, keys and values are made of, [N, …, T, D].
         queries: [N, …, Q, D] ask in place of all of `x`: a class token, x[:, :1].
         values: [N, …, T, D] are answered in place of `x`.
         bias: As in `attend`.
+        rotary: Angles by which the last queries and keys are turned; those before stay.
 
         Returns:
           [N, …, Q, D].
         """
         width = x.shape[-1]
-        if width % self.num_heads:
+        if self.head_dim is None and width % self.num_heads:
             raise UserError(f"num_heads={self.num_heads} does not divide the width {width}")
-        heads = Heads(self.num_heads, width // self.num_heads, self.scale)
+        heads = Heads(self.num_heads, self.head_dim or width // self.num_heads, self.scale)
         drops = train and self.dropout_rate > 0
         if drops and not self.is_initializing():
             choice.needs_weights(f"dropout of its weights at a rate of {self.dropout_rate}")
-        other_kind = self._other_kind(queries, values, bias, drops)
-        separate = {"queries": queries, "values": values, "bias": bias, "train": train}
+        other_kind = self._other_kind(queries, values, bias, rotary, drops)
+        separate = {"queries": queries, "values": values, "bias": bias, "rotary": rotary}
+        separate["train"] = train
         if self.is_initializing():
             y = self._separate(x, heads, plain_attention, **separate)
         elif choice.takes_packed(x, heads, self.dtype, other_kind):
@@ -202,7 +217,9 @@ class MultiHeadDotProductAttention(nn.Module):
             y = self._separate(x, heads, attend, **separate)
         return nn.Dropout(self.out_dropout_rate, name="Dropout_0")(y, deterministic=not train)
 
-    def _other_kind(self, queries: Any, values: Any, bias: Any, drops: bool) -> str | None:
+    def _other_kind(
+        self, queries: Any, values: Any, bias: Any, rotary: Any, drops: bool
+    ) -> str | None:
         """Why the packed kernel does not compute this kind of attention, None if it does."""
         if not vars(type(self)).get("packable", False):
             return f"{type(self).__name__} is another kind of attention"
@@ -210,6 +227,12 @@ class MultiHeadDotProductAttention(nn.Module):
             return "queries or values are not made of what keys are made of"
         if bias is not None:
             return "its scores have a bias"
+        if rotary is not None:
+            return "its queries and keys are turned by their positions"
+        if self.inner_norm is not None:
+            return "its heads are normalised before the output layer"
+        if self.head_dim is not None:
+            return "its heads have a width of their own"
         return "its weights are dropped out" if drops else None
 
     def _separate(
@@ -221,10 +244,11 @@ class MultiHeadDotProductAttention(nn.Module):
         queries: jax.Array | None,
         values: jax.Array | None,
         bias: jax.Array | None,
+        rotary: Rotary | None,
         train: bool,
     ) -> jax.Array:
         """With a product each for query, key and value, and `attend` after them."""
-        project = {"kernel_init": self.kernel_init, "dtype": self.dtype}
+        project = {"kernel_init": self.qkv_init or self.kernel_init, "dtype": self.dtype}
         inputs = {
             "query": x if queries is None else queries,
             "key": x,
@@ -232,11 +256,13 @@ class MultiHeadDotProductAttention(nn.Module):
         }
         q, k, v = (
             nn.DenseGeneral(
-                (heads.count, heads.width), use_bias=self.qkv_bias, name=name, **project
+                (heads.count, heads.width), use_bias=self._biased(name), name=name, **project
             )(y)
             for name, y in inputs.items()
         )
         q, k, v = (checkpoint_name(y, "qkv") for y in (q, k, v))
+        if rotary is not None:
+            q, k = self.rotate(q, rotary), self.rotate(k, rotary)
         on_weights = self._on_weights(train)
         y = attend(
             q,
@@ -249,6 +275,10 @@ class MultiHeadDotProductAttention(nn.Module):
             look=self._seen if on_weights is None and self._watched() else None,
         )
         y = checkpoint_name(y, "attention")
+        if self.inner_norm is not None:
+            norm = self.inner_norm(dtype=self.dtype, name="LayerNorm_0")
+            y = norm(y.reshape(*y.shape[:-2], -1)).reshape(y.shape)
+        project["kernel_init"] = self.kernel_init
         return nn.DenseGeneral(x.shape[-1], axis=(-2, -1), name="out", **project)(y)
 
     def _packed(self, x: jax.Array, heads: Heads) -> jax.Array:
@@ -257,11 +287,13 @@ class MultiHeadDotProductAttention(nn.Module):
         width, unused = x.shape[-1], heads.lanes - x.shape[-1]
 
         def fused(field: str, *shape: int) -> jax.Array:
-            parts = [params[part][field].reshape(shape) for part in ("query", "key", "value")]
+            # A bias that is absent is one of zeros.
+            none = jnp.zeros(shape, x.dtype)
+            parts = [params[part].get(field, none).reshape(shape) for part in _PROJECTIONS]
             pad = [(0, 0)] * (len(shape) - 1) + [(0, unused)]
             return jnp.concatenate([jnp.pad(part, pad) for part in parts], axis=-1)
 
-        bias = fused("bias", width) if self.qkv_bias else jnp.zeros(3 * heads.lanes, x.dtype)
+        bias = fused("bias", width)
         x, kernel = promote_dtype(x, fused("kernel", width, width), dtype=self.dtype)
         y = choice.packed_over_mesh(checkpoint_name(x @ kernel, "qkv"), bias, heads)
         out = params["out"]["kernel"].reshape(width, width)
@@ -269,6 +301,9 @@ class MultiHeadDotProductAttention(nn.Module):
             y, jnp.pad(out, ((0, unused), (0, 0))), params["out"]["bias"], dtype=self.dtype
         )
         return y @ kernel + bias.reshape(1, 1, -1)
+
+    def _biased(self, projection: str) -> bool:
+        return self.qkv_bias if isinstance(self.qkv_bias, bool) else projection in self.qkv_bias
 
     def _on_scores(self) -> Change | None:
         """Changes the scores, if the class does so."""
