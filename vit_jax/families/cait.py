@@ -13,6 +13,7 @@ from vit_jax.families.parts import (
     CONV,
     DENSE,
     ERF,
+    GAMMAS,
     HEADS,
     NORM,
     OUT,
@@ -54,18 +55,15 @@ _CLASS_ATTENTION = (
 )
 
 
-_LAYER_SCALE = rule("gamma_1", "residual_0/gamma") + rule("gamma_2", "residual_1/gamma")
-
-
 def _table(config: Config) -> Table:
     heads = config["num_heads"]
     rows = rule("cls_token", "cls") + rule("pos_embed", POSITIONS)
     rows += under("patch_embed.proj", "embedding", CONV)
     for i in range(config["num_layers"]):
-        block = encoder_block(ATTENTION + _TALK) + _LAYER_SCALE
+        block = encoder_block(ATTENTION + _TALK) + GAMMAS
         rows += under(f"blocks.{i}", f"Transformer/encoderblock_{i}", block, heads=heads)
     for i in range(config.get("num_class_layers", 2)):
-        block = encoder_block(_CLASS_ATTENTION) + _LAYER_SCALE
+        block = encoder_block(_CLASS_ATTENTION) + GAMMAS
         rows += under(f"blocks_token_only.{i}", f"Transformer/classblock_{i}", block, heads=heads)
     return rows + under("norm", "Transformer/encoder_norm", NORM) + under("head", "head", DENSE)
 

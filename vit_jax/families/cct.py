@@ -1,16 +1,28 @@
-"""Compact Convolutional Transformers (Hassani et al. 2021, arXiv:2104.05704, Tables 1 and 2).
+"""Compact Transformers: CCT, CVT and ViT-Lite (Hassani et al. 2021, arXiv:2104.05704, Tables 1, 2).
 
-The number behind `cct` is that of the blocks, `7x2` means two convolutions of 7×7. Those for
-images of 32 have CIFAR-10's classes and pixel statistics. Top-1: the official README of
-SHI-Labs/Compact-Transformers.
+The number behind `cct`, `cvt` and `vit` is that of the blocks, `7x2` means two convolutions of 7×7,
+`4_32` patches of 4×4 and images of 32, which have CIFAR-10's classes and pixel statistics. Top-1:
+the official README of SHI-Labs/Compact-Transformers.
 
-Names: CCT, as the official code and vit-pytorch call it: the same names.
+Names: Compact Transformers in the official code; vit-pytorch, which has CCT only, uses the same.
+Its `cvt_*_sine` learn their positions all the same: here, sines are sines.
 """
 
 from typing import Any
 
-from vit_jax.families.family import Architecture, Config, Family, Layout, Size, channels
+import numpy as np
+
+from vit_jax.families.family import (
+    Architecture,
+    Config,
+    Edits,
+    Family,
+    Layout,
+    Size,
+    channels,
+)
 from vit_jax.families.parts import (
+    CONV,
     DENSE,
     ERF_EPS5,
     KERNEL,
@@ -27,6 +39,7 @@ from vit_jax.families.parts import (
     positions,
 )
 from vit_jax.families.rules import Table, rule, under
+from vit_jax.layers.sincos import sinusoid
 
 # Blocks, heads, width and MLP width.
 _SIZES = {
@@ -39,13 +52,9 @@ _SIZES = {
 _CIFAR10 = imagenet(32, 1.0, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616))
 
 
-def _config(size: int, kernel: int, convolutions: int) -> dict[str, Any]:
+def _sizes(size: int) -> dict[str, Any]:
     depth, heads, width, mlp_dim = _SIZES[size]
-    stride = {3: 1, 7: 2}[kernel]
     return {
-        "num_convolutions": convolutions,
-        "kernel_size": kernel,
-        "stride": stride,
         "hidden_size": width,
         "num_layers": depth,
         "num_heads": heads,
@@ -55,10 +64,20 @@ def _config(size: int, kernel: int, convolutions: int) -> dict[str, Any]:
     }
 
 
+def _convolutional(size: int, kernel: int, convolutions: int) -> dict[str, Any]:
+    stride = {3: 1, 7: 2}[kernel]
+    tokenizer = {"num_convolutions": convolutions, "kernel_size": kernel, "stride": stride}
+    return tokenizer | _sizes(size)
+
+
 def _cifar(size: int, convolutions: int) -> Architecture:
-    return architecture(
-        _config(size, 3, convolutions), _CIFAR10, num_classes=10, layout="vit_pytorch"
-    )
+    config = _convolutional(size, 3, convolutions)
+    return architecture(config, _CIFAR10, num_classes=10, layout="vit_pytorch")
+
+
+def _patches(size: int, class_token: bool) -> Architecture:
+    config = {"patch_size": 4, "class_token": class_token} | _sizes(size)
+    return architecture(config, _CIFAR10, num_classes=10, layout="torch")
 
 
 _ATTENTION = under("qkv", "", merged(QKV, bias=False)) + under("proj", "out", OUT)
@@ -72,23 +91,65 @@ _BLOCK = (
 
 
 def _cct(config: Config) -> Table:
-    rows = rule("classifier.positional_emb", POSITIONS)
+    rows = []
     for i in range(config["num_convolutions"]):
         rows += under(f"tokenizer.conv_layers.{i}.0", f"tokenizer/conv_{i}", KERNEL)
+    return rows + _classifier(config, pools=True)
+
+
+def _vit_lite(config: Config) -> Table:
+    rows = under("tokenizer.conv_layers.0.0", "embedding", CONV)
+    if config["class_token"]:
+        rows += rule("classifier.class_emb", "cls")
+    return rows + _classifier(config, pools=not config["class_token"])
+
+
+def _classifier(config: Config, *, pools: bool) -> Table:
+    """The names of the official `TransformerClassifier`."""
+    rows = rule("classifier.positional_emb", POSITIONS) if _has_positions(config) else []
     for i in range(config["num_layers"]):
         block = f"Transformer/encoderblock_{i}"
         rows += under(f"classifier.blocks.{i}", block, _BLOCK, heads=config["num_heads"])
     return (
         rows
         + under("classifier.norm", "Transformer/encoder_norm", NORM)
-        + under("classifier.attention_pool", "attention_pool", DENSE)
+        + (under("classifier.attention_pool", "attention_pool", DENSE) if pools else [])
         + under("classifier.fc", "head", DENSE)
     )
+
+
+def _has_positions(config: Config) -> bool:
+    return config.get("position_embedding") != "none"
+
+
+def _fitting(**fields: Any) -> dict[str, Any]:
+    """`positions`, of which sines are computed anew for another image size."""
+    known = positions(**fields, present=_has_positions)
+
+    def resize(config: Config, old: Size, new: Size, method: str) -> Edits:
+        edits = known["resize"](config, old, new, method)
+        if config.get("position_embedding") != "sine":
+            return edits
+
+        def computed(table: np.ndarray) -> np.ndarray:
+            _, length, width = edits[POSITIONS](table).shape
+            return sinusoid(length, width, dtype=table.dtype)
+
+        return {POSITIONS: computed}
+
+    return {**known, "resize": resize}
+
+
+def _frozen(config: Config) -> tuple[str, ...]:
+    return (POSITIONS,) if config.get("position_embedding") == "sine" else ()
 
 
 def _stride(config: Config) -> Size:
     stride = (2 * config["stride"]) ** config["num_convolutions"]
     return stride, stride
+
+
+_IN_VIT_PYTORCH = {"learned": "learnable", "sine": "sine", "none": "none"}
 
 
 def _vit_pytorch_args(config: Config, num_classes: int, image_size: Size) -> dict[str, Any]:
@@ -105,12 +166,12 @@ def _vit_pytorch_args(config: Config, num_classes: int, image_size: Size) -> dic
         "num_heads": config["num_heads"],
         "mlp_ratio": config["mlp_dim"] / width,
         "num_classes": num_classes or 1,
-        "positional_embedding": "learnable",
+        "positional_embedding": _IN_VIT_PYTORCH[config.get("position_embedding", "learned")],
     }
 
 
 def _imagenet(image_size: int, top1: float) -> Architecture:
-    return architecture(_config(14, 7, 2), imagenet(image_size), top1, layout="vit_pytorch")
+    return architecture(_convolutional(14, 7, 2), imagenet(image_size), top1, layout="vit_pytorch")
 
 
 FAMILIES = {
@@ -139,6 +200,30 @@ FAMILIES = {
         },
         small=always(SMALL),
         reference="vit_pytorch",
-        **positions(prefix=0, stride=_stride, padded=True),
+        official="vit_pytorch",
+        frozen=_frozen,
+        **_fitting(prefix=0, stride=_stride, padded=True),
+    ),
+    "vit_lite": Family(
+        title="ViT-Lite, CVT",
+        paper="2104.05704",
+        model="cct:ViTLite",
+        computes=ERF_EPS5,
+        architectures={f"vit_{n}_4_32": _patches(n, class_token=True) for n in (2, 4, 6, 7)}
+        | {f"cvt_{n}_4_32": _patches(n, class_token=False) for n in (2, 4, 6, 7)},
+        layouts={
+            "torch": Layout(
+                _vit_lite,
+                points=encoder_points(
+                    embedding=("embedding", "tokenizer"),
+                    blocks="classifier.blocks",
+                    norm="classifier.norm",
+                ),
+            )
+        },
+        small=always(SMALL),
+        reference="torch",
+        frozen=_frozen,
+        **_fitting(prefix=lambda config: int(config["class_token"])),
     ),
 }

@@ -1,7 +1,8 @@
-"""DeiT (Touvron et al. 2021, arXiv:2012.12877, Tables 1 and 5) and DeiT III.
+"""DeiT (Touvron et al. 2021, arXiv:2012.12877, Tables 1 and 5), DeiT III and DINO.
 
 DeiT III: Touvron et al. 2022, arXiv:2204.07118, Table 1. Top-1: the official README of
-facebookresearch/deit.
+facebookresearch/deit. DINO: Caron et al. 2021, arXiv:2104.14294, Table 1; its names are those of
+the official hub.
 
 Names: DeiT and DeiT III: the Vision Transformer's names, a second token and head, LayerScale.
 """
@@ -27,11 +28,13 @@ from vit_jax.families.parts import (
     DENSE,
     ENCODER_BLOCK,
     ERF,
+    LAYER_SCALE,
     NORM,
     POSITIONS,
     SMALL,
     always,
     architecture,
+    encoder_blocks,
     encoder_points,
     imagenet,
     patch_size,
@@ -73,15 +76,10 @@ def _deit3(size: str, image_size: int, top1: float, patch: int = 16) -> Architec
     return with_weights(found, fb_in22k_ft_in1k=pretrained)
 
 
-LAYER_SCALE = rule("ls1.gamma", "residual_0/gamma") + rule("ls2.gamma", "residual_1/gamma")
-
-
 def _body(config: Config, block: Table) -> Table:
     rows = rule("cls_token", "cls") + rule("pos_embed", POSITIONS)
     rows += under("patch_embed.proj", "embedding", CONV)
-    for i in range(config["num_layers"]):
-        ours = f"Transformer/encoderblock_{i}"
-        rows += under(f"blocks.{i}", ours, block, heads=config["num_heads"])
+    rows += encoder_blocks(config, "blocks", block)
     return rows + under("norm", "Transformer/encoder_norm", NORM) + under("head", "head", DENSE)
 
 
@@ -112,8 +110,12 @@ def reads_class_token(_: Config, args: Mapping[str, Any]) -> bool:
     return args.get("global_pool", "token") == "token" and args.get("class_token", True)
 
 
-def _timm(table: Callable[[Config], Table]) -> Layout:
-    return Layout(table, points=encoder_points(), build=Timm(timm_args, builds=reads_class_token))
+def _timm(table: Callable[[Config], Table], base: str | None = None) -> Layout:
+    """`base`: the model of timm that is made into one of these sizes; None: the family's first."""
+    build = Timm(
+        timm_args, base=None if base is None else lambda config: base, builds=reads_class_token
+    )
+    return Layout(table, points=encoder_points(), build=build)
 
 
 # --- Hugging Face ---------------------------------------------------------------------------------
@@ -174,6 +176,8 @@ _HF_VIT = Layout(
         hf.read_encoder,
         shipped=_SHIPPED,
         ours=_OURS,
+        pooler=True,
+        reads={"ViTMAEModel": "vit_mae"},
     ),
 )
 _HF_DISTILLED = Layout(
@@ -196,9 +200,24 @@ _HF_DISTILLED = Layout(
 )
 
 
-_MAE = Weights(
-    imagenet(224), num_classes=0, source="timm/vit_base_patch16_224.mae", licence="CC-BY-NC-4.0"
-)
+def _mae(timm_name: str) -> Weights:
+    """The encoder of a masked autoencoder (He et al. 2022, arXiv:2111.06377) computes the same."""
+    source = f"timm/{timm_name}.mae"
+    return Weights(imagenet(224), num_classes=0, source=source, licence="CC-BY-NC-4.0")
+
+
+def _only_mae(size: str, patch: int) -> Architecture:
+    """A size that is known as such an encoder only; its name in timm is that of another model."""
+    weights = {"mae": _mae(f"vit_{size}_patch{patch}_224")}
+    return Architecture(sizes(size, patch), weights, timm_name="")
+
+
+def _dino(size: str, patch: int) -> Architecture:
+    """Its name in timm is that of another model, by the tag 'dino'."""
+    source = f"timm/vit_{size}_patch{patch}_224.dino"
+    weights = Weights(imagenet(224), num_classes=0, source=source, licence="Apache-2.0")
+    return Architecture(sizes(size, patch), {"dino": weights}, timm_name="")
+
 
 FAMILIES = {
     "deit": Family(
@@ -209,9 +228,12 @@ FAMILIES = {
         architectures={
             "deit_tiny_patch16_224": _deit("tiny", 224, 72.2),
             "deit_small_patch16_224": _deit("small", 224, 79.9),
-            # A masked autoencoder's encoder (He et al. 2022, arXiv:2111.06377) computes the same.
-            "deit_base_patch16_224": with_weights(_deit("base", 224, 81.8), mae=_MAE),
+            "deit_base_patch16_224": with_weights(
+                _deit("base", 224, 81.8), mae=_mae("vit_base_patch16_224")
+            ),
             "deit_base_patch16_384": _deit("base", 384, 82.9),
+            "deit_large_patch16_224": _only_mae("large", 16),
+            "deit_huge_patch14_224": _only_mae("huge", 14),
         },
         layouts={"timm": _timm(deit), "hf": _HF_VIT},
         small=always(SMALL),
@@ -249,5 +271,21 @@ FAMILIES = {
         layouts={"timm": _timm(deit3)},
         small=always(SMALL),
         **positions(prefix=0),
+    ),
+    "dino": Family(
+        title="DINO",
+        paper="2104.14294",
+        model="deit:DINO",
+        computes=ERF,
+        architectures={
+            "dino_vits16": _dino("small", 16),
+            "dino_vits8": _dino("small", 8),
+            "dino_vitb16": _dino("base", 16),
+            "dino_vitb8": _dino("base", 8),
+        },
+        layouts={"timm": _timm(deit, base="vit_small_patch16_224"), "hf": _HF_VIT},
+        small=always(SMALL),
+        resize_method="dino",
+        **positions(prefix=1),
     ),
 }

@@ -60,8 +60,9 @@ def body(family: Family, config: Config, shapes: Shapes) -> int:
     at = (224, 224)  # which tensors are resized does not depend on it
     resized = set(family.resize(config, at, at, "timm")) if family.resize is not None else set()
     kept = {n: s for n, s in shapes.items() if not is_head(n) and n not in resized}
-    stem = [kept[n] for n in family.stem(config) if n in kept]
-    more = sum(math.prod(shape) * (shape[-2] - RGB) // shape[-2] for shape in stem)
+    stem = [(kept[n], kept[n][-2]) for n in family.stem(config) if n in kept]
+    stem += [(kept[n], kept[n][-1]) for n in family.stem_norms(config) if n in kept]
+    more = sum(math.prod(shape) * (channels - RGB) // channels for shape, channels in stem)
     return sum(map(math.prod, kept.values())) - more
 
 

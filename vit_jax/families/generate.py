@@ -1,7 +1,8 @@
 """Writes what is generated from the families: `sizes.json`, `fingerprints.json`, README's table.
 
 `python -m vit_jax.families.generate` does it, without computing anything; run it after a family was
-added or changed. A test fails when the files are not up to date.
+added or changed. That takes minutes: with names of families behind it only these are counted, and
+the others stay as they are recorded. A test fails when the files are not up to date.
 """
 
 import contextlib
@@ -10,7 +11,8 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from vit_jax.errors import UserError
@@ -32,16 +34,18 @@ def traced(name: str) -> tuple[Any, dict[str, Any]]:
     """A registered model's program, and its variables as shapes: no arrays are made."""
     import jax
 
+    from vit_jax.checkpoint.names import one_of
     from vit_jax.models import get_model
 
     spec = resolve(name)
     model = get_model(name)
-    image = jax.ShapeDtypeStruct((1, spec.preprocess.size, spec.preprocess.size, 3), "float32")
+    size = spec.preprocess.height_width
+    inputs = [jax.ShapeDtypeStruct(*x) for x in one_of(spec.config.to_dict(), size).values()]
     # One trace gives both figures: an initialiser draws numbers and multiplies none with another.
     trace = jax.make_jaxpr(
-        lambda x: model.init(jax.random.key(0), x, train=False), return_shape=True
+        lambda *x: model.init(jax.random.key(0), *x, train=False), return_shape=True
     )
-    jaxpr, variables = trace(image)
+    jaxpr, variables = trace(*inputs)
     return jaxpr, variables
 
 
@@ -63,9 +67,13 @@ def fingerprint_rows() -> list[list[str]]:
     """[fingerprint, family, layout, model, …]: all names that a file of a model can have."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for name, family in families().items():
-        models = [(n, a.config) for n, a in family.architectures.items() if a.alias_of is None]
-        for model, config in [*models, *(("", form) for form in family.forms)]:
-            for layout, names in _names(family, config):
+        models = [
+            (n, a.config, any(w.num_classes != 0 for w in a.weights.values()))
+            for n, a in family.architectures.items()
+            if a.alias_of is None
+        ]
+        for model, config, heads in [*models, *(("", form, True) for form in family.forms)]:
+            for layout, names in _names(family, config, heads):
                 key = (fingerprints.fingerprint(names), name, layout)
                 found.setdefault(key, [])
                 if model and model not in found[key]:
@@ -73,15 +81,24 @@ def fingerprint_rows() -> list[list[str]]:
     return [[*key, *models] for key, models in found.items()]
 
 
-def _names(family: Family, config: Config) -> Iterator[tuple[str, list[str]]]:
-    """Every layout's names, with the head and without."""
+def _names(family: Family, config: Config, heads: bool) -> Iterator[tuple[str, list[str]]]:
+    """Every layout's names, with the head and without; without `heads` the latter alone.
+
+    A size that was published without a head is not found in files of others that have one.
+    """
     for layout, known in family.layouts.items():
-        for table in (known.table, known.headless or _without_head(known.table)):
+        whole = [known.table] if heads else []
+        for table in (*whole, known.headless or _without_head(known.table)):
             with contextlib.suppress(UserError):  # a layout that cannot hold the model
                 rows = table(config)
                 if known.reading is None:
-                    yield layout, [r.theirs for r in rows]
+                    ours = {o for r in rows for o in r.ours}
+                    zeros = [theirs for theirs, like in known.zeros.items() if like in ours]
+                    yield layout, [*(r.theirs for r in rows), *zeros]
                 yield fingerprints.LINEN, [o for r in rows for o in r.ours]
+    if family.shapes is not None:
+        for num_classes in (1, 0):
+            yield fingerprints.LINEN, list(family.shapes(config, num_classes, (224, 224)) or {})
 
 
 def _without_head(table: Callable[[Config], Table]) -> Callable[[Config], Table]:
@@ -111,7 +128,7 @@ def readme_rows() -> list[str]:
             _range([c.macs / 1e9 for c in costs]),
             _range(top1),
             # No library holds what is not measured: tests have recorded figures of official code.
-            family.reference if name in errors else "official figures",
+            family.reference if name in errors else family.figures,
             errors.get(name, "at most 1e-9"),
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -133,8 +150,13 @@ def with_table(readme: str) -> str:
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
-def main() -> None:
-    rows = {name: dataclasses.asdict(measure(name)) for name in registered()}
+def main(changed: Collection[str] = ()) -> None:
+    """Writes all files; sizes are counted of the families in `changed`, or of all without any."""
+    if unknown := set(changed) - set(families()):
+        raise UserError(f"no family {sorted(unknown)}; known: {', '.join(families())}")
+    known = sizes.recorded() if changed else {}
+    kept = {name: size for name, size in known.items() if resolve(name).family not in changed}
+    rows = {name: dataclasses.asdict(kept.get(name) or measure(name)) for name in registered()}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
     sizes.FILE.write_text(f"{{\n{lines}\n}}\n")
     rows = ",\n".join(f"  {json.dumps(row)}" for row in fingerprint_rows())
@@ -144,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -10,9 +10,10 @@ from typing import Any
 
 from vit_jax.families.family import Pairs, Size
 from vit_jax.families.parts import CONV, DENSE, HEADS, NORM, OUT, QKV
+from vit_jax.families.parts import MLP as FC
 from vit_jax.families.rules import Table, rule, under
 
-_ATTENTION = [row for x in QKV for row in under(f"attention.{x}", x, HEADS)] + under(
+ATTENTION = [row for x in QKV for row in under(f"attention.{x}", x, HEADS)] + under(
     "output.dense", "out", OUT
 )
 # What a block's MLP is called where its two layers are one's `intermediate` and `output`.
@@ -37,8 +38,28 @@ def encoder(depth: int, heads: int, positions: str) -> Table:
         + under("embeddings.patch_embeddings.projection", "embedding", CONV)
     )
     for i in range(depth):
-        rows += under(f"encoder.layer.{i}", f"Transformer/encoderblock_{i}", block(_ATTENTION))
+        rows += under(f"encoder.layer.{i}", f"Transformer/encoderblock_{i}", block(ATTENTION))
     return under("", "", rows + under("layernorm", "Transformer/encoder_norm", NORM), heads=heads)
+
+
+_TOWER_ATTENTION = [row for x in QKV for row in under(f"{x[0]}_proj", x, HEADS)] + under(
+    "out_proj", "out", OUT
+)
+
+
+def tower_blocks(depth: int, encoder: str) -> Table:
+    """The blocks `encoder.layers` of CLIP's and SigLIP's towers; `encoder`: what ours is called."""
+    block = (
+        under("layer_norm1", "LayerNorm_0", NORM)
+        + under("self_attn", "MultiHeadDotProductAttention_0", _TOWER_ATTENTION)
+        + under("layer_norm2", "LayerNorm_1", NORM)
+        + under("mlp", "MlpBlock_0", FC)
+    )
+    return [
+        row
+        for i in range(depth)
+        for row in under(f"encoder.layers.{i}", f"{encoder}/encoderblock_{i}", block)
+    ]
 
 
 # Names in a live model -> names in the files.

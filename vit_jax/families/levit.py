@@ -2,11 +2,13 @@
 
 Top-1: the official README of facebookresearch/LeViT.
 
-Names: LeViT in timm, with linear layers or with 1×1 convolutions in their place.
+Names: LeViT in timm, with linear layers or with 1×1 convolutions in their place; and in
+facebookresearch/LeViT, which counts attention, MLPs and downsampling as blocks of one sequence.
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -149,6 +151,63 @@ def _points(config: Config) -> list[tuple[str, str]]:
     return points
 
 
+# --- official -------------------------------------------------------------------------------------
+
+
+def _blocks(config: Config) -> Iterator[tuple[str, str]]:
+    """The kind of every block of the official sequence, and its name here."""
+    for i, depth in enumerate(config["depths"]):
+        if i > 0:
+            yield "downsample", f"stage_{i}/downsample"
+            yield "mlp", f"stage_{i}/downsample_mlp"
+        for j in range(depth):
+            yield "attention", f"stage_{i}/encoderblock_{j}/{_ATTENTION}"
+            yield "mlp", f"stage_{i}/encoderblock_{j}/MlpBlock_0"
+
+
+def _torch(config: Config) -> Table:
+    """The names in facebookresearch/LeViT, levit.py."""
+    dense_norm = under("c", "dense", LINEAR) + under("bn", "norm", BATCH_NORM)
+    out = BIASES + under("proj.1", "out", dense_norm)
+    kinds = {
+        "attention": under("m", "", under("qkv", "qkv", dense_norm) + out),
+        "mlp": under("m.0", "Dense_0", dense_norm) + under("m.2", "Dense_1", dense_norm),
+        "downsample": under("kv", "kv", dense_norm) + under("q.1", "query", dense_norm) + out,
+    }
+    conv_norm = under("c", "conv", KERNEL) + under("bn", "norm", BATCH_NORM)
+    rows = [r for i in range(4) for r in under(f"patch_embed.{2 * i}", f"stem_{i}", conv_norm)]
+    for k, (kind, ours) in enumerate(_blocks(config)):
+        rows += under(f"blocks.{k}", ours, kinds[kind])
+    for head in ("head", "head_dist"):
+        rows += under(f"{head}.bn", f"{head}_norm", BATCH_NORM) + under(f"{head}.l", head, DENSE)
+    return rows
+
+
+def _distance_indices(config: Config, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`attention_bias_idxs`: the distance of each pair of a query and a key, row by row.
+
+    Raises UserError for images that are not square, which the official code does not take.
+    """
+    found = {}
+    for k, (kind, ours) in enumerate(_blocks(config)):
+        if kind == "mlp":
+            continue
+        distances = np.shape(tensors[f"{ours}/attention_biases"])[1]
+        side = math.isqrt(distances)
+        if side**2 != distances:
+            raise UserError(
+                "the official LeViT takes square images; these weights have biases for "
+                f"{distances} distances, which are those of no square. Resize the weights first"
+            )
+        step, inner = (2, "") if kind == "downsample" else (1, "m.")
+        cells = np.arange(side)
+        apart = np.abs(cells[::step, None] - cells[None])
+        index = apart[:, None, :, None] * side + apart[None, :, None, :]
+        queries = len(apart) ** 2
+        found[f"blocks.{k}.{inner}attention_bias_idxs"] = index.reshape(queries, side**2)
+    return found
+
+
 # --- Hugging Face ---------------------------------------------------------------------------------
 
 _HF_HEADS = {"head": "classifier", "head_dist": "classifier_distill"}
@@ -270,6 +329,9 @@ def _levit_family(title: str, model: str, prefix: str, kernel: str) -> Family:
                 build=Timm(timm_args),
             ),
             "hf": _HF,
+            "torch": Layout(
+                _torch, ignore=(r".*\.attention_bias_idxs",), buffers=_distance_indices
+            ),
         },
         small=always(_SMALL),
         image_size=_image_size,

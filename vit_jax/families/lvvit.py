@@ -61,6 +61,11 @@ _LARGE = imagenet(448, 1.0)
 
 
 _BLOCK = encoder_block(under("qkv", "", merged(QKV, bias=False)) + under("proj", "out", OUT))
+# Halves of a block, which the official code's `order` may ask for.
+_PARTS = {
+    "mha": [row for row in _BLOCK if row.theirs.startswith(("norm1.", "attn."))],
+    "ffn": [row for row in _BLOCK if row.theirs.startswith(("norm2.", "mlp."))],
+}
 
 
 def _table(config: Config) -> Table:
@@ -69,9 +74,10 @@ def _table(config: Config) -> Table:
         rows += under(f"patch_embed.conv{i + 1}", f"stem/conv_{i}/conv", KERNEL)
         rows += under(f"patch_embed.bn{i + 1}", f"stem/conv_{i}/norm", BATCH_NORM)
     rows += under("patch_embed.proj", "embedding", CONV)
-    for i in range(config["num_layers"]):
-        block = f"Transformer/encoderblock_{i}"
-        rows += under(f"blocks.{i}", block, _BLOCK, heads=config["num_heads"])
+    order = config.get("order") or ("tr",) * config["num_layers"]
+    for i, kind in enumerate(order):
+        block, parts = f"Transformer/encoderblock_{i}", _PARTS.get(kind, _BLOCK)
+        rows += under(f"blocks.{i}", block, parts, heads=config["num_heads"])
     return (
         rows
         + under("norm", "Transformer/encoder_norm", NORM)
@@ -97,6 +103,8 @@ def _tlt_args(config: Config, num_classes: int, image_size: Size) -> dict[str, A
         "skip_lam": config["residual_divisor"],
         "p_emb": _STEMS[config["stem_features"]],
         "return_dense": True,
+        **({"head_dim": config["head_dim"]} if config.get("head_dim") else {}),
+        **({"order": list(config["order"])} if config.get("order") else {}),
         "drop_path_decay": "fix",  # the linear one asks for numbers that 'meta' has not
     }
 
@@ -118,6 +126,8 @@ FAMILIES = {
         layouts={"tlt": Layout(_table, points=encoder_points(), build=_tlt_args)},
         small=always({**SMALL, "stem_features": 16}),
         reference="tlt",
+        official="tlt",
+        labels_tokens=True,
         **positions(prefix=1),
     ),
 }

@@ -1,6 +1,5 @@
 """MLP-Mixer (Tolstikhin et al. 2021, arXiv:2105.01601); its sizes stand in `configs/models.py`."""
 
-import re
 from typing import Any
 
 from vit_jax.configs import models
@@ -17,13 +16,23 @@ from vit_jax.families.family import (
     Timm,
     Weights,
 )
-from vit_jax.families.parts import CONV, DENSE, MLP, NORM, always, mlp_ratio
+from vit_jax.families.parts import (
+    COMPUTES,
+    CONV,
+    DENSE,
+    GELU,
+    MLP,
+    NORM,
+    TANH,
+    always,
+    mlp_ratio,
+)
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.published import published_of
 from vit_jax.families.resize import square
-from vit_jax.families.rules import Table, rule, under
+from vit_jax.families.rules import Table, count, rule, under
 from vit_jax.families.shapes import mixer_shapes
-from vit_jax.families.vit import COMPUTES, GELU, TANH, timm_preprocess
+from vit_jax.families.vit import timm_preprocess
 
 _TIMM_NAMES = {"mixer_b32": "Mixer-B_32", "mixer_b16": "Mixer-B_16", "mixer_l16": "Mixer-L_16"}
 _SIZES = ("hidden_dim", "num_blocks", "tokens_mlp_dim", "channels_mlp_dim")
@@ -60,8 +69,7 @@ def _timm(config: Config) -> Table:
 
 
 def _timm_skeleton(names: Any) -> dict[str, Any]:
-    blocks = {m[1] for n in names if (m := re.match(r"blocks\.(\d+)", n))}
-    return {"tokens_mlp_dim": None, "num_blocks": len(blocks)}
+    return {"tokens_mlp_dim": None, "num_blocks": count(names, r"blocks\.(\d+)")}
 
 
 def _timm_args(config: Config) -> dict[str, Any]:
@@ -113,11 +121,10 @@ def _shapes(config: Config, num_classes: int, image_size: Size) -> dict[str, Sha
 
 def _infer(shapes: Shapes) -> dict[str, Any]:
     rows, columns, _, width = shapes["stem/kernel"]
-    blocks = {m[1] for n in shapes if (m := re.match(r"MixerBlock_(\d+)", n))}
     return {
         "patches": {"size": (rows, columns)},
         "hidden_dim": width,
-        "num_blocks": len(blocks),
+        "num_blocks": count(shapes, r"MixerBlock_(\d+)"),
         "tokens_mlp_dim": shapes["MixerBlock_0/token_mixing/Dense_0/kernel"][1],
         "channels_mlp_dim": shapes["MixerBlock_0/channel_mixing/Dense_0/kernel"][1],
     }

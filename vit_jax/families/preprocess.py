@@ -29,6 +29,8 @@ class Preprocess:
       method: Interpolation.
       antialias: Whether the kernel widens when shrinking: PIL does that, the official code not.
       mean, std: Per channel, in units of [0, 1] pixels: `(x / 255 - mean) / std`.
+      truncate: Whether resized pixels are cut off to whole numbers before they are normalised, as
+        LiT's code does.
     """
 
     size: int | tuple[int, int] = 224
@@ -38,6 +40,7 @@ class Preprocess:
     antialias: bool = False
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    truncate: bool = False
 
     def __post_init__(self):
         if isinstance(self.size, tuple) and len(set(self.size)) == 1:

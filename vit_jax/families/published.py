@@ -10,6 +10,7 @@ import functools
 import re
 import urllib.parse
 from importlib import resources
+from typing import Any
 
 from vit_jax.families.family import Weights
 from vit_jax.families.preprocess import Preprocess
@@ -171,6 +172,8 @@ def gcs_file(location: str) -> str:
 
 
 def _row(fields: dict[str, str]) -> Published:
+    told = ("collection", "model", "head", "top1_from", "timm", "hf", "note")
+    texts: dict[str, Any] = {name: fields[name] for name in told}
     return Published(
         preprocess=Preprocess(size=int(fields["resolution"])),
         num_classes=int(fields["num_classes"]) if fields["num_classes"] else None,
@@ -179,10 +182,7 @@ def _row(fields: dict[str, str]) -> Published:
         layout="official",
         licence="Apache-2.0",
         recommended=fields["recommended"] == "yes",
-        **{
-            name: fields[name]
-            for name in ("collection", "model", "head", "top1_from", "timm", "hf", "note")
-        },
+        **texts,
     )
 
 

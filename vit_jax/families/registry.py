@@ -18,9 +18,10 @@ from ml_collections import ConfigDict
 from vit_jax.errors import UserError, suggest
 from vit_jax.families.family import Architecture, Config, Family, Weights
 from vit_jax.families.preprocess import Preprocess
+from vit_jax.tree import flatten
 
 # Listed first; the others follow by the alphabet.
-_FIRST = ("vit", "mixer")
+_FIRST = ("vit", "mixer", "lit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,40 @@ def families() -> Mapping[str, Family]:
     return found
 
 
+def taking(*inputs: str) -> dict[str, Family]:
+    """The families whose models take just these inputs, such as 'images', by name."""
+    return {name: family for name, family in families().items() if family.inputs == inputs}
+
+
+def require_images(config: Mapping[str, Any] | ConfigDict, called: str) -> None:
+    """Raises UserError unless the model takes images alone, as those do that classify them.
+
+    Args:
+      config: Constructor fields.
+      called: What to call it, a path or a name.
+    """
+    family = get(config)
+    if family.inputs == ("images",):
+        return
+    inputs = " and ".join(family.inputs)
+    raise UserError(
+        f"{called} is a {family.title}, which takes {inputs}; a model that takes images alone is "
+        f"wanted here{instead(config)}"
+    )
+
+
+# What else can be done with models that take more than images, by what they take.
+_INSTEAD: dict[tuple[str, ...], str] = {
+    ("images", "tokens"): "; `vit-jax zeroshot` classifies by texts",
+    ("images", "kept"): "; fine-tune it, or take its encoder: `vit-jax convert --part encoder`",
+}
+
+
+def instead(config: Mapping[str, Any] | ConfigDict) -> str:
+    """What can be done with a model that classifies no images, in words; '' for nothing else."""
+    return _INSTEAD.get(get(config).inputs, "")
+
+
 def _modules() -> list[str]:
     """The modules beside this one that hold `FAMILIES`: those called as one of `vit_jax.models`."""
     import vit_jax.families
@@ -93,7 +128,7 @@ def registered() -> Mapping[str, ModelSpec]:
 
 def _spec(name: str, family_name: str, architecture: Architecture) -> ModelSpec:
     config = dict(architecture.config)
-    if not _tells_family(config):
+    if _tells_family(config) != family_name:
         config = {"family": family_name, "model_name": name, **config}
     timm_name = architecture.timm_name
     if timm_name is None:
@@ -142,6 +177,14 @@ def resolve(name: str) -> ModelSpec:
     )
 
 
+def of_repository(name: str) -> ModelSpec | None:
+    """The registered weights that a repository of the hub, 'org/name', holds; None if none are."""
+    try:
+        return _of_repository(name)
+    except UserError:  # timm's, of a model that is not registered
+        return None
+
+
 def _of_repository(name: str) -> ModelSpec | None:
     """The model of published weights under the name of a repository that holds them, or None."""
     repository = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
@@ -151,7 +194,8 @@ def _of_repository(name: str) -> ModelSpec | None:
     specs = registered()
     for spec in specs.values():
         for own in families()[spec.family].architectures[spec.name].weights.values():
-            if getattr(own, "hf", None) == repository and repository:
+            hub = own.source.removeprefix("hf://") if own.source.startswith("hf://") else None
+            if repository and repository in (getattr(own, "hf", None), hub):
                 return dataclasses.replace(spec, name=name, weights=own)
             if timm in (getattr(own, "timm", None), own.source.removeprefix("timm/")) and timm:
                 # timm prepares images its own way, which its name of the architecture stands for.
@@ -183,6 +227,8 @@ def _tells_family(config: Mapping[str, Any]) -> str | None:
     """The family of a config of the original code, which does not name it."""
     if "tokens_mlp_dim" in config:
         return "mixer"
+    if "text_model" in config:
+        return "lit"
     if "hidden_size" in config and "classifier" in config:
         return "vit"
     return None
@@ -259,7 +305,7 @@ def config_of(model: Any) -> dict[str, Any]:
 
 def comparable(config: Config, *ignored: str) -> dict[str, Any]:
     """Constructor fields that decide what a model computes, in types that compare."""
-    left_out = {"family", "model_name", "channels", *SPEED, *ignored}
+    left_out = {"family", "model_name", "channels", "length", *SPEED, *ignored}
 
     def plain(x: Any) -> Any:
         if isinstance(x, (Mapping, ConfigDict)):
@@ -267,6 +313,16 @@ def comparable(config: Config, *ignored: str) -> dict[str, Any]:
         return [plain(v) for v in x] if isinstance(x, (list, tuple)) else x
 
     return plain(config)
+
+
+def differing(config: Config, other: Config) -> list[str]:
+    """In words, the fields that two configs both say, and say otherwise; dropout is left out."""
+    one, two = (flatten(comparable(c)) for c in (config, other))
+    return [
+        f"{name} {two[name]}, not {one[name]}"
+        for name in one.keys() & two.keys()
+        if "drop" not in name and one[name] != two[name]
+    ]
 
 
 def shrunk(config: Config) -> dict[str, Any]:

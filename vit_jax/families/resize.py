@@ -5,7 +5,9 @@ Several implementations are in use and none equals another. 'official' is the or
 `torch.nn.functional.interpolate(mode='bicubic', antialias=True)`: half-pixel centres, Keys's
 cubic with a = -0.5, widened by the scale when shrinking. 'bilinear' and 'bicubic' are PyTorch's
 without antialiasing: half-pixel centres, the border repeated, and a = -0.75. 'geometric' is BEiT's
-for tables of relative positions, in timm's linear form.
+for tables of relative positions, in timm's linear form; 'geometric_spline' is the official code's,
+with a cubic spline between the known distances. 'dino' is the official code of DINO and of DINOv2
+without registers: 'bicubic' with a scale of (points + 0.1) / old points.
 """
 
 import functools
@@ -33,7 +35,7 @@ def resize_posembed(
       posemb: [1, num_prefix + rows * columns, D].
       old_grid, new_grid: (rows, columns) of patches.
       num_prefix: Leading tokens that are no patches.
-      method: 'official', 'timm', 'bilinear', 'bicubic' or 'geometric'.
+      method: 'official', 'timm', 'bilinear', 'bicubic', 'dino', 'geometric' or 'geometric_spline'.
 
     Returns:
       [1, num_prefix + new rows * new columns, D], in the dtype of `posemb`.
@@ -108,7 +110,10 @@ def _antialiased_cubic(old: int, new: int) -> np.ndarray:
     return _normalised(position / max(scale, 1.0), old, keys_cubic, max(scale, 1.0))
 
 
-def _geometric(old: int, new: int) -> np.ndarray:
+Between = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _geometric(old: int, new: int, between: Between) -> np.ndarray:
     """[new, old] for odd sizes, whose middle is distance 0.
 
     The old table's distances are taken to grow as sums of 1, q, q², …, with q such that the last
@@ -121,8 +126,25 @@ def _geometric(old: int, new: int) -> np.ndarray:
         low, high = (low, q) if (q ** (old // 2) - 1) / (q - 1) > new // 2 else (q, high)
     distances = np.cumsum(q ** np.arange(old // 2))
     known = np.concatenate([-distances[::-1], [0.0], distances])
-    wanted = np.arange(new) - new // 2
-    return np.stack([np.interp(wanted, known, row) for row in np.eye(old)], axis=1)
+    return between(known, np.arange(new) - new // 2)
+
+
+def _line(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """[wanted, known]: linear weights; beyond the known points it is the last of them."""
+    return np.stack([np.interp(wanted, known, row) for row in np.eye(len(known))], axis=1)
+
+
+def _spline(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """[wanted, known]: the interpolating cubic spline, as SciPy's for a grid of points."""
+    from scipy.interpolate import make_interp_spline
+
+    if len(known) < 4:
+        raise UserError(
+            f"the official code puts a cubic spline through the distances of a window, which takes "
+            f"4 of them along each axis; this table has {len(known)}. Take the method 'timm'"
+        )
+    spline = make_interp_spline(known, np.eye(len(known)), k=3)
+    return spline(np.clip(wanted, known[0], known[-1]))
 
 
 def _normalised(
@@ -137,5 +159,7 @@ _WEIGHTS = {
     "timm": _antialiased_cubic,
     "bilinear": functools.partial(half_pixel_weights, kernel=linear),
     "bicubic": functools.partial(half_pixel_weights, kernel=torch_bicubic),
-    "geometric": _geometric,
+    "dino": functools.partial(half_pixel_weights, kernel=torch_bicubic, offset=0.1),
+    "geometric": functools.partial(_geometric, between=_line),
+    "geometric_spline": functools.partial(_geometric, between=_spline),
 }

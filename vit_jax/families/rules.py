@@ -2,7 +2,7 @@
 
 A row is *(their name, our name or names, einops pattern theirs -> ours)*. The inverse swaps the
 pattern's two sides, so an export cannot disagree with the import. Several of our names mean that
-the pattern's leading right-hand axis is split over them.
+the pattern's leading right-hand axis is split over them; parts of it that must be zero have none.
 
 `Imported` and `Exported` are lazy mappings: a tensor is computed when it is asked for, and they
 nest, so that a file can be converted to another tensor by tensor.
@@ -25,7 +25,9 @@ class Rule(NamedTuple):
     """One row: `theirs` holds what our names hold, after `pattern` (einops, theirs -> ours).
 
     `axes` are sizes of named axes that shapes leave open, such as `heads`. `statistic` says that
-    the row is a running statistic, which Flax keeps apart from parameters.
+    the row is a running statistic, which Flax keeps apart from parameters. `zeros` are the places,
+    along the leading axis of the pattern's right-hand side, of parts that we have no tensor for:
+    they must be zero, and are written as zeros.
     """
 
     theirs: str
@@ -33,17 +35,23 @@ class Rule(NamedTuple):
     pattern: str = SAME
     axes: tuple[tuple[str, int], ...] = ()
     statistic: bool = False
+    zeros: tuple[int, ...] = ()
 
 
 Table = list[Rule]
 
 
 def rule(
-    theirs: str, ours: str | tuple[str, ...], pattern: str = SAME, *, statistic: bool = False
+    theirs: str,
+    ours: str | tuple[str, ...],
+    pattern: str = SAME,
+    *,
+    statistic: bool = False,
+    zeros: tuple[int, ...] = (),
 ) -> Table:
     """A table of one row; tables add up with `+`."""
     ours = (ours,) if isinstance(ours, str) else ours
-    return [Rule(theirs, ours, pattern, statistic=statistic)]
+    return [Rule(theirs, ours, pattern, statistic=statistic, zeros=zeros)]
 
 
 def under(theirs: str, ours: str, table: Iterable[Rule], sep: str = ".", **axes: int) -> Table:
@@ -54,12 +62,10 @@ def under(theirs: str, ours: str, table: Iterable[Rule], sep: str = ".", **axes:
     theirs += sep if theirs else ""
     ours += "/" if ours else ""
     return [
-        Rule(
-            f"{theirs}{r.theirs}",
-            tuple(f"{ours}{o}" for o in r.ours),
-            r.pattern,
-            tuple((axes | dict(r.axes)).items()),
-            r.statistic,
+        r._replace(
+            theirs=f"{theirs}{r.theirs}",
+            ours=tuple(f"{ours}{o}" for o in r.ours),
+            axes=tuple((axes | dict(r.axes)).items()),
         )
         for r in table
     ]
@@ -86,8 +92,8 @@ class Imported(Mapping[str, np.ndarray]):
         row, index = self._rows[name]
         if self._last[0] is not row:  # one row of several names is read once, not once a name
             x = _apply(row.theirs, self._theirs[row.theirs], row.pattern, row, self._axes)
-            self._last = (row, x)
-        return self._last[1][index] if len(row.ours) > 1 else self._last[1]
+            self._last = (row, _without_zeros(x, row) if row.zeros else x)
+        return self._last[1][index] if _parts(row) > 1 else self._last[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
@@ -110,8 +116,10 @@ class Exported(Mapping[str, np.ndarray]):
         if len({np.shape(p) for p in parts}) > 1:
             shapes = {o: np.shape(p) for o, p in zip(row.ours, parts, strict=True)}
             raise UserError(f"{name!r} is made of tensors that must have one shape; got {shapes}")
+        for place in sorted(row.zeros):
+            parts.insert(place, np.zeros_like(parts[0]))
         left, right = row.pattern.split("->")
-        x = np.stack(parts) if len(parts) > 1 else parts[0]
+        x = _stacked(parts, right, left) if len(parts) > 1 else parts[0]
         return _apply(", ".join(row.ours), x, f"{right} -> {left}", row, self._axes)
 
     def __iter__(self) -> Iterator[str]:
@@ -121,8 +129,36 @@ class Exported(Mapping[str, np.ndarray]):
         return len(self._rows)
 
 
+def _stacked(parts: list[np.ndarray], ours: str, theirs: str) -> np.ndarray:
+    """`np.stack(parts)`, in memory beside the axis that it precedes in `theirs`, as in '(n h k) d'.
+
+    So what follows can turn axes without a copy of its own.
+    """
+    first, *others = ours.split()
+    neighbour = re.search(rf"\b{first} (\w+)", theirs)
+    if neighbour is None or neighbour[1] not in others:
+        return np.stack(parts)
+    axis = others.index(neighbour[1])
+    return np.moveaxis(np.stack(parts, axis), axis, 0)
+
+
+def _parts(row: Rule) -> int:
+    return len(row.ours) + len(row.zeros)
+
+
+def _without_zeros(x: np.ndarray, row: Rule) -> np.ndarray:
+    """The parts of a tensor that have names of ours; UserError where another is not zero."""
+    for place in row.zeros:
+        if wrong := np.count_nonzero(x[place]):
+            raise UserError(
+                f"{row.theirs!r}: expected zeros in part {place + 1} of {_parts(row)}, for which "
+                f"the model has no parameter; {wrong} of its {x[place].size} numbers are none"
+            )
+    return np.delete(x, row.zeros, axis=0)
+
+
 def _apply(name: str, x, pattern: str, row: Rule, axes: Mapping[str, int]) -> np.ndarray:
-    known = {**axes, **dict(row.axes), "n": len(row.ours)}
+    known = {**axes, **dict(row.axes), "n": _parts(row)}
     sizes = {a: s for a, s in known.items() if re.search(rf"\b{a}\b", pattern)}
     try:
         return rearrange(x, pattern, **sizes)
@@ -156,3 +192,15 @@ def listed(names: list[str]) -> str:
     """The names, comma separated; beyond MAX_LISTED only their count."""
     more = f", … and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
     return (", ".join(names[:MAX_LISTED]) + more) or "none"
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """How many different numbers the pattern's group takes at the beginning of the names."""
+    return len({m[1] for n in names if (m := re.match(pattern, n))})
+
+
+def counts(names: Iterable[str], pattern: str, first: int = 0) -> tuple[int, ...]:
+    """For each number of the pattern's first group, from `first` on, how many its second takes."""
+    pairs = {(int(m[1]), m[2]) for n in names if (m := re.match(pattern, n))}
+    stages = {i for i, _ in pairs}
+    return tuple(sum(i == j for i, _ in pairs) for j in range(first, first + len(stages)))

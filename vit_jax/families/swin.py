@@ -3,11 +3,12 @@
 Top-1: the official README of microsoft/Swin-Transformer, pretrained on ImageNet-1k where it has
 that, else (large) on ImageNet-22k.
 
-Names: Swin Transformer in timm, which moved `downsample` to the start of the next stage.
+Names: Swin Transformer in timm, which moved `downsample` to the start of the next stage, and in
+microsoft/Swin-Transformer.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from vit_jax.families.parts import (
 )
 from vit_jax.families.resize import resize_posembed, square
 from vit_jax.families.rules import Table, rule, under
+from vit_jax.layers.relative import MASKED, relative_position_index, shifted_regions
 
 # Width of the first stage, depths, heads (ibid.).
 _SIZES = {
@@ -76,14 +78,52 @@ MERGING = under("norm", "norm", NORM) + under("reduction", "reduction", LINEAR)
 
 
 def swin(config: Config) -> Table:
+    return _body(config, merging_of=lambda i: i) + under("head.fc", "head", DENSE)
+
+
+def _torch(config: Config) -> Table:
+    """The names in microsoft/Swin-Transformer, models/swin_transformer.py."""
+    return _body(config, merging_of=lambda i: i - 1) + under("head", "head", DENSE)
+
+
+def _body(config: Config, merging_of: Callable[[int], int]) -> Table:
+    """`merging_of`: the stage of theirs that holds what merges cells before stage i of ours."""
     rows = under("patch_embed", "embedding", PATCH_EMBEDDING)
     for i, (depth, heads) in enumerate(zip(config["depths"], config["num_heads"], strict=True)):
         if i > 0:
-            rows += under(f"layers.{i}.downsample", f"stage_{i}/merging", MERGING)
+            rows += under(f"layers.{merging_of(i)}.downsample", f"stage_{i}/merging", MERGING)
         for j in range(depth):
             ours = f"stage_{i}/encoderblock_{j}"
             rows += under(f"layers.{i}.blocks.{j}", ours, BLOCK, heads=heads)
-    return rows + under("norm", "encoder_norm", NORM) + under("head.fc", "head", DENSE)
+    return rows + under("norm", "encoder_norm", NORM)
+
+
+# Indices and masks that the official files hold.
+_BUFFERS = (r".*\.relative_position_index", r".*\.attn_mask")
+
+
+def _indices_and_masks(config: Config, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the official code makes for the square image that the tables of biases are for.
+
+    A model of full windows everywhere has the tensors of larger images too: its masks are those of
+    the smallest.
+    """
+    shapes = {name: np.shape(x) for name, x in tensors.items() if name.endswith(_BIAS)}
+    side = _image_size(config, shapes)[0] // config["patch_size"]
+    found = {}
+    for i, depth in enumerate(config["depths"]):
+        window = min(side, config["window_size"])
+        for j in range(depth):
+            block = f"layers.{i}.blocks.{j}.attn"
+            found[f"{block}.relative_position_index"] = relative_position_index((window, window))
+            if j % 2 and side > window:
+                shift = window // 2
+                regions = shifted_regions((side, side), (window, window), (shift, shift))
+                apart = regions[:, None, :] != regions[:, :, None]
+                mask = np.where(apart, MASKED, 0.0).astype(np.float32)
+                found[f"layers.{i}.blocks.{j}.attn_mask"] = mask
+        side = -(-side // 2)
+    return found
 
 
 def timm_args(config: Config) -> dict[str, Any]:
@@ -254,12 +294,12 @@ FAMILIES = {
         layouts={
             "timm": Layout(
                 swin,
-                # Indices and masks that the official files hold.
-                ignore=(r".*\.relative_position_index", r".*\.attn_mask"),
+                ignore=_BUFFERS,
                 # The MLP's output is the one that timm gives as tokens.
                 points=block_points("layers.{i}.blocks.{j}.mlp", part="/MlpBlock_0"),
                 build=Timm(timm_args),
             ),
+            "torch": Layout(_torch, ignore=_BUFFERS, buffers=_indices_and_masks),
             "hf": Layout(
                 swin_hf,
                 headless=_hf_body,

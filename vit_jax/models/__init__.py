@@ -35,6 +35,7 @@ def get_model(name: str, *, num_classes: int | None = None, **overrides: Any) ->
     Args:
       name: Official (`ViT-B_16`) or timm's (`vit_base_patch16_224`).
       num_classes: Outputs of the head; 0 returns features; None takes the published number.
+        Models of two towers have none: see `vit_jax.models.two_towers`.
       **overrides: Constructor fields. A mapping changes the named entries of the field and
         keeps the others: `transformer={'scan': True}`.
 
@@ -73,25 +74,43 @@ def feature_maps(model: "nn.Module", variables: Mapping[str, Any], images: Any) 
     return [stages[f"stage_map_{i}"] for i in range(len(stages))]
 
 
-def from_config(config: "Mapping[str, Any] | ConfigDict", *, num_classes: int) -> "nn.Module":
+def from_config(
+    config: "Mapping[str, Any] | ConfigDict", *, num_classes: int = 0, name: str | None = None
+) -> "nn.Module":
     """Builds the model whose constructor fields `config` holds.
+
+    Args:
+      config: Constructor fields, and the family where they do not tell it.
+      num_classes: Outputs of the head; 0 returns features.
+      name: What the model is called as a part of another one.
 
     Raises:
       UserError: for a field that the model does not have, and for a number out of the range of its
         field, which `vit_jax.families.fields` declares.
     """
+    from vit_jax.errors import UserError
     from vit_jax.families import fields, registry
 
-    cls = registry.model_class(registry.family_of(config))
+    given, cls = config, registry.model_class(registry.family_of(config))
     # What the config tells beside the fields is dropped unless the class has such a field.
-    told = {"family", "model_name", "channels"} - set(cls.__dataclass_fields__)
+    told = {"family", "model_name", "channels", "length"} - set(cls.__dataclass_fields__)
     config = {field: value for field, value in config.items() if field not in told}
     _check_fields(config, cls)
     if config.get("transformer") is not None:
         # It holds the fields of an encoder.
-        _check_fields(config["transformer"], config.get("encoder", cls.encoder))
-    fields.check({"num_classes": num_classes, **config})
-    return cls(num_classes=num_classes, **config)
+        from vit_jax.models.vit import encoder_class
+
+        encoder = encoder_class(config.get("encoder", cls.encoder))
+        _check_fields(config["transformer"], encoder)
+    if "num_classes" in cls.__dataclass_fields__:
+        config["num_classes"] = num_classes
+    elif num_classes:
+        raise UserError(
+            f"{cls.__name__} has no classes, but num_classes={num_classes} is asked for"
+            f"{registry.instead(given)}"
+        )
+    fields.check(config)
+    return cls(**config, **({} if name is None else {"name": name}))
 
 
 def _check_fields(given: Iterable[str], cls: type) -> None:

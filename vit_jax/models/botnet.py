@@ -1,7 +1,8 @@
 """BoTNet: a ResNet in which attention stands for some of the 3×3 convolutions.
 
-Srinivas et al. 2021, "Bottleneck Transformers for Visual Recognition" (arXiv:2101.11605), in
-timm's form: small stem, attention in earlier stages too. Sizes: `vit_jax.families.botnet`.
+Srinivas et al. 2021, "Bottleneck Transformers for Visual Recognition" (arXiv:2101.11605): as in the
+paper, and in timm's form, with a small stem and attention in earlier stages too. Sizes:
+`vit_jax.families.botnet`.
 """
 
 import functools
@@ -9,24 +10,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, chosen
 from vit_jax.layers.attention import attend
 from vit_jax.layers.block import Factory
+from vit_jax.layers.bottleneck import Unit
 from vit_jax.layers.conv import average_pool, conv_norm, max_pool
-from vit_jax.layers.drop import DropPath, stage_drop_path_rates
+from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import BatchNorm
+from vit_jax.layers.offsets import offset_scores, offset_tables
 from vit_jax.layers.stages import Stage, run_stages, show_map
 
 ACTIVATIONS = {"relu": nn.relu, "silu": nn.silu}
 _STEM = (24, 32, 64)  # channels
-_BOTTLENECK = 4  # a unit's channels are so many times those inside
 
 
 class BottleneckAttention(nn.Module):
@@ -60,26 +60,11 @@ class BottleneckAttention(nn.Module):
         )
         names = ("query", "key", "value")
         q, k, v = (checkpoint_name(project(name=name)(x), "qkv") for name in names)
-        positions = self._position_scores(q * head_dim**-0.5 if self.scale_positions else q)
+        rows, columns = offset_tables(self, (height, width), head_dim)
+        positions = offset_scores(q * head_dim**-0.5 if self.scale_positions else q, rows, columns)
         q, k, v = (y.reshape(n, height * width, self.num_heads, head_dim) for y in (q, k, v))
         y = checkpoint_name(attend(q, k, v, bias=positions), "attention")
         return y.reshape(x.shape)
-
-    def _position_scores(self, q: jax.Array) -> jax.Array:
-        """Queries [N, H, W, heads, d] -> [N, heads, H · W, H · W]."""
-        n, height, width, heads, _ = q.shape
-        rows = self._offsets("row_offsets", height, q)
-        columns = self._offsets("column_offsets", width, q)
-        by_row = jnp.einsum("nyxhd,ykd->nhyxk", q, rows)[..., :, None]
-        by_column = jnp.einsum("nyxhd,xkd->nhyxk", q, columns)[..., None, :]
-        return (by_row + by_column).reshape(n, heads, height * width, height * width)
-
-    def _offsets(self, name: str, size: int, q: jax.Array) -> jax.Array:
-        """[queries, keys, d] along one axis of the map."""
-        init = nn.initializers.normal(q.shape[-1] ** -0.5)
-        table = self.param(name, init, (2 * size - 1, q.shape[-1]))
-        cells = np.arange(size)
-        return table[cells[None, :] - cells[:, None] + size - 1].astype(q.dtype)
 
 
 class AttentionNorm(nn.Module):
@@ -112,34 +97,6 @@ class AttentionNorm(nn.Module):
         return self.activation(norm(x))
 
 
-class Unit(nn.Module):
-    """A bottleneck of ResNet: [N, H, W, D] -> [N, H / stride, W / stride, features].
-
-    Attributes:
-      mix: Makes what stands in the middle, called as `factory(features, stride, name=…)`.
-    """
-
-    features: int
-    stride: int
-    mix: Factory
-    activation: Any
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, drop_path_rate: float, *, train: bool) -> jax.Array:
-        layer = functools.partial(conv_norm, dtype=self.dtype)
-        inside = self.features // _BOTTLENECK
-        y = layer(inside, 1, activation=self.activation, name="reduce")(x, train=train)
-        y = self.mix(inside, self.stride, name="mix")(y, train=train)
-        # A unit starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
-        zeros = nn.initializers.zeros
-        y = layer(self.features, 1, scale_init=zeros, name="expand")(y, train=train)
-        y = DropPath(name="residual")(y, drop_path_rate, train=train)
-        if self.stride > 1 or x.shape[-1] != self.features:
-            x = layer(self.features, 1, self.stride, name="shortcut")(x, train=train)
-        return self.activation(x + y)
-
-
 class BoTNet(ImageModel):
     """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider.
 
@@ -167,8 +124,16 @@ class BoTNet(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        activation = ACTIVATIONS[self.activation]
-        x = images
+        activation = chosen(self.activation, ACTIVATIONS, "activation")
+        x = self._stem(images, activation, train)
+        show_map(self, 0, x)
+        rates = stage_drop_path_rates(self.drop_path_rate, [len(kinds) for kinds in self.stages])
+        stages = [self._stage(i, own, activation) for i, own in enumerate(rates)]
+        x, _ = run_stages(self, max_pool(x), stages, train=train, first=1)
+        return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
+
+    def _stem(self, x: jax.Array, activation: Any, train: bool) -> jax.Array:
+        """Halves the image."""
         for i, features in enumerate(_STEM):
             layer = conv_norm(
                 features,
@@ -179,23 +144,28 @@ class BoTNet(ImageModel):
                 name=f"stem_{i}",
             )
             x = layer(x, train=train)
-        show_map(self, 0, x)
-        rates = stage_drop_path_rates(self.drop_path_rate, [len(kinds) for kinds in self.stages])
-        stages = [self._stage(i, own, activation) for i, own in enumerate(rates)]
-        x, _ = run_stages(self, max_pool(x), stages, train=train, first=1)
-        return classify(x.mean((1, 2)), self.num_classes, dtype=self.dtype)
+        return x
+
+    def _stride(self, i: int) -> int:
+        """The first unit of stage i divides rows and columns by it."""
+        return 2 if i > 0 else 1
+
+    def _unit(self) -> Factory:
+        return functools.partial(Unit, dtype=self.dtype)
+
+    def _attention(self) -> Factory:
+        return functools.partial(BottleneckAttention, self.num_heads, dtype=self.dtype)
 
     def _stage(self, i: int, drop_path_rates: Sequence[float], activation: Any) -> Factory:
         """Units, the first of which has the stride."""
-        mixes = self._mixes(activation)
+        mixes, unit = self._mixes(activation), self._unit()
         units = [
             functools.partial(
-                Unit,
+                unit,
                 self.hidden_sizes[i],
-                2 if i > 0 and j == 0 else 1,
+                self._stride(i) if j == 0 else 1,
                 mixes[kind],
                 activation,
-                dtype=self.dtype,
             )
             for j, kind in enumerate(self.stages[i])
         ]
@@ -204,14 +174,48 @@ class BoTNet(ImageModel):
         )
 
     def _mixes(self, activation: Any) -> dict[str, Factory]:
+        attend = self._attention()
+
         def conv(features: int, stride: int, *, name: str) -> nn.Module:
             fields = {"activation": activation, "dtype": self.dtype, "name": name}
             return conv_norm(features, 3, stride, **fields)
-
-        attend = functools.partial(BottleneckAttention, self.num_heads, dtype=self.dtype)
 
         def attention(features: int, stride: int, *, name: str) -> nn.Module:
             del features  # attention keeps the width
             return AttentionNorm(attend, stride, activation, dtype=self.dtype, name=name)
 
         return {"conv": conv, "attention": attention}
+
+
+class PaperBoTNet(BoTNet):
+    """BoTNet as in the paper: [N, H, W, 3] to logits [N, num_classes], float32 or wider.
+
+    A ResNet's stem; attention in all units of the last stage, whose scores of positions are scaled
+    as those of content are. A shortcut with a convolution has an activation behind it, as in the
+    code of the paper's authors and in no ResNet.
+
+    Attributes: as in `BoTNet`; and
+      last_stride: The last stage divides rows and columns by it; 1 in the models called S1.
+      squeeze: Whether every unit has squeeze and excitation, whose layer between has a sixteenth of
+        its channels. The published numbers of parameters count it in every unit of S1.
+      shortcut_activation: False leaves out what the authors' shortcut has behind its norm.
+    """
+
+    last_stride: int = 2
+    squeeze: bool = False
+    shortcut_activation: bool = True
+
+    def _stem(self, x: jax.Array, activation: Any, train: bool) -> jax.Array:
+        layer = conv_norm(64, 7, 2, activation=activation, dtype=self.dtype, name="stem")
+        return layer(x, train=train)
+
+    def _stride(self, i: int) -> int:
+        return self.last_stride if i + 1 == len(self.stages) else super()._stride(i)
+
+    def _unit(self) -> Factory:
+        return functools.partial(
+            super()._unit(), squeeze=self.squeeze, shortcut_activation=self.shortcut_activation
+        )
+
+    def _attention(self) -> Factory:
+        return functools.partial(super()._attention(), scale_positions=True)

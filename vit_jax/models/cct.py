@@ -1,4 +1,4 @@
-"""Compact Convolutional Transformer: a few convolutions make the tokens, all of them are read.
+"""Compact Transformers: ViT-Lite reads patches, CVT pools them, CCT has convolutions before them.
 
 Hassani et al. 2021, "Escaping the Big Data Paradigm with Compact Transformers" (arXiv:2104.05704).
 Sizes: `vit_jax.families.cct`.
@@ -8,8 +8,10 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
+from vit_jax.errors import chosen
 from vit_jax.layers.block import Factory, torch_attention, torch_mlp
 from vit_jax.layers.conv import conv, max_pool
 from vit_jax.layers.drop import DropPath
@@ -17,12 +19,34 @@ from vit_jax.layers.encoder import encoder_of
 from vit_jax.layers.head import classify
 from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.norm import LayerNorm5
+from vit_jax.layers.patch import PatchSize
 from vit_jax.layers.pool import sequence_pool
 from vit_jax.layers.position import AddPositionEmbs
-from vit_jax.layers.tokens import map_tokens
+from vit_jax.layers.sincos import sinusoid
+from vit_jax.layers.tokens import map_tokens, patch_tokens, prepend_tokens
 
 _he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-_positions = functools.partial(AddPositionEmbs, init=nn.initializers.normal(stddev=0.2))
+
+
+def _sines(_: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.asarray(sinusoid(shape[1], shape[2]))
+
+
+POSITIONS = {
+    "learned": functools.partial(AddPositionEmbs, nn.initializers.normal(stddev=0.2)),
+    "sine": functools.partial(AddPositionEmbs, _sines, frozen=True),
+    "none": None,
+}
+
+
+def add_positions(x: jax.Array, kind: str) -> jax.Array:
+    """Tokens [N, T, D] with their positions; to be called in a compact method.
+
+    Args:
+      kind: 'learned'; 'sine', which are computed once and never trained; or 'none'.
+    """
+    make = chosen(kind, POSITIONS, "position_embedding")
+    return x if make is None else make(name="posembed_input")(x)
 
 
 class Tokenizer(nn.Module):
@@ -108,6 +132,7 @@ class CCT(ImageModel):
       hidden_size: D, the width of a token.
       num_layers, num_heads, mlp_dim, dropout_rate, attention_dropout_rate, drop_path_rate, remat,
         scan: As in `vit_jax.layers.encoder.Encoder`.
+      position_embedding: As in `add_positions`.
       dtype: Type to compute in; None follows images and parameters.
     """
 
@@ -120,6 +145,7 @@ class CCT(ImageModel):
     num_heads: int
     mlp_dim: int
     stem_features: int = 64
+    position_embedding: str = "learned"
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -138,8 +164,51 @@ class CCT(ImageModel):
             dtype=self.dtype,
             name="tokenizer",
         )
-        x = map_tokens(tokenizer(images))
-        x = _positions(name="posembed_input")(x)
+        x = add_positions(map_tokens(tokenizer(images)), self.position_embedding)
         x = encoder_of(self, block=compact_block, norm=LayerNorm5)(x, train=train)
         x = sequence_pool(x, dtype=self.dtype)
+        return classify(x, self.num_classes, dtype=self.dtype)
+
+
+class ViTLite(ImageModel):
+    """Images [N, H, W, 3] to logits [N, num_classes], float32 or wider; patches are the tokens.
+
+    ViT-Lite (section 3.1) reads a class token; CVT (section 3.2) has none, and pools all tokens.
+
+    Attributes:
+      num_classes: 0 returns the features [N, D] that the head would get.
+      patch_size: In pixels: the side of a square, or (height, width).
+      hidden_size: D, the width of a token.
+      num_layers, num_heads, mlp_dim, dropout_rate, attention_dropout_rate, drop_path_rate, remat,
+        scan: As in `vit_jax.layers.encoder.Encoder`.
+      class_token: Whether one is read, which has a position too; else all tokens are pooled.
+      position_embedding: As in `add_positions`.
+      dtype: Type to compute in; None follows images and parameters.
+    """
+
+    num_classes: int
+    patch_size: PatchSize
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    class_token: bool = True
+    position_embedding: str = "learned"
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    remat: bool | str = False
+    scan: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = patch_tokens(
+            images, self.hidden_size, self.patch_size, kernel_init=_he_normal, dtype=self.dtype
+        )
+        if self.class_token:
+            x = prepend_tokens(self, x, "cls", init=nn.initializers.zeros)
+        x = add_positions(x, self.position_embedding)
+        x = encoder_of(self, block=compact_block, norm=LayerNorm5)(x, train=train)
+        x = x[:, 0] if self.class_token else sequence_pool(x, dtype=self.dtype)
         return classify(x, self.num_classes, dtype=self.dtype)

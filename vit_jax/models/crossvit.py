@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.errors import UserError
-from vit_jax.layers.block import exact_gelu, run_blocks, torch_attention, vit_block
+from vit_jax.layers.block import run_blocks, torch_attention, vit_block
 from vit_jax.layers.conv import conv
 from vit_jax.layers.drop import DropPath, stage_drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.interpolation import half_pixel_weights, torch_bicubic
+from vit_jax.layers.mlp import exact_gelu
 from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs

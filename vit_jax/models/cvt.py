@@ -14,21 +14,16 @@ from flax import linen as nn
 
 from vit_jax.errors import UserError, suggest
 from vit_jax.layers.attention import MultiHeadDotProductAttention
-from vit_jax.layers.block import Factory, exact_gelu, vit_block
+from vit_jax.layers.block import Factory, vit_block
 from vit_jax.layers.conv import conv_norm
 from vit_jax.layers.drop import drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.image_model import ImageModel
+from vit_jax.layers.mlp import exact_gelu, quick_gelu
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import PatchEmbedding
 from vit_jax.layers.stages import Size, Stage, run_stages
 from vit_jax.layers.tokens import map_tokens
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-    """x σ(1.702 x) (Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2)."""
-    return x * nn.sigmoid(1.702 * x)
-
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": exact_gelu}
 

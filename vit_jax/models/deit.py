@@ -1,7 +1,8 @@
-"""DeiT, with and without a distillation token, and DeiT III.
+"""DeiT, with and without a distillation token, DeiT III, and DINO.
 
 Touvron et al. 2021, "Training data-efficient image transformers & distillation through attention"
-(arXiv:2012.12877), and Touvron et al. 2022, "DeiT III: Revenge of the ViT" (arXiv:2204.07118).
+(arXiv:2012.12877), Touvron et al. 2022, "DeiT III: Revenge of the ViT" (arXiv:2204.07118), and
+Caron et al. 2021, "Emerging Properties in Self-Supervised Vision Transformers" (arXiv:2104.14294).
 Sizes: `vit_jax.families.deit`.
 """
 
@@ -18,7 +19,7 @@ from vit_jax.layers.head import classify, two_heads
 from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.patch import PatchSize
 from vit_jax.layers.position import AddPositionEmbs
-from vit_jax.layers.tokens import patch_tokens, prepend_tokens
+from vit_jax.layers.tokens import patch_tokens, prepend_tokens, show_patches
 
 
 class DeiT(ImageModel):
@@ -50,11 +51,21 @@ class DeiT(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
-        x = prepend_tokens(self, x, "cls")
+        embedded = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
+        x = prepend_tokens(self, embedded, "cls")
         x = AddPositionEmbs(name="posembed_input")(x)
         x = encoder_of(self)(x, train=train)
+        show_patches(self, embedded, x[:, 1:])
         return classify(x[:, 0], self.num_classes, dtype=self.dtype)
+
+
+class DINO(DeiT):
+    """The same model, which learned without labels (Caron et al. 2021, arXiv:2104.14294).
+
+    Its features are the class token after the last norm; positions are resized in a way of its own.
+
+    Attributes: as in `DeiT`.
+    """
 
 
 class DistilledDeiT(DeiT):
@@ -68,10 +79,11 @@ class DistilledDeiT(DeiT):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
-        x = prepend_tokens(self, x, "cls", "dist")
+        embedded = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
+        x = prepend_tokens(self, embedded, "cls", "dist")
         x = AddPositionEmbs(name="posembed_input")(x)
         x = encoder_of(self)(x, train=train)
+        show_patches(self, embedded, x[:, 2:])
         logits = classify(x[:, 0], self.num_classes, dtype=self.dtype)
         distilled = classify(x[:, 1], self.num_classes, dtype=self.dtype, name="head_dist")
         return two_heads(self, logits, distilled)
@@ -88,10 +100,11 @@ class DeiT3(DeiT):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        x = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
-        x = AddPositionEmbs(name="posembed_input")(x)
+        embedded = patch_tokens(images, self.hidden_size, self.patch_size, dtype=self.dtype)
+        x = AddPositionEmbs(name="posembed_input")(embedded)
         x = prepend_tokens(self, x, "cls")
         residual = functools.partial(LayerScale, self.layer_scale_init)
         block = functools.partial(vit_block, residual=residual)
         x = encoder_of(self, block=block)(x, train=train)
+        show_patches(self, embedded, x[:, 1:])
         return classify(x[:, 0], self.num_classes, dtype=self.dtype)

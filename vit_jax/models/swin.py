@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from vit_jax.layers.block import Factory, vit_block
@@ -20,11 +19,9 @@ from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import normal_02
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.patch import PatchEmbedding
+from vit_jax.layers.relative import MASKED, Size, relative_position_index, shifted_regions
 from vit_jax.layers.stages import Stage, run_stages
-from vit_jax.layers.windows import Size, WindowAttention, padded_size, partition
-
-# Added to the scores of tokens that the shift made neighbours; the official code's figure.
-_MASKED = -100.0
+from vit_jax.layers.windows import WindowAttention
 
 
 class SwinTransformer(ImageModel):
@@ -149,34 +146,10 @@ class ShiftedWindowAttention(WindowAttention):
         bias = table[relative_position_index(self.window)].transpose(2, 0, 1)[None, None]
         if not any(self.shift):
             return super().__call__(x, train=train, bias=bias)
-        regions = shifted_regions((x.shape[1], x.shape[2]), self.window, self.shift)
+        size = (x.shape[1], x.shape[2])
+        regions = jnp.asarray(shifted_regions(size, self.window, self.shift))
         apart = regions[:, None, None, :] != regions[:, None, :, None]
-        bias = bias + jnp.where(apart, _MASKED, 0.0).astype(bias.dtype)[None]
+        bias = bias + jnp.where(apart, MASKED, 0.0).astype(bias.dtype)[None]
         back = self.shift
         x = jnp.roll(x, (-back[0], -back[1]), (1, 2))
         return jnp.roll(super().__call__(x, train=train, bias=bias), back, (1, 2))
-
-
-def relative_position_index(window: Size) -> np.ndarray:
-    """[T, T]: the row of the bias table for query i and key j, T = height · width."""
-    height, width = window
-    row, column = (x.reshape(-1, 1) for x in np.mgrid[:height, :width])
-    down, right = row - row.T + height - 1, column - column.T + width - 1
-    return down * (2 * width - 1) + right
-
-
-def shifted_regions(size: Size, window: Size, shift: Size) -> jax.Array:
-    """[windows, T]: which cells of a rolled map were neighbours before, by equal numbers.
-
-    As timm, where the map is not whole windows: it is padded after it was rolled, and its last
-    rows are counted from the end of the padding.
-    """
-    padded = padded_size(size, window)
-    rows, columns = (_regions(*axis) for axis in zip(padded, window, shift, strict=True))
-    regions = jnp.asarray(3 * rows[:, None] + columns[None])
-    return partition(regions[None, :, :, None], window)[0, :, :, 0]
-
-
-def _regions(length: int, window: int, shift: int) -> np.ndarray:
-    cell = np.arange(length)
-    return ((cell >= length - window) + 1 * (cell >= length - shift)) * bool(shift)
