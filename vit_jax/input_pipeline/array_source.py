@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import stores
 from vit_jax.errors import UserError, short, some
 from vit_jax.input_pipeline import classes, tables
 from vit_jax.input_pipeline.records import TEST_SPLITS, PathLike, Record
@@ -224,7 +225,7 @@ def _arrays(file: PathLike) -> Mapping[str, Any]:
     import zipfile
 
     try:
-        arrays = np.load(file, allow_pickle=False)
+        arrays = np.load(stores.readable(file), allow_pickle=False)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
     except (ValueError, zipfile.BadZipFile, EOFError) as error:

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from vit_jax.input_pipeline import label_maps
 from vit_jax.input_pipeline.chain import Record, generator
 from vit_jax.input_pipeline.geometry import as_uint8
 from vit_jax.input_pipeline.operations import SPACES, Level, Pixels, Space
@@ -51,7 +52,10 @@ class RandAugment:
         for _ in range(self.num_ops):
             name = names[int(rng.integers(len(names)))]
             if rng.random() < space.probability:
-                image = space.apply(image, name, self._strength(space, rng), rng)
+                operation = space.draw(image.size, name, self._strength(space, rng), rng)
+                if operation.moves:
+                    record = label_maps.moved(record, image.size, operation.on_numbers)
+                image = operation(image)
         return _with(record, image)
 
     def _strength(self, space: Space, rng: np.random.Generator) -> float:

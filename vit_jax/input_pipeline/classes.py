@@ -1,5 +1,6 @@
 """The names of classes: their order, and how the classes of a dataset are found in a model."""
 
+import collections
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -92,8 +93,7 @@ def match(
     """
     count = outputs if isinstance(outputs, int) else len(outputs)
     if not by_position and not isinstance(outputs, int):
-        found = [places(names, spelling) for spelling in _spellings(outputs)]
-        best = min(found, key=lambda one: one.count(None))
+        best = _best(names, outputs)
         order = [place for place in best if place is not None]
         if len(order) == len(names):
             return order
@@ -117,6 +117,34 @@ def match(
             f"have {some(sorted(names))}. If the model has the order of the numbers, add {option}"
         )
     return list(range(count))
+
+
+def find(names: Sequence[str], outputs: Sequence[str], dataset: str) -> list[int | None]:
+    """The output of the same name for each class of a dataset; None if no output has it.
+
+    For ImageNet's classes, the WordNet id is a name too.
+
+    Raises:
+      UserError: for a name that means several outputs.
+    """
+    best = _best(names, outputs)
+    known = {_normal(output) for spelling in _spellings(outputs) for output in spelling}
+    if doubt := [n for n, i in zip(names, best, strict=True) if i is None and _normal(n) in known]:
+        raise UserError(f"{dataset} has names that several classes have: {some(doubt, _SHOWN)}")
+    return best
+
+
+def require_distinct(names: Sequence[str], what: object) -> None:
+    """Raises UserError if several classes of `what` have the same name."""
+    counts = collections.Counter(map(_normal, names))
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise UserError(f"{what} has several classes of the same name: {some(repeated, _SHOWN)}")
+
+
+def _best(names: Sequence[str], outputs: Sequence[str]) -> list[int | None]:
+    """`places` in the spelling of the outputs in which most names are found."""
+    found = [places(names, spelling) for spelling in _spellings(outputs)]
+    return min(found, key=lambda one: one.count(None))
 
 
 def _are_outputs(names: Iterable[str], count: int) -> bool:

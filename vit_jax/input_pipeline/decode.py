@@ -67,14 +67,26 @@ def decode_image(encoded: bytes, name: str = "image") -> np.ndarray:
 
 
 def _decode_any(encoded: bytes) -> np.ndarray:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:
         raise ValueError("no image, or a damaged one: in no format that Pillow reads") from None
+    return pixels_of(image)
+
+
+def pixels_of(image: Any) -> np.ndarray:
+    """An open image of Pillow as `decode_image` gives it: uint8 [height, width, 3], upright.
+
+    Raises:
+      ValueError: if no rule says which of its values is white. Pillow's decoders raise other types
+        for damage.
+    """
+    from PIL import Image, ImageOps
+
     bits = _bits(image)  # A TIFF file forgets its tags when it is loaded.
-    ImageOps.exif_transpose(image, in_place=True)
+    image = ImageOps.exif_transpose(image)
     if bits is not None:
         image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
     # Pillow would warn about a transparent palette, whose transparency is dropped here on purpose.

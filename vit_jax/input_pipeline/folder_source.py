@@ -3,8 +3,8 @@
 import os
 import re
 from collections.abc import Collection
-from pathlib import Path
 
+from vit_jax import stores
 from vit_jax.errors import UserError, some
 from vit_jax.input_pipeline import classes, image_files
 from vit_jax.input_pipeline.records import IMAGE_SUFFIXES, PathLike, Record, read_image
@@ -36,15 +36,16 @@ class FolderSource:
 
     def __init__(self, directory: PathLike, train: PathLike | None = None):
         self.description = os.fspath(directory)
-        files = _images_by_class(Path(directory))
-        train = Path(directory).absolute().parent / "train" if train is None else train
-        known = image_files.subfolders(train) if os.path.isdir(train) else list(files)
+        files = _images_by_class(self.description)
+        if train is None:
+            train = os.path.join(os.path.dirname(stores.absolute(directory)), "train")
+        known = image_files.subfolders(train) if stores.is_dir(train) else list(files)
         self._class_names = classes.ordered(known)
         classes.require_known(files, self._class_names, str(directory), train)
         self.num_classes = len(self._class_names)
         places = classes.places(list(files), self._class_names)
         by_label = sorted(zip(places, files.values(), strict=True), key=lambda pair: pair[0] or 0)
-        self._paths = [path for _, paths in by_label for path in paths]
+        self.names = [path for _, paths in by_label for path in paths]
         self.labels: list[int] = [label or 0 for label, paths in by_label for _ in paths]
 
     def int2str(self, label: int) -> str:
@@ -52,14 +53,14 @@ class FolderSource:
         return self._class_names[label]
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Record:
-        path = self._paths[index]
+        path = self.names[index]
         return {"image": read_image(path), "label": self.labels[index], "name": path}
 
 
-def _images_by_class(directory: Path) -> dict[str, list[str]]:
+def _images_by_class(directory: str) -> dict[str, list[str]]:
     """The paths of every class, which has at least one; a warning counts what else there is."""
     try:
         names = image_files.subfolders(directory)
@@ -74,7 +75,7 @@ def _images_by_class(directory: Path) -> dict[str, list[str]]:
     outside = len(image_files.images_in(directory, total))
     for name in names:
         left_out = image_files.LeftOut()
-        files[name] = image_files.images_below(directory / name, left_out)
+        files[name] = image_files.images_below(os.path.join(directory, name), left_out)
         if not files[name]:
             empty.append(f"{name} ({image_files.counted(left_out) or 'empty'})")
         total += left_out
@@ -120,15 +121,20 @@ def are_splits(names: Collection[str]) -> bool:
     return count > 1 or count == len(names) > 0
 
 
-def _require_classes(directory: Path, files: dict[str, list[str]]) -> None:
+def _require_classes(directory: str, files: dict[str, list[str]]) -> None:
     """Raises UserError for a folder of splits or of datasets, whose subfolders are no classes.
 
     What is in a folder that is called `train` or `test` are classes, whatever their names.
     """
-    wrong = list(files) if are_splits(files) and not is_split(directory.name) else []
+    wrong = (
+        list(files)
+        if are_splits(files) and not is_split(os.path.basename(stores.absolute(directory)))
+        else []
+    )
     for name, paths in files.items():
-        folders = {os.path.dirname(path) for path in paths} - {str(directory / name)}
-        inside = {os.path.relpath(folder, directory / name).split(os.sep)[0] for folder in folders}
+        top = os.path.join(directory, name)
+        folders = {os.path.dirname(path) for path in paths} - {top}
+        inside = {os.path.relpath(folder, top).split(os.sep)[0] for folder in folders}
         if are_splits(inside):
             wrong.append(name)
     if wrong:

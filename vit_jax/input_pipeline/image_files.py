@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
+from vit_jax import stores
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline.records import IMAGE_SUFFIXES, PathLike
 
@@ -64,22 +65,23 @@ def images_below(directory: PathLike, left_out: LeftOut) -> list[str]:
 
 def _folders(directory: PathLike, seen: set[tuple[int, int]]) -> Iterator[PathLike]:
     """The folder and all below it."""
-    stat = os.stat(directory)
-    if (stat.st_dev, stat.st_ino) in seen:
-        return
-    seen.add((stat.st_dev, stat.st_ino))
+    if not stores.is_address(directory):  # which has no links
+        stat = os.stat(directory)
+        if (stat.st_dev, stat.st_ino) in seen:
+            return
+        seen.add((stat.st_dev, stat.st_ino))
     yield directory
     for name in subfolders(directory):
         yield from _folders(os.path.join(directory, name), seen)
 
 
-def _visible_folder(entry: os.DirEntry[str]) -> bool:
+def _visible_folder(entry: os.DirEntry[str] | stores.Entry) -> bool:
     return entry.is_dir() and not entry.name.startswith(".")
 
 
-def _entries(directory: PathLike) -> list[os.DirEntry[str]]:
+def _entries(directory: PathLike) -> list[os.DirEntry[str]] | list[stores.Entry]:
     try:
-        return list(os.scandir(directory))
+        return stores.scan(directory)
     except OSError as error:
         raise UserError(f"cannot read the image folder {directory}: {error.strerror}") from error
 

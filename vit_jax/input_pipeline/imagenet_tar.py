@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import stores
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline.records import IMAGE_SUFFIXES, TEST_SPLITS, PathLike, Record
 
@@ -37,7 +38,7 @@ Index = dict[str, np.ndarray]
 
 def is_imagenet(directory: PathLike) -> bool:
     """Whether a folder holds ImageNet's tar files."""
-    return any(os.path.isfile(os.path.join(directory, name)) for name in (TRAIN, VAL))
+    return any(stores.is_file(os.path.join(directory, name)) for name in (TRAIN, VAL))
 
 
 class ImagenetTarSource:

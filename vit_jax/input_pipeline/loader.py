@@ -6,7 +6,7 @@ threads, worker processes and restarts.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import grain
@@ -14,12 +14,15 @@ import numpy as np
 
 from vit_jax.configs import common
 from vit_jax.errors import UserError, some
-from vit_jax.input_pipeline import recipes
+from vit_jax.input_pipeline import captions, recipes
 from vit_jax.input_pipeline import transforms as tr
-from vit_jax.input_pipeline.classes import names_of
+from vit_jax.input_pipeline.classes import Relabelled, names_of
 from vit_jax.input_pipeline.examples import RECORD, SKIPPED, OnError, TestExamples, TrainExamples
-from vit_jax.input_pipeline.order import Repeated
+from vit_jax.input_pipeline.label_maps import LabelMaps
+from vit_jax.input_pipeline.mixture import Mixture, open_mixture
+from vit_jax.input_pipeline.order import Part, Repeated, shuffled
 from vit_jax.input_pipeline.real_labels import RealLabels
+from vit_jax.input_pipeline.records import has_several_labels
 from vit_jax.input_pipeline.sources import FolderSource, Source, TfdsSource, open_source
 from vit_jax.input_pipeline.streams import IN_THREADS, Batch, Batches, Reading
 
@@ -45,10 +48,10 @@ class _Dataset:
     @property
     def summary(self) -> str:
         """What is read, how many images it has, and its classes in their order."""
-        names = some(self.class_names, 10)
-        return (
-            f"{self.description}: {self.num_examples} images of {self.num_classes} classes: {names}"
-        )
+        what = f"{self.description}: {self.num_examples} images"
+        if not self.num_classes:
+            return what
+        return f"{what} of {self.num_classes} classes: {some(self.class_names, 10)}"
 
     def as_numpy_iterator(self) -> Iterator[Batch]:
         """The same as `iter(self)`, under the name that `tf.data` gives it."""
@@ -96,6 +99,8 @@ class TrainDataset(_Dataset):
         `errors`.
       repeats: Number of times that a batch holds an example. The copies are augmented differently
         and spread over the batch, and an epoch has `repeats` times as many batches.
+      parts: Parts of the source that are mixed by their weights, each shuffled by itself; they
+        must make up the source. By default the source is one part.
     """
 
     def __init__(
@@ -108,9 +113,10 @@ class TrainDataset(_Dataset):
         reading: Reading = IN_THREADS,
         on_error: OnError = "raise",
         repeats: int = 1,
+        parts: Sequence[Part] = (),
     ):
         super().__init__(source, batch_size, reading)
-        records = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
+        records = shuffled(parts or [Part(len(source))], -(-batch_size // repeats), seed)
         if repeats > 1:
             records = Repeated(records, batch_size, repeats)
         make = TrainExamples(source, transform, on_error)
@@ -121,8 +127,10 @@ class TrainDataset(_Dataset):
 
         Yields:
           'image': float32 [rows, crop, crop, 3] in [-1, 1] (or as `config.pp.mean` and `std`
-          have it); 'label': float32 [rows, num_classes] of zeros and ones. `rows` is the number of
-          rows that this host reads of each batch.
+          have it); 'label': float32 [rows, num_classes] of zeros and ones; and what `label_maps`
+          keeps, where there are maps; or what another last step of `transform` makes in their
+          place. `rows` is the number of rows that this host reads of each
+          batch.
 
         Raises:
           UserError: if the file of an image cannot be read; the message names the file.
@@ -175,7 +183,7 @@ class TestDataset(_Dataset):
 
 
 def get_datasets(
-    config: Any, *, process_index: int = 0, process_count: int = 1
+    config: Any, *, process_index: int = 0, process_count: int = 1, compact: bool = False
 ) -> tuple[TrainDataset, TestDataset]:
     """The training and the test set of a run.
 
@@ -184,20 +192,39 @@ def get_datasets(
         `configs/common.py`.
         `config.dataset` is whatever `open_source` reads: a folder of images or of ImageNet's tar
         files, a table, an `.npz`, or a TFDS name; its splits are `config.pp.train` and
-        `config.pp.test`.
+        `config.pp.test`. With `config.mixture`, training reads the datasets listed there instead.
+        With the objective 'contrastive' it is whatever `open_captions` reads, and batches have
+        'tokens', int32 [rows, config.text.length], in place of labels.
       process_index: This host's number among `process_count` that train together.
       process_count: How many hosts train together.
+      compact: Whether images stay uint8 where their preparation ends in pixels, and labels stay
+        numbers, int32 [rows], where every image has one; `vit_jax.train.inputs` makes the rest of
+        them on the devices, to the last bit as it is made here otherwise. The filling of a test
+        batch is zeros then too, which is black images of class 0.
 
     Raises:
       UserError: for a bad setting or bad data.
     """
 
     config = common.with_defaults(config)
-    hosts = {"process_index": process_index, "process_count": process_count}
-    train, test = (
-        _dataset(_open(config, mode), config, mode, **hosts) for mode in ("train", "test")
+    how = {"process_index": process_index, "process_count": process_count, "compact": compact}
+    last: dict[Mode, tr.Transform | None] = {"train": None, "test": None}
+    if config.objective == captions.OBJECTIVE:
+        train, test = (_open(config, mode, captions.open_captions) for mode in ("train", "test"))
+        text = captions.text_of(config)
+        last = {mode: captions.Tokens(text, drawn=mode == "train") for mode in last}
+    elif config.mixture:
+        test = _open(config, "test")
+        train = open_mixture(config, names_of(test))
+        if added := range(test.num_classes, train.num_classes):
+            test = Relabelled(test, range(added.start), names_of(train))
+    else:
+        train, test = (_open(config, mode) for mode in ("train", "test"))
+    sources: dict[Mode, Source] = {"train": train, "test": test}
+    train_set, test_set = (
+        _dataset(source, config, mode, last=last[mode], **how) for mode, source in sources.items()
     )
-    return train, test  # pyright: ignore (_dataset returns the class of each mode)
+    return train_set, test_set  # pyright: ignore (_dataset returns the class of each mode)
 
 
 def get_data_from_tfds(
@@ -241,8 +268,35 @@ def get_data_from_directory(
     return _dataset(source, common.with_defaults(config), mode, process_index, process_count)
 
 
-def _open(config: Any, mode: Mode) -> Source:
-    return open_source(
+def get_test_data(
+    source: Source,
+    config: Any,
+    *,
+    last: tr.Transform | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TestDataset:
+    """Every example of a source once, in its order, as a run with a complete config sees images.
+
+    They are `compact`, see `get_datasets`.
+
+    Args:
+      source: Source with the class numbers of the run.
+      config: A complete config; its `dataset`, `pp.test` and `data.real_labels` are not looked at.
+      last: As of `recipes.eval_transform`.
+      process_index, process_count: As in `get_datasets`.
+
+    Raises:
+      UserError: for a bad setting.
+    """
+    config = config.copy_and_resolve_references().unlock()
+    config.data.real_labels = None
+    hosts = process_index, process_count
+    return _dataset(source, config, "test", *hosts, compact=True, last=last)  # pyright: ignore
+
+
+def _open(config: Any, mode: Mode, opened: Callable[..., Source] = open_source) -> Source:
+    return opened(
         config.dataset,
         config.pp[mode],
         data_dir=config.tfds_data_dir,
@@ -251,27 +305,44 @@ def _open(config: Any, mode: Mode) -> Source:
 
 
 def _dataset(
-    source: Source, config: Any, mode: Mode, process_index: int, process_count: int
+    source: Source,
+    config: Any,
+    mode: Mode,
+    process_index: int,
+    process_count: int,
+    compact: bool = False,
+    last: tr.Transform | None = None,
 ) -> TrainDataset | TestDataset:
     _check(config)
     data = config.data
     reading = Reading(data.num_workers, config.prefetch, process_index, process_count)
+
+    def form(source: Source) -> dict[str, Any]:
+        if last is not None:
+            return {"pixels": compact, "last": last}
+        return {"pixels": compact, "numbers": compact and not has_several_labels(source)}
+
     if mode == "train":
+        parts = source.parts if isinstance(source, Mixture) else ()
+        if config.token_labels.maps:
+            recipes.check_tells_places(config.pp)
+            source = LabelMaps(source, config.token_labels.maps)
         return TrainDataset(
             source,
-            recipes.train_transform(config.pp, source.num_classes),
+            recipes.train_transform(config.pp, source.num_classes, **form(source)),
             batch_size=config.batch,
             seed=config.seed,
             reading=reading,
             on_error=data.on_error,
             repeats=data.repeats,
+            parts=parts,
         )
     if mode == "test":
         if data.real_labels:
             source = RealLabels(source, data.real_labels)
         return TestDataset(
             source,
-            recipes.eval_transform(config.pp, source.num_classes),
+            recipes.eval_transform(config.pp, source.num_classes, **form(source)),
             batch_size=config.batch_eval,
             reading=reading,
             on_error=data.on_error,

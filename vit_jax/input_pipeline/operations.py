@@ -88,6 +88,37 @@ OPERATIONS: dict[str, Callable[[Pixels, float, Canvas], Pixels]] = {
     "Cutout": _cutout,
 }
 
+# Those that move pixels.
+MOVES = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """An operation with all that was drawn for it.
+
+    Attributes:
+      name: Key of `OPERATIONS`.
+      argument: Its argument.
+      canvas: Its other parameters.
+    """
+
+    name: str
+    argument: float
+    canvas: Canvas
+
+    def __call__(self, image: Pixels) -> Pixels:
+        return OPERATIONS[self.name](image, self.argument, self.canvas)
+
+    @property
+    def moves(self) -> bool:
+        """Whether it moves pixels, and does not only change their values."""
+        return self.name in MOVES
+
+    def on_numbers(self, image: Pixels) -> Pixels:
+        """What a moving operation does to an image of mode 'I': nothing between two numbers."""
+        canvas: Any = dataclasses.replace(self.canvas, fill=0, resample=NEAREST)
+        return OPERATIONS[self.name](image, self.argument, canvas)
+
 
 # --- levels --------------------------------------------------------------------------------------
 
@@ -127,11 +158,25 @@ class Space:
 
     def apply(self, image: Pixels, name: str, strength: float, rng: np.random.Generator) -> Pixels:
         """Applies the operation `name` at a strength between 0 and 1 to an RGB image."""
+        return self.draw(image.size, name, strength, rng)(image)
+
+    def draw(
+        self, size: tuple[int, int], name: str, strength: float, rng: np.random.Generator
+    ) -> "Operation":
+        """The operation `name` at a strength between 0 and 1, for an image of `size`.
+
+        Args:
+          size: (width, height) in pixels.
+          name: Key of `levels`.
+          strength: As of `Level`.
+          rng: Generator that draws the direction and the interpolation; the operation may draw a
+            place in the image from it.
+        """
         level = self.levels[name]
-        value = level.value(strength, image.size[1] if name == "TranslateY" else image.size[0])
+        value = level.value(strength, size[1] if name == "TranslateY" else size[0])
         sign = -1 if level.signed and rng.random() < 0.5 else 1
         canvas = Canvas(rng, self.fill, self.resample[int(rng.integers(len(self.resample)))])
-        return OPERATIONS[name](image, level.base + sign * value, canvas)
+        return Operation(name, level.base + sign * value, canvas)
 
 
 def _same(names: tuple[str, ...], level: Level) -> dict[str, Level]:

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 
+from vit_jax import stores
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline.records import PathLike, Record, Source
 
@@ -60,8 +61,7 @@ class RealLabels:
 
 def _read(file: PathLike) -> list[list[int]]:
     try:
-        with open(file, encoding="utf-8") as text:
-            labels = json.load(text)
+        labels = json.loads(stores.read_bytes(file))
     except OSError as error:
         raise UserError(f"cannot read the labels {file}: {error.strerror}") from error
     except ValueError as error:

@@ -7,6 +7,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from vit_jax.errors import UserError, suggest
 from vit_jax.families.preprocess import Preprocess, sides
 from vit_jax.input_pipeline import augment as aug
@@ -17,7 +19,10 @@ Steps = tuple[tr.Transform, ...]
 
 _OFFICIAL_VALUES = {0.5}
 # Steps that change colours by what they know of red, green and blue.
-_OF_COLOURS = ("randaug", "autoaug", "deit", "three_augment")
+_OF_COLOURS = ("randaug", "autoaug", "deit", "three_augment", "lvvit", "squash_randaug")
+# Those that tell where in the image each of its pixels was, see `label_maps.py`. The others move
+# pixels after a window was taken.
+_TELL_PLACES = ("lvvit", "random_resized_crop", "three_augment", "inception", "crop", "none")
 
 
 def _scaled(pp: Any) -> Steps:
@@ -76,6 +81,11 @@ AUGMENTATIONS: dict[str, Callable[[Any], Steps]] = {
     "random_resized_crop": _random_resized_crop,
     "deit": lambda pp: (*_random_resized_crop(pp), _rand_augment(pp)),
     "three_augment": lambda pp: (*_random_resized_crop(pp), aug.ThreeAugment()),
+    # The steps of LV-ViT's released code: flip and RandAugment of the whole image, then the window.
+    "lvvit": lambda pp: (tr.Flip(), _rand_augment(pp), _random_resized_crop(pp)[0]),
+    # The whole image, a flip and RandAugment, which cuts nothing away that a caption may speak of
+    # (LiT's recipe).
+    "squash_randaug": lambda pp: (*_scaled(pp), tr.Flip(), _rand_augment(pp)),
     # A digit that is flipped or cut may be another digit. So digits are shifted by up to 1/8 of the
     # side and rotated by up to 12°.
     "digits": _digits,
@@ -84,29 +94,76 @@ AUGMENTATIONS: dict[str, Callable[[Any], Steps]] = {
 }
 
 
-def train_transform(pp: Any, num_classes: int) -> tr.Transform:
+def train_transform(
+    pp: Any,
+    num_classes: int,
+    *,
+    pixels: bool = False,
+    numbers: bool = False,
+    last: tr.Transform | None = None,
+) -> tr.Transform:
     """The transform from a record with encoded bytes to a training example.
 
     Args:
       pp: A complete `config.pp` that `check` accepts.
       num_classes: Length of the label vector.
+      pixels: Whether the image stays uint8, not normalised, where the augmentation ends in pixels.
+      numbers: Whether the label stays the number of its class.
+      last: The last step, which makes the example of a record whose image is done; None for that
+        of images with labels.
     """
-    steps = AUGMENTATIONS[pp.augment](pp)
-    if pp.color_jitter:
-        steps += (aug.ColorJitter(*(pp.color_jitter,) * 3),)
-    steps += _values(pp)
+    steps = _augmentation(pp)
+    if not (pixels and ends_in_pixels(pp, train=True)):
+        steps += _values(pp)
     if pp.erasing:
         steps += (aug.RandomErasing(pp.erasing),)
-    return tr.Chain((tr.Decode(pp.channels), *steps, tr.OneHot(num_classes)))
+    return _transform(pp, steps, last or _labelled(num_classes, numbers))
 
 
-def eval_transform(pp: Any, num_classes: int) -> tr.Transform:
+def eval_transform(
+    pp: Any,
+    num_classes: int,
+    *,
+    pixels: bool = False,
+    numbers: bool = False,
+    last: tr.Transform | None = None,
+) -> tr.Transform:
     """The transform from a record with encoded bytes to a test example, without augmentation.
 
     Its arguments are those of `train_transform`.
     """
-    steps = (tr.Decode(pp.channels), *_scaled(pp), *_values(pp))
-    return tr.Chain((*steps, tr.OneHot(num_classes)))
+    steps = _scaled(pp)
+    if not (pixels and ends_in_pixels(pp, train=False)):
+        steps += _values(pp)
+    return _transform(pp, steps, last or _labelled(num_classes, numbers))
+
+
+def ends_in_pixels(pp: Any, *, train: bool) -> bool:
+    """Whether an image is uint8 before it is normalised, and nothing follows that.
+
+    Bilinear resizing gives fractions of a pixel's values; bicubic resizing and the policies give
+    pixels. Erasing follows the normalisation, because its noise has the scale of normalised values.
+    """
+    if train and pp.erasing:
+        return False
+    # The type does not depend on the image, so the steps are tried on a black one.
+    height, width, channels = image_shape(pp)
+    black = {"image": np.zeros((height + 1, width + 1, channels), np.uint8)}
+    steps = tr.Chain(_augmentation(pp) if train else _scaled(pp))
+    return steps(black, np.random.default_rng(0))["image"].dtype == np.uint8
+
+
+def _augmentation(pp: Any) -> Steps:
+    steps = AUGMENTATIONS[pp.augment](pp)
+    return (*steps, aug.ColorJitter(*(pp.color_jitter,) * 3)) if pp.color_jitter else steps
+
+
+def _transform(pp: Any, steps: Steps, last: tr.Transform) -> tr.Transform:
+    return tr.Chain((tr.Decode(pp.channels), *steps, last))
+
+
+def _labelled(num_classes: int, numbers: bool) -> tr.Transform:
+    return tr.ClassNumber() if numbers else tr.OneHot(num_classes)
 
 
 def _values(pp: Any) -> Steps:
@@ -183,6 +240,15 @@ def check(pp: Any) -> None:
             "lack; take 'inception', 'random_resized_crop', 'crop' or 'none'"
         )
     _check_policy(pp.autoaug_policy)
+
+
+def check_tells_places(pp: Any) -> None:
+    """Raises UserError for an augmentation that leaves unknown which part of an image is seen."""
+    if pp.augment not in _TELL_PLACES:
+        raise UserError(
+            f"config.pp.augment={pp.augment!r} moves pixels where no label map can follow; with "
+            f"config.token_labels.maps choose from {', '.join(_TELL_PLACES)}"
+        )
 
 
 def _is_size(value: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
+from vit_jax import stores
 from vit_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
@@ -80,6 +81,11 @@ class Subset:
         return self._source[self._indices[index]]
 
 
+def has_several_labels(source: Source) -> bool:
+    """Whether images may have several labels or none; the first record tells it of all."""
+    return isinstance(source[0]["label"], list)
+
+
 def read_image(path: str) -> bytes:
     """The bytes of a file.
 
@@ -87,7 +93,6 @@ def read_image(path: str) -> bytes:
       UserError: if the file cannot be read; the message names it.
     """
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return stores.read_bytes(path)
     except OSError as error:
         raise UserError(f"cannot read the image {path}: {error.strerror}") from error

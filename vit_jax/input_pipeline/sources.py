@@ -1,4 +1,4 @@
-"""Opens a source of examples: TFDS, an image folder, a table, arrays or ImageNet's tar files.
+"""Opens a source of examples: TFDS, ArrayRecord, a folder, a table, arrays, ImageNet's tar files.
 
 All sources are random-access sequences of `{'image': encoded bytes or pixels, 'label': int, 'name':
 str}`; the label is a list where images may have several labels. All sources can be pickled, so that
@@ -9,11 +9,15 @@ import glob
 import os
 from typing import Any
 
+from vit_jax import stores
 from vit_jax.errors import UserError
-from vit_jax.input_pipeline import array_source, image_files, imagenet_tar, tables
+from vit_jax.input_pipeline import array_source, copies, image_files, imagenet_tar, tables
+from vit_jax.input_pipeline.array_record_source import ArrayRecordSource, is_array_record
 from vit_jax.input_pipeline.array_source import ArraySource
 from vit_jax.input_pipeline.folder_source import FolderSource, are_splits, is_split
 from vit_jax.input_pipeline.held_out import held_out
+from vit_jax.input_pipeline.preparing import inputs as preparing
+from vit_jax.input_pipeline.preparing.hugging_face import is_on_disk
 from vit_jax.input_pipeline.records import (
     TEST_SPLITS,
     LabelledSource,
@@ -22,7 +26,7 @@ from vit_jax.input_pipeline.records import (
     Source,
 )
 from vit_jax.input_pipeline.table_source import TableSource
-from vit_jax.input_pipeline.tfds_source import TfdsSource, prepare
+from vit_jax.input_pipeline.tfds_source import TfdsSource, is_prepared_folder, prepare
 
 __all__ = [
     "FILE_SUFFIXES",
@@ -58,16 +62,18 @@ def open_source(
     'train', and is the test split; see `held_out.py`.
 
     Args:
-      dataset: A folder `{train,test}/<class>/` of images (`val`, `valid` or `validation` will do
+      dataset: A path, or the address of the same in a store (`gs://…`, `s3://…`), of a folder
+        `{train,test}/<class>/` of images (`val`, `valid` or `validation` will do
         for `test`), or a folder `<class>/` of them; a folder of ImageNet's tar files, see
         `imagenet_tar.py`; a table of paths, see `table_source.py`, or of pixels, see
         `array_source.py`, or an `.npz` of arrays, each with the test split in a file `test`, `val`,
-        … of the same suffix beside it, or in other arrays of the same file; or else a
-        TFDS name.
+        … of the same suffix beside it, or in other arrays of the same file; the folder of a
+        dataset that TFDS or `vit-jax prepare` has prepared; a pattern of such files of ArrayRecord,
+        see `array_record_source.py`; or else a TFDS name.
       split: Any split of TFDS, e.g. 'train[:98%]'; for other datasets 'train', 'test' or the name
-        of a folder or file. Only TFDS reads slices; for other datasets a slice is ignored, with a
-        warning. None reads all of a file or of a folder of classes, and is 'test' for other
-        datasets.
+        of a folder or file. Only TFDS and prepared folders read slices; for other datasets a slice
+        is ignored, with a warning. None reads all of a file or of a folder of classes, and is
+        'test' for other datasets.
       data_dir, manual_dir: As in `TfdsSource`.
       labelled: Whether images without labels are an error. Otherwise a file of them is read, and
         the label of each record is the empty list.
@@ -75,18 +81,45 @@ def open_source(
     Raises:
       UserError: if the source cannot be opened; the classes of the sources say when.
     """
-    if dataset.lower().endswith(FILE_SUFFIXES) or os.path.isfile(dataset):
-        source = _open_split_of_file(dataset, split and _without_slice(split, dataset), labelled)
+    if is_array_record(dataset):
+        return ArrayRecordSource(dataset, split and without_slice(split, dataset))
+    if is_prepared_folder(dataset):
+        return TfdsSource(copies.of_folder(dataset), split or "test")
+    _require_random_access(dataset)
+    if dataset.lower().endswith(FILE_SUFFIXES) or stores.is_file(dataset):
+        source = _open_split_of_file(dataset, split and without_slice(split, dataset), labelled)
         if labelled and not source.num_classes:
             raise UserError(f"{source.description} has no labels; {tables.expected()}")
         return source
-    if not os.path.isdir(dataset):
+    if not stores.is_dir(dataset):
+        if stores.is_address(dataset):
+            raise UserError(f"there is no folder and no file {dataset}")
         return TfdsSource(dataset, split or "test", data_dir, manual_dir)
     if imagenet_tar.is_imagenet(dataset):
-        return imagenet_tar.ImagenetTarSource(dataset, _without_slice(split or "test", dataset))
+        if stores.is_address(dataset):
+            raise UserError(
+                f"{dataset}: ImageNet's tar files are read on a disk only, not in a store"
+            )
+        return imagenet_tar.ImagenetTarSource(dataset, without_slice(split or "test", dataset))
     if split is None and _holds_classes(dataset):
         return FolderSource(dataset, train=dataset)
-    return _open_split_of_folder(dataset, _without_slice(split or "test", dataset))
+    return _open_split_of_folder(dataset, without_slice(split or "test", dataset))
+
+
+def _require_random_access(dataset: str) -> None:
+    """Raises UserError for files that can only be read in a row, and says how that is mended."""
+    if stores.is_address(dataset):  # `prepare` reads from a disk.
+        return
+    if os.path.isdir(dataset):  # An archive may lie beside the folders of classes.
+        folders = set(image_files.subfolders(dataset)) - {"data"}
+        raw = is_on_disk(dataset) or (not folders and preparing.is_input(dataset))
+    else:
+        raw = preparing.is_input(dataset) and not dataset.lower().endswith(FILE_SUFFIXES)
+    if raw:
+        raise UserError(
+            f"{dataset} can only be read in a row: `vit-jax prepare {dataset} --to FOLDER` makes a "
+            "dataset of it that is read at random, --config.dataset=FOLDER"
+        )
 
 
 def split_path(directory: PathLike, split: str, suffix: str = "") -> str:
@@ -97,10 +130,11 @@ def split_path(directory: PathLike, split: str, suffix: str = "") -> str:
     """
     names = (split, *TEST_SPLITS) if split in TEST_SPLITS else (split,)
     paths = [os.path.join(directory, name + suffix) for name in names]
-    return next((path for path in paths if os.path.exists(path)), paths[0])
+    return next((path for path in paths if stores.exists(path)), paths[0])
 
 
-def _without_slice(split: str, dataset: str) -> str:
+def without_slice(split: str, dataset: str) -> str:
+    """The name of the split, after a warning if a slice of it is asked for."""
     name, bracket, _ = split.partition("[")
     if bracket:
         image_files.warn_once(
@@ -117,9 +151,14 @@ def _open_split_of_folder(directory: str, split: str) -> Source:
         if _holds_classes(directory):
             return _held_out(FolderSource(directory, train=directory), split)
         train, test = os.path.join(directory, "train"), split_path(directory, "test")
-        if os.path.isdir(train) and (not os.path.isdir(test) or _is_unlabelled(test)):
+        if stores.is_dir(train) and (not stores.is_dir(test) or _is_unlabelled(test)):
             return _held_out(FolderSource(train), split, test)
     return FolderSource(split_path(directory, split))
+
+
+def holds_only_classes(directory: str) -> bool:
+    """Whether the subfolders of a folder are classes, and no image lies beside them."""
+    return _holds_classes(directory) and not image_files.images_in(directory, image_files.LeftOut())
 
 
 def _holds_classes(directory: str) -> bool:
@@ -184,7 +223,7 @@ def _open_split_of_file(file: str, split: str | None, labelled: bool) -> Source:
     path, test = split_path(folder, split, suffix), split_path(folder, "test", suffix)
     if split not in ("train", *TEST_SPLITS):
         return open_file(path, file)
-    if not os.path.exists(test) or (labelled and not open_file(test).num_classes):
+    if not stores.exists(test) or (labelled and not open_file(test).num_classes):
         return _held_out(open_file(file), split, test)
     if split == "train":
         return open_file(file)
@@ -194,7 +233,7 @@ def _open_split_of_file(file: str, split: str | None, labelled: bool) -> Source:
 def _held_out(source: LabelledSource, split: str, test: str = "") -> Source:
     """The training images without those that are held out, or the latter; a warning says so."""
     part = held_out(source, train=split == "train")
-    why = f"{test} has no labels" if os.path.exists(test) else "there is no test split"
+    why = f"{test} has no labels" if stores.exists(test) else "there is no test split"
     image_files.warn_once(
         f"{source.description}: {why}; a tenth of the images of each class is held out of training "
         "for validation, chosen by a fixed seed"

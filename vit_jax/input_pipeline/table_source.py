@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
+from vit_jax import stores
 from vit_jax.errors import UserError, some
 from vit_jax.input_pipeline import classes, tables
 from vit_jax.input_pipeline.records import PathLike, Record, read_image
@@ -34,9 +34,9 @@ class TableSource:
 
     def __init__(self, file: PathLike, train: PathLike | None = None):
         self.description = os.fspath(file)
-        self._paths, labels = _read(Path(file))
-        other = train is not None and os.path.abspath(train) != os.path.abspath(file)
-        known = _read(Path(train))[1] if other and train is not None else labels
+        self.names, labels = _read(self.description)
+        other = train is not None and stores.absolute(train) != stores.absolute(file)
+        known = _read(os.fspath(train))[1] if other and train is not None else labels
         self._class_names = classes.ordered(label for row in known for label in row)
         self.num_classes = len(self._class_names)
         if other:
@@ -46,7 +46,7 @@ class TableSource:
         numbers = _Numbers(self._class_names)
         rows = [[numbers[label] for label in row] for row in labels]
         if not self.multi_label:
-            for path, row in zip(self._paths, rows, strict=True):
+            for path, row in zip(self.names, rows, strict=True):
                 if len(row) != 1:
                     raise UserError(
                         f"{file} gives {path} {len(row)} labels; {train or file} has one an image"
@@ -58,10 +58,10 @@ class TableSource:
         return self._class_names[label]
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Record:
-        path, label = self._paths[index], self.labels[index]
+        path, label = self.names[index], self.labels[index]
         label = list(label) if isinstance(label, list) else label
         return {"image": read_image(path), "label": label, "name": path}
 
@@ -80,13 +80,12 @@ class _Numbers(dict[str, int]):
         return place
 
 
-def _read(file: Path) -> tuple[list[str], list[list[str]]]:
+def _read(file: str) -> tuple[list[str], list[list[str]]]:
     """The paths of a table, and the list of labels of each path; all lists are empty without."""
     rows, labelled = tables.read_rows(file)
     if not rows:
         raise UserError(f"no labelled images in {file}: it names no image")
-    paths = [os.path.join(file.parent, row.path) for row in rows]
-    _require_files(file, rows, paths)
+    paths = paths_of(file, rows)
     labels = [tables.labels_in(row.label) for row in rows]
     if labelled and not any(labels):
         raise UserError(f"no labelled images in {file}: all cells of labels are empty")
@@ -95,25 +94,34 @@ def _read(file: Path) -> tuple[list[str], list[list[str]]]:
     return paths, labels
 
 
-def _require_files(file: Path, rows: Sequence[tables.Row], paths: Sequence[str]) -> None:
-    """Raises UserError if a path is no file. Every folder is listed once, which is fast."""
+def paths_of(
+    file: str, rows: Sequence[tables.Row], content: tables.Content = tables.LABELS
+) -> list[str]:
+    """The path of each row's image. Every folder is listed once, which is fast.
+
+    Raises:
+      UserError: if a path is no file.
+    """
+    below = os.path.dirname(file)
+    paths = [os.path.join(below, row.path) for row in rows]
     listed: dict[str, set[str]] = {}
     missing = []
     for row, path in zip(rows, paths, strict=True):
         folder, name = os.path.split(path)
         if folder not in listed:
-            listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            is_there = stores.is_dir(folder or ".")
+            listed[folder] = {e.name for e in stores.scan(folder or ".")} if is_there else set()
         # Some file systems know a file by other spellings than the listed one.
-        if name not in listed[folder] and not os.path.exists(path):
+        if name not in listed[folder] and not stores.exists(path):
             missing.append((row, path))
     if not missing:
-        return
+        return paths
     row, path = missing[0]
     hint = "paths are relative to the table's folder"
     if "\\" in row.path:
         hint += ", with / between folders, not \\"
     if row.place == "line 1":
-        hint += f". If the line names the columns: {tables.expected()}"
+        hint += f". If the line names the columns: {tables.expected(content)}"
     raise UserError(
         f"{file} names {len(missing)} of {len(rows)} images that do not exist: "
         f"{some([path for _, path in missing], 3)}; the first in {row.place}. {hint}"

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from vit_jax import stores
 from vit_jax.errors import UserError, short, some
 from vit_jax.input_pipeline.records import PathLike
 
@@ -20,12 +21,51 @@ from vit_jax.input_pipeline.records import PathLike
 _PATH = re.compile(
     r"(path|file|filename|filepath|image|img|(image|img)(path|file|filename|name|id))s?"
 )
-_LABEL = re.compile(r"(label|class|category|target)(s|es|name|label)?|categories|y")
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a table tells of its images.
+
+    Attributes:
+      name: What it is called, in the singular.
+      pattern: What its column is called.
+      expected: Names of its column, for messages.
+      images: What images are called of which it is told.
+      several: How several of them stand in a row of text.
+    """
+
+    name: str
+    pattern: re.Pattern[str]
+    expected: str
+    images: str
+    several: str
+
+
+LABELS = Content(
+    "label",
+    re.compile(r"(label|class|category|target)(s|es|name|label)?|categories|y"),
+    "label (or class, category, …)",
+    "labelled images",
+    "Several labels have semicolons between them: path,one;two",
+)
+CAPTIONS = Content(
+    "caption",
+    re.compile(r"(raw)?(caption|text|sentence|description|alttext|alt)s?"),
+    "caption (or text, sentence, …)",
+    "images with captions",
+    "A caption with a comma in it stands in quotes, and another caption of an image in a row of "
+    "its own",
+)
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".tab")
 # A tab hardly ever stands in a name, whereas names with commas and lists with semicolons are usual.
 _DELIMITERS = ("\t", ",", ";", "|")
 _LOOKED_AT = 20  # lines
+# Said where a cell holds an image instead of its path.
+_EMBEDDED = (
+    ". A table that holds images is read at random after `vit-jax prepare TABLE --to FOLDER`"
+)
 _PIXELS = 16  # A table of at least so many columns, without paths, is a table of pixels.
 
 
@@ -36,7 +76,7 @@ class Columns:
     Attributes:
       names: Names of all columns; None if the table does not begin with names.
       path: Column of paths; None in a table of pixels.
-      label: Column of labels; None if there is none.
+      label: Column of labels, or of captions if they were asked for; None if there is none.
     """
 
     names: tuple[str, ...] | None
@@ -46,15 +86,18 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One image: its place in the table, for messages; its path; and its cell of labels."""
+    """One image: its place in the table, for messages; its path; and its cell of labels.
+
+    The cell is that of captions if they were asked for.
+    """
 
     place: str
     path: str
     label: Any
 
 
-def read_rows(file: PathLike) -> tuple[list[Row], bool]:
-    """All rows of a table of paths, and whether it has a column of labels.
+def read_rows(file: PathLike, content: Content = LABELS) -> tuple[list[Row], bool]:
+    """All rows of a table of paths, and whether it has a column of labels, or of other `content`.
 
     Raises:
       UserError: if the file cannot be read, is malformed, or does not say which column is which.
@@ -62,7 +105,7 @@ def read_rows(file: PathLike) -> tuple[list[Row], bool]:
     suffix = os.path.splitext(file)[1].lower()
     reader = _read_text if suffix in TEXT_SUFFIXES else _OTHERS[suffix]
     try:
-        return reader(file)
+        return reader(file, content)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
 
@@ -75,16 +118,31 @@ def squash(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).lower()
 
 
-def columns_of(file: PathLike, names: Sequence[str]) -> Columns | None:
+def is_path(name: str) -> bool:
+    """Whether a column of this name holds images or their paths."""
+    return _PATH.fullmatch(squash(name)) is not None
+
+
+def is_label(name: str) -> bool:
+    """Whether a column of this name holds labels."""
+    return LABELS.pattern.fullmatch(squash(name)) is not None
+
+
+def is_caption(name: str) -> bool:
+    """Whether a column of this name holds captions."""
+    return CAPTIONS.pattern.fullmatch(squash(name)) is not None
+
+
+def columns_of(file: PathLike, names: Sequence[str], content: Content = LABELS) -> Columns | None:
     """What a line of names says; None if it names neither a path nor a table of pixels.
 
     Raises:
-      UserError: if several columns could be the path, or the label.
+      UserError: if several columns could be the path, or the content.
     """
     squashed = [squash(name) for name in names]
     path, label = (
         _only(file, what, [i for i, name in enumerate(squashed) if known.fullmatch(name)], names)
-        for what, known in (("path", _PATH), ("label", _LABEL))
+        for what, known in (("path", _PATH), (content.name, content.pattern))
     )
     if path is None and len(names) < _PIXELS:
         return None
@@ -102,11 +160,11 @@ def _only(file: PathLike, what: str, found: list[int], names: Sequence[str]) -> 
     return found[0] if found else None
 
 
-def expected() -> str:
+def expected(content: Content = LABELS) -> str:
     """What a table should look like, for messages."""
     return (
-        "expected two columns of paths and labels, which a first line may name: path (or file, "
-        "filename, image, …) and label (or class, category, …)"
+        f"expected two columns of paths and {content.name}s, which a first line may name: path (or "
+        f"file, filename, image, …) and {content.expected}"
     )
 
 
@@ -121,7 +179,7 @@ class Layout:
     columns: Columns
 
 
-def layout(file: PathLike) -> Layout:
+def layout(file: PathLike, content: Content = LABELS) -> Layout:
     """The layout of a CSV or TSV file, by its first lines.
 
     The delimiter is a tab in a `.tsv` file. Elsewhere it is the first of tab, comma, semicolon and
@@ -139,17 +197,17 @@ def layout(file: PathLike) -> Layout:
             if len(head) == _LOOKED_AT:
                 break
     if not head:
-        raise UserError(f"no labelled images in {file}: it is empty; {expected()}")
+        raise UserError(f"no {content.images} in {file}: it is empty; {expected(content)}")
     tab = os.path.splitext(file)[1].lower() in (".tsv", ".tab")
     tried = {mark: _cells(head, mark) for mark in (("\t",) if tab else _DELIMITERS)}
     for mark, rows in tried.items():
-        if len(rows[0]) > 1 and (named := columns_of(file, rows[0])) is not None:
+        if len(rows[0]) > 1 and (named := columns_of(file, rows[0], content)) is not None:
             return Layout(mark, named)
     for mark, rows in tried.items():
         if len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
             return Layout(mark, _unnamed(len(rows[0])))
     mark, rows = ("\t" if tab else ","), tried["\t" if tab else ","]
-    named = columns_of(file, rows[0])
+    named = columns_of(file, rows[0], content)
     return Layout(mark, named or _unnamed(len(rows[0])))
 
 
@@ -168,8 +226,8 @@ def _unnamed(count: int) -> Columns:
     return Columns(None, 0, 1 if count == 2 else None)
 
 
-def _read_text(file: PathLike) -> tuple[list[Row], bool]:
-    form = layout(file)
+def _read_text(file: PathLike, content: Content) -> tuple[list[Row], bool]:
+    form = layout(file, content)
     columns, rows = form.columns, []
     width = len(columns.names) if columns.names else 2 if columns.label is not None else 1
     header = columns.names is not None
@@ -186,7 +244,7 @@ def _read_text(file: PathLike) -> tuple[list[Row], bool]:
                     continue
                 place = f"line {reader.line_num}"
                 if len(cells) != width or not cells[columns.path or 0].strip():
-                    raise UserError(f"{file}, {place}: {_wrong_cells(cells, columns)}")
+                    raise UserError(f"{file}, {place}: {_wrong_cells(cells, columns, content)}")
                 label = "" if columns.label is None else cells[columns.label]
                 rows.append(Row(place, cells[columns.path or 0].strip(), label))
         except csv.Error as error:
@@ -194,11 +252,11 @@ def _read_text(file: PathLike) -> tuple[list[Row], bool]:
     return rows, columns.label is not None
 
 
-def _wrong_cells(cells: list[str], columns: Columns) -> str:
+def _wrong_cells(cells: list[str], columns: Columns, content: Content) -> str:
     got = f"got {len(cells)} cells: {short(','.join(cells))!r}"
     if columns.names is not None:
         return f"expected {len(columns.names)} cells, {some(columns.names)}, with a path; {got}"
-    return f"{expected()}; {got}. Several labels have semicolons between them: path,one;two"
+    return f"{expected(content)}; {got}. {content.several}"
 
 
 def _open(file: PathLike) -> io.TextIOBase:
@@ -207,8 +265,7 @@ def _open(file: PathLike) -> io.TextIOBase:
     Whatever is no UTF-8 is refused: read as Latin-1, any bytes would give some names.
     """
     try:
-        with open(file, "rb") as stream:
-            content = stream.read()
+        content = stores.read_bytes(file)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     try:
@@ -226,7 +283,7 @@ def _open(file: PathLike) -> io.TextIOBase:
 # --- JSON lines and Parquet ----------------------------------------------------------------------
 
 
-def _read_json_lines(file: PathLike) -> tuple[list[Row], bool]:
+def _read_json_lines(file: PathLike, content: Content) -> tuple[list[Row], bool]:
     rows, labelled = [], False
     with _open(file) as lines:
         for number, line in enumerate(lines, start=1):
@@ -238,49 +295,52 @@ def _read_json_lines(file: PathLike) -> tuple[list[Row], bool]:
                 raise UserError(f"{file}, line {number}, is no JSON: {error}") from error
             if not isinstance(cells, dict):
                 raise UserError(f"{file}, line {number}: expected an object, got {short(line)!r}")
-            row, has_label = _named_row(file, f"line {number}", cells)
+            row, has_label = _named_row(file, f"line {number}", cells, content)
             labelled |= has_label
             rows.append(row)
     return rows, labelled
 
 
-def _read_parquet(file: PathLike) -> tuple[list[Row], bool]:
+def _read_parquet(file: PathLike, content: Content) -> tuple[list[Row], bool]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(file).read()
-        columns = columns_of(file, table.column_names)
+        table = pyarrow.parquet.ParquetFile(stores.readable(file)).read()
+        columns = columns_of(file, table.column_names, content)
         if columns is None or columns.path is None:
-            raise UserError(f"{file}: {_no_path(table.column_names)}")
+            raise UserError(f"{file}: {_no_path(table.column_names, content)}")
         kept = [i for i in (columns.path, columns.label) if i is not None]
         cells = table.select(kept).to_pylist()
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{file} is no Parquet file: {short(str(error), 200)}") from error
-    rows = [_named_row(file, f"row {i}", row)[0] for i, row in enumerate(cells, start=1)]
+    rows = [_named_row(file, f"row {i}", row, content)[0] for i, row in enumerate(cells, start=1)]
     return rows, columns.label is not None
 
 
-def _named_row(file: PathLike, place: str, cells: dict[str, Any]) -> tuple[Row, bool]:
+def _named_row(
+    file: PathLike, place: str, cells: dict[str, Any], content: Content
+) -> tuple[Row, bool]:
     names = list(cells)
-    columns = columns_of(file, names)
+    columns = columns_of(file, names, content)
     if columns is None or columns.path is None:
-        raise UserError(f"{file}, {place}: {_no_path(names)}")
+        raise UserError(f"{file}, {place}: {_no_path(names, content)}")
     path = cells[names[columns.path]]
     if not isinstance(path, str) or not path.strip():
+        hint = _EMBEDDED if isinstance(path, dict | bytes) else ""
         raise UserError(
             f"{file}, {place}: the {names[columns.path]} is no path but "
-            f"{type(path).__name__}: {short(repr(path))}"
+            f"{type(path).__name__}: {short(repr(path))}{hint}"
         )
     label = None if columns.label is None else cells[names[columns.label]]
     return Row(place, path.strip(), label), columns.label is not None
 
 
-def _no_path(names: Sequence[str]) -> str:
-    return f"no column of paths among {some(names, 10)}; {expected()}"
+def _no_path(names: Sequence[str], content: Content) -> str:
+    return f"no column of paths among {some(names, 10)}; {expected(content)}"
 
 
-_OTHERS: dict[str, Callable[[PathLike], tuple[list[Row], bool]]] = {
+_OTHERS: dict[str, Callable[[PathLike, Content], tuple[list[Row], bool]]] = {
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
     ".parquet": _read_parquet,

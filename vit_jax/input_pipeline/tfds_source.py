@@ -4,11 +4,14 @@ import contextlib
 import io
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from vit_jax import stores
 from vit_jax.errors import UserError, suggest
-from vit_jax.input_pipeline.records import PathLike, Record
+from vit_jax.input_pipeline.records import TEST_SPLITS, PathLike, Record
 from vit_jax.waiting import waiting
 
 _RESOLVE_SECONDS = 5.0
@@ -19,8 +22,9 @@ class TfdsSource:
 
     Args:
       dataset: TFDS name, e.g. 'cifar10', 'digits' (which this package adds) or
-        'imagenet2012:5.1.0'.
-      split: TFDS split, e.g. 'train[:98%]'.
+        'imagenet2012:5.1.0'; or the folder of a prepared dataset, as `vit-jax prepare` writes it.
+      split: TFDS split, e.g. 'train[:98%]'. A test split of a folder may have another of the names
+        `TEST_SPLITS` there.
       data_dir: Folder of the prepared datasets; None is TFDS's default, `~/tensorflow_datasets`.
       manual_dir: Folder of the files that TFDS cannot download itself, such as ImageNet's archives.
 
@@ -36,24 +40,91 @@ class TfdsSource:
         data_dir: PathLike | None = None,
         manual_dir: PathLike | None = None,
     ):
-        builder = _prepared_builder(dataset, data_dir, manual_dir)
-        label = _label_feature(builder, dataset)
+        self._examples = Examples(dataset, split, data_dir, manual_dir, check=label_feature)
+        label = label_feature(self._examples.features, dataset)
         self.num_classes: int = label.num_classes
         self.int2str: Callable[[int], str] = label.int2str
-        self._name = self.description = f"{dataset}[{split}]"
+        self.description = self._examples.description
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Record:
+        return record_of(*self._examples[index])
+
+
+class Examples:
+    """The examples of one split of a TFDS dataset, with the encoded bytes of their images.
+
+    Args:
+      dataset, split, data_dir, manual_dir: As of `TfdsSource`.
+      check: Called with the features and the name of the dataset, before anything is read.
+
+    Attributes:
+      features: What an example holds, as TFDS describes it.
+      description: What is read: 'dataset[split]'.
+
+    Raises:
+      UserError: as `TfdsSource`, and as `check`.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        split: str,
+        data_dir: PathLike | None = None,
+        manual_dir: PathLike | None = None,
+        *,
+        check: Callable[[Any, str], object],
+    ):
+        prepared = is_prepared_folder(dataset)
+        builder = (
+            _builder_of_folder(dataset)
+            if prepared
+            else _prepared_builder(dataset, data_dir, manual_dir)
+        )
+        self.features = builder.info.features
+        check(self.features, dataset)
+        if prepared:
+            split = _split_of_folder(builder, split)
+        self.description = f"{dataset}[{split}]"
         self._records = _data_source(builder, dataset, split)
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Record:
-        record = self._records[index]
-        name = f"{self._name} example {index}"
-        if (
-            file := record.get("file_name")
-        ) is not None:  # ImageNet's records, among others, have it.
-            name += f" ({file.decode() if isinstance(file, bytes) else file})"
-        return {"image": record["image"], "label": int(record["label"]), "name": name}
+    def __getitem__(self, index: int) -> tuple[Mapping[str, Any], str]:
+        """The decoded example, and its name for messages."""
+        example = self._records[index]
+        return example, named(example, f"{self.description} example {index}")
+
+
+def named(example: Mapping[str, Any], name: str) -> str:
+    """`name`, and the name of the example's file if it has one."""
+    # ImageNet's examples, among others, have the first name, COCO's the second.
+    file = example.get("file_name", example.get("image/filename"))
+    if file is None:
+        return name
+    return f"{name} ({file.decode() if isinstance(file, bytes) else file})"
+
+
+def record_of(example: Mapping[str, Any], name: str) -> Record:
+    """The record of a decoded example."""
+    label = np.asarray(example["label"], int).tolist()  # a list where images have several labels
+    return {"image": example["image"], "label": label, "name": name}
+
+
+def is_prepared_folder(dataset: str) -> bool:
+    """Whether a dataset is a folder in which TFDS, or `vit-jax prepare`, has prepared it."""
+    return stores.is_file(os.path.join(dataset, "features.json"))
+
+
+def _split_of_folder(builder: Any, split: str) -> str:
+    """The split, or the same part of the test split of another name that the folder has."""
+    name, bracket, part = split.partition("[")
+    if name not in builder.info.splits and name in TEST_SPLITS:
+        name = next((other for other in TEST_SPLITS if other in builder.info.splits), name)
+    return f"{name}{bracket}{part}"
 
 
 def prepare(
@@ -115,10 +186,23 @@ def _builder(dataset: str, data_dir: PathLike | None) -> Any:
             f"unknown dataset {dataset!r}: neither an existing directory nor a TensorFlow Datasets "
             f"name.{suggest(dataset, known)}"
         ) from error
-    except (ValueError, AssertionError, RuntimeError) as error:
+    # Some builders, that of COCO's captions among them, import TensorFlow.
+    except (ValueError, AssertionError, RuntimeError, ImportError) as error:
         raise UserError(
             f"{dataset!r} is neither an existing directory nor a dataset that TensorFlow Datasets "
             f"can build: {_first_line(error)}"
+        ) from error
+
+
+def _builder_of_folder(folder: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(folder)
+    except Exception as error:  # A description that is damaged raises a dozen types.
+        raise UserError(
+            f"{folder} is no prepared dataset that TensorFlow Datasets can read: "
+            f"{_first_line(error)}"
         ) from error
 
 
@@ -192,17 +276,24 @@ def _build_command(builder: Any, dataset: str) -> str:
     return f"tfds build {shlex.quote(dataset)} --file_format=array_record --data_dir={root}"
 
 
-def _label_feature(builder: Any, dataset: str) -> Any:
+def label_feature(features: Any, dataset: str) -> Any:
+    """The `ClassLabel` of a dataset's features; where images have several labels, of each of them.
+
+    Raises:
+      UserError: if the dataset is not one of images with labels.
+    """
     import tensorflow_datasets as tfds
 
-    features = builder.info.features
     names = sorted(features) if isinstance(features, tfds.features.FeaturesDict) else [features]
-    if "image" not in names or not isinstance(features["label"], tfds.features.ClassLabel):
+    label = features["label"] if {"image", "label"} <= set(map(str, names)) else None
+    if isinstance(label, tfds.features.Sequence):
+        label = label.feature
+    if not isinstance(label, tfds.features.ClassLabel):
         raise UserError(
             f"the dataset {dataset!r} is no image classification dataset: expected the features "
             f"'image' and 'label' (a ClassLabel), found {names}"
         )
-    return features["label"]
+    return label
 
 
 def _data_source(builder: Any, dataset: str, split: str) -> Sequence[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess
+from vit_jax.input_pipeline import label_maps
 from vit_jax.input_pipeline.chain import Chain, Record, Transform, generator
 from vit_jax.input_pipeline.channels import decode_channels, with_channels
 from vit_jax.input_pipeline.decode import decode_image
@@ -26,17 +27,21 @@ from vit_jax.input_pipeline.geometry import (
     Resize,
     as_uint8,
     central_crop,
+    padded,
     resize_bicubic,
     resize_bilinear,
     resize_bilinear_antialiased,
+    resize_bilinear_exactly,
     target_shape,
 )
 from vit_jax.input_pipeline.windows import InceptionCrop, RandomResizedCrop
+from vit_jax.ranges import above
 
 __all__ = [
     "RESIZE",
     "CentralCrop",
     "Chain",
+    "ClassNumber",
     "Decode",
     "Flip",
     "InceptionCrop",
@@ -53,6 +58,7 @@ __all__ = [
     "as_uint8",
     "decode_image",
     "generator",
+    "in_pixels",
     "preprocess_image",
     "resize_bicubic",
     "resize_bilinear",
@@ -111,10 +117,13 @@ class MeanStd:
     in_place: bool = False
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
-        mean, std = (
-            (np.array(v, np.float64) * 255).astype(np.float32) for v in (self.mean, self.std)
-        )
+        mean, std = in_pixels(self.mean), in_pixels(self.std)
         return {**record, "image": _normalised(record["image"], mean, std, self.in_place)}
+
+
+def in_pixels(values: tuple[float, ...]) -> np.ndarray:
+    """Means or standard deviations for values in [0, 1], float32 [channels] for [0, 255]."""
+    return (np.array(values, np.float64) * 255).astype(np.float32)
 
 
 def _normalised(image: np.ndarray, mean: Any, std: Any, in_place: bool) -> np.ndarray:
@@ -130,7 +139,7 @@ def _normalised(image: np.ndarray, mean: Any, std: Any, in_place: bool) -> np.nd
 class OneHot:
     """Turns the label, or the list of labels, into float32 [num_classes] of zeros and ones.
 
-    The new record holds the image and the label only.
+    The new record holds the image, the label and what `label_maps` keeps.
     """
 
     num_classes: int
@@ -138,7 +147,20 @@ class OneHot:
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         label = np.zeros(self.num_classes, np.float32)
         label[record["label"]] = 1.0
-        return {"image": record["image"], "label": label}
+        return {"image": record["image"], "label": label, **label_maps.kept(record)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassNumber:
+    """Keeps the label as the number of its class, int32; the record must have exactly one.
+
+    The new record holds what that of `OneHot` holds. `vit_jax.train.inputs` makes the vector that
+    `OneHot` makes, on the devices.
+    """
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        label = np.array(record["label"], np.int32)
+        return {"image": record["image"], "label": label, **label_maps.kept(record)}
 
 
 # --- evaluation ----------------------------------------------------------------------------------
@@ -150,7 +172,8 @@ def preprocess_image(image: np.ndarray, spec: Preprocess) -> np.ndarray:
     Args:
       image: uint8 [height, width, channels], as `Decode` returns it.
       spec: The model's preprocessing. The image is resized so that its shorter side ('shortest') or
-        both sides ('squash') have `floor(size / crop)` pixels, and then the centre is cropped.
+        both sides ('squash') have `floor(size / crop)` pixels, and then the centre is cropped; with
+        a crop above 1 it is black around.
         'shortest' is timm's evaluation transform.
 
     Returns:
@@ -164,12 +187,24 @@ def preprocess_image(image: np.ndarray, spec: Preprocess) -> np.ndarray:
             f"expected an image of uint8 [height, width, {spec.channels}], got {image.dtype} "
             f"{list(image.shape)}"
         )
-    if not 0 < spec.crop <= 1:
-        raise UserError(f"the preprocessing's crop must be in (0, 1], got {spec.crop}")
+    above(0).require("the preprocessing's crop", spec.crop)
     height, width = map(spec.before_crop, spec.height_width)
     height, width = target_shape(image.shape[0], image.shape[1], (height, width), spec.resize)
-    resized = central_crop(_resize(image, height, width, spec), spec.size)
+    resized = padded(_resize(image, height, width, spec), spec.size)
+    resized = central_crop(resized, spec.size)
+    if spec.truncate:
+        return _of_whole_numbers(resized, spec)
     return MeanStd(spec.mean, spec.std)({"image": resized})["image"]
+
+
+def _of_whole_numbers(image: np.ndarray, spec: Preprocess) -> np.ndarray:
+    """The pixels cut off to whole numbers and normalised.
+
+    By these steps, the mean and deviation 0.5 give the original's `x / 255 * 2 - 1` to the last
+    bit, which those of `MeanStd` do not.
+    """
+    share = image.astype(np.uint8) / np.float32(255)
+    return (share - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
 
 
 def _resize(image: np.ndarray, height: int, width: int, spec: Preprocess) -> np.ndarray:
@@ -178,4 +213,5 @@ def _resize(image: np.ndarray, height: int, width: int, spec: Preprocess) -> np.
         return resize(image, height, width)
     if spec.method != "bilinear":
         raise UserError(f"{spec.method} resizing without antialiasing is not supported")
-    return resize_bilinear(image, height, width)
+    resize = resize_bilinear_exactly if spec.truncate else resize_bilinear
+    return resize(image, height, width)

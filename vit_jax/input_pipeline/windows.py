@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from vit_jax.families.preprocess import sides
+from vit_jax.input_pipeline import label_maps
 from vit_jax.input_pipeline.chain import Record, generator
 from vit_jax.input_pipeline.geometry import RESIZE, Size
 
@@ -37,7 +38,8 @@ class RandomWindow:
         image = record["image"]
         top, left, height, width = self.window(image.shape[0], image.shape[1], generator(rng, self))
         window = image[top : top + height, left : left + width]
-        return {**record, "image": RESIZE[self.method](window, *sides(self.size))}
+        resized = RESIZE[self.method](window, *sides(self.size))
+        return {**label_maps.cropped(record, top, left, height, width), "image": resized}
 
     def window(self, image_height: int, image_width: int, rng: np.random.Generator) -> Window:
         """Draws (top, left, height, width) in pixels."""
