@@ -177,7 +177,9 @@ class Plan:
 
     @property
     def image_size(self) -> Size:
-        """(height, width) in pixels that the tensors are for."""
+        """(height, width) in pixels that the tensors are for; (0, 0) where it takes no images."""
+        if "images" not in get(self.config).inputs:
+            return 0, 0
         if self.size is None:
             raise UserError(
                 "the grid of patches is neither square nor recorded; give the image size"
@@ -273,6 +275,7 @@ def _record(source: Source, to: str, plan: Plan, sha256: str) -> dict[str, Any]:
             "sha256": sha256,
             "format": source.facts.format,
             "layout": source.facts.layout,
+            **({"origin": source.facts.origin} if source.facts.origin else {}),
         },
         "to": to,
         "steps": plan.steps,

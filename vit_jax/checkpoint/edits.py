@@ -90,13 +90,24 @@ def with_channels(config: Config, shapes: Shapes, channels: int) -> Edit | None:
       None where the number is the same.
 
     Raises:
-      UserError: for a number below 1.
+      UserError: for a number below 1, and for a family whose weights cannot be fitted.
     """
     if channels < 1:
         raise UserError(f"a number of channels is 1 or more; got {channels}")
     old = names.channels_of(config, shapes)
     if old == channels:
         return None
+    if get(config).predicts_pixels:
+        raise UserError(
+            f"{names.called(config)} takes images of {old} channels with these weights, not of "
+            f"{channels}: it predicts their pixels, of all channels; its encoder alone can be "
+            "fitted, --part encoder"
+        )
+    if get(config).stem_norms(config):
+        raise UserError(
+            f"{names.called(config)} takes images of {old} channels with these weights, not of "
+            f"{channels}: it normalises all pixels of a patch together, of all channels"
+        )
 
     def fitted(kernel: np.ndarray) -> np.ndarray:
         x = kernel.astype(np.float64)

@@ -23,6 +23,7 @@ from vit_jax.families.family import Shapes, Size, channels
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import ModelSpec, comparable, config_of, get, registered, resolve
 from vit_jax.families.resize import Grid
+from vit_jax.families.text import Text
 
 _SOME_SIZE = (1, 1)  # that files may be of any
 # What a recorded config with missing fields, or fields of other types, makes of a table or a shape.
@@ -46,7 +47,9 @@ class Model:
       image_size: (height, width) in pixels; None where nothing tells it.
       preprocess: How it wants its images.
       class_names: In the order of the logits; None where nobody knows them.
+      text: How it wants its texts; None where it takes none, or nothing tells it.
       size_is_known: Whether the image size was recorded or given, or the tensors leave no other.
+      licence: Of the weights, as their model card says it; '' where nothing tells it.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Model:
     preprocess: Preprocess
     class_names: list[str] | None
     size_is_known: bool = True
+    text: Text | None = None
+    licence: str = ""
 
     def metadata(self) -> dict[str, Any]:
         """In the words of our own metadata, which `recorded.read` understands.
@@ -63,7 +68,13 @@ class Model:
         An image size that was only assumed is left out.
         """
         fields = recorded.described(
-            self.name, self.config, self.preprocess, self.class_names, self.image_size
+            self.name,
+            self.config,
+            self.preprocess,
+            self.class_names,
+            self.image_size,
+            self.text,
+            self.licence,
         )
         if not self.size_is_known:
             fields["image_size"] = None
@@ -91,6 +102,7 @@ class Facts:
       image_size: (height, width) in pixels that the tensors are for, as far as they tell.
       num_classes: 0 means that there is no head.
       preprocess: As recorded in the file, else the model's own; None without a model.
+      text: The same for texts; None, too, for a model that takes none.
       class_names: As recorded in the file; None if they are not.
       recorded: Whether the file says which model it is.
       history: The conversions that it has been through, oldest first.
@@ -102,10 +114,14 @@ class Facts:
       metadata: Text stored beside the tensors.
       head_is_zero: Whether every number of the head is zero; None without a head, and where nobody
         looked: see `identify`.
+      zero_biases: Biases that are zero in every layer, with a # for each number in their names, ->
+        how many; None where nobody looked.
       not_finite: Tensor -> how many of its numbers are NaN or infinite; None where nobody looked.
       other_function: In words, how the model that the weights were made for computes otherwise than
         the one here, where that is an error; else ''.
       size_is_known: Whether the image size was recorded or given, or the tensors leave no other.
+      licence: As for `Model`.
+      origin: The address and the commit of a file of the hub; '' of others.
     """
 
     path: str
@@ -133,9 +149,13 @@ class Facts:
     tensors: dict[str, Spec]
     metadata: dict[str, str]
     head_is_zero: bool | None = None
+    zero_biases: dict[str, int] | None = None
     not_finite: dict[str, int] | None = None
     other_function: str = ""
     size_is_known: bool = True
+    text: Text | None = None
+    licence: str = ""
+    origin: str = ""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -187,12 +207,15 @@ class Facts:
             preprocess,
             found,
             self.size_is_known,
+            self.text,
+            self.licence,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         fields = dict(vars(self))
         fields["preprocess"] = self.preprocess and self.preprocess.to_dict()
+        fields["text"] = self.text and self.text.to_dict()
         fields["candidates"] = [c.described() for c in self.candidates]
         fields["tensors"] = {
             name: {"shape": list(spec.shape), "dtype": spec.dtype.name}
@@ -252,10 +275,28 @@ def decide(
     fitting = recognise.of_tensors(shapes, size, family=found.family)
     if (args := found.timm_args) and any(c.layout == "timm" for c in fitting):
         fitting = [c for c in fitting if recorded.builds(c.config, args)]
-    if found.candidates:
-        fitting = [c for c in fitting if c.name in found.candidates] or fitting
+    if found.candidates and fitting:
+        fitting = _of_that_name(path, fitting, found)
     fitting = [_with_recorded_heads(path, c, found) for c in fitting]
     return _one_of(fitting, found) if fitting else Decision(why_not=_why_none(shapes, found))
+
+
+def _of_that_name(path: str, fitting: list[Candidate], found: Recorded) -> list[Candidate]:
+    """Those that are what the file is called; UserError where it has the tensors of others only."""
+    named = [c for c in fitting if c.name in found.candidates]
+    if named:
+        return named
+    # Of an architecture that is registered at several sizes, one name stands for all of them.
+    wanted = [comparable(registered()[name].config.to_dict()) for name in found.candidates]
+    same = [c for c in fitting if comparable(c.config) in wanted]
+    if not same:
+        called, tensors = found.candidates[0], ", ".join(str(c.name) for c in fitting if c.name)
+        raise UserError(
+            f"{path!r}: {found.by} says that it holds {called}, and its tensors are those of "
+            f"{tensors or 'another model'}. One of them is wrong: name the model that it should "
+            "be to read it all the same"
+        )
+    return same
 
 
 def _named(path: str, shapes: Shapes, found: Recorded, model: Any) -> Decision:
@@ -269,6 +310,11 @@ def _named(path: str, shapes: Shapes, found: Recorded, model: Any) -> Decision:
     if found.config is not None and get(found.config) is not get(config):
         decision.notes.append(
             f"{found.by} says that this is a {get(found.config).title}; it is read as {called}"
+        )
+    elif found.config is None and get(config).asks:
+        decision.notes.append(
+            f"nothing in it says {get(config).asks}. It is read as {called}: "
+            f"{get(config).numerics(config)}"
         )
     return decision
 
@@ -317,15 +363,15 @@ def _one_of(fitting: list[Candidate], found: Recorded) -> Decision:
     # A recorded preprocessing leaves only what is computed to tell candidates apart.
     told = found.preprocess is not None
     kinds = {c.numerics[:1] if told else c.numerics for c in fitting}
-    if len(kinds) > 1:
+    asked = "" if _is_named(found) else get(first.config).asks
+    if asked or len(kinds) > 1:
         lines = "\n".join(f"  --model {c.name}: {c.described()}" for c in fitting)
-        return Decision(
-            candidates=tuple(fitting),
-            why_not=(
-                "its tensors fit several models, which compute different numbers, and nothing in "
-                f"it says which it is; name the model:\n{lines}"
-            ),
+        several = "several models, which compute different numbers"
+        why = (
+            f"its tensors fit {several if len(kinds) > 1 else first.name}, and nothing in it says "
         )
+        why += f"{asked}. Name" if asked else "which it is; name"
+        return Decision(candidates=tuple(fitting), why_not=f"{why} the model:\n{lines}")
     decision = Decision(first, _spec(first))
     others = [str(c.name) for c in fitting[1:]]
     if others:
@@ -334,6 +380,11 @@ def _one_of(fitting: list[Candidate], found: Recorded) -> Decision:
             "same"
         )
     return decision
+
+
+def _is_named(found: Recorded) -> bool:
+    """Whether the file says how its model computes what no tensor tells."""
+    return bool(found.candidates) or "act_layer" in found.timm_args
 
 
 def _why_none(shapes: Shapes, found: Recorded) -> str:
@@ -366,6 +417,8 @@ def image_size_of(
     the words say so where they leave others open.
     """
     config, shapes = candidate.config, candidate.shapes
+    if "images" not in get(config).inputs:
+        return None, ""
     for size in (recorded_size, given):
         if size is not None and not names.differences(config, shapes, size):
             return size, ""
@@ -389,10 +442,15 @@ def _usual_sizes(config: Mapping[str, Any]) -> set[Size]:
 
 
 def other_function(found: Recorded, config: Mapping[str, Any]) -> tuple[list[str], bool]:
-    """In words, how transformers computes otherwise than our model, and whether that is an error.
+    """In words, how the recorded model computes otherwise than ours, and whether that is an error.
 
     It is none as transformers ships published weights, which were made for our model.
     """
+    family = get(config)
+    if found.config is not None and get(found.config) is family:
+        recorded, ours = family.numerics(found.config), family.numerics(config)
+        if recorded != ours:
+            return [f"{found.by} says {recorded}; the model that was named has {ours}"], True
     hugging_face = get(config).layouts.get("hf")
     if not found.entries or hugging_face is None:
         return [], False

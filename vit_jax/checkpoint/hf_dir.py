@@ -1,25 +1,36 @@
-"""What lies beside the weights in a Hugging Face directory: config, labels, preprocessing."""
+"""What lies beside the weights in a Hugging Face directory: config, labels, preprocessing, card."""
 
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_jax.checkpoint.files import hub
 from vit_jax.checkpoint.files.archive import reading
-from vit_jax.checkpoint.files.shards import INDEX
+from vit_jax.checkpoint.files.repository import (
+    CARD,
+    CONFIG,
+    DESCRIBED_BY,
+    OPEN_CLIP,
+    PREPROCESSOR,
+    WEIGHTS,
+    description_of,
+    weights_among,
+)
 from vit_jax.errors import UserError
 from vit_jax.families.family import Config, HuggingFace, Size, channels
 from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import get
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-WEIGHTS = "model.safetensors"
-_WEIGHTS = (WEIGHTS, "pytorch_model.bin")
+_FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
+_ENTRY = re.compile(r"^([\w-]+):(?:[ \t]*\r?\n[ \t]*-)?[ \t]+(\S[^\r\n]*)", re.MULTILINE)
 # transformers' other names for an activation.
 _SAME = {"gelu_pytorch_tanh": ("gelu_new", "gelu_fast"), "gelu": ("gelu_python",)}
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
 _METHODS: dict[Any, Any] = {number: name for name, number in _RESAMPLE.items()}
 # What a processor does where its file does not say how it interpolates, in every version.
-_RESAMPLE_OF = {"ViT": 2, "DeiT": 3, "Levit": 3}
+_RESAMPLE_OF = {"ViT": 2, "DeiT": 3, "Levit": 3, "Siglip": 3}
 # What no configuration of a library's preprocessing can say, for that library's name.
 NOT_ANTIALIASED = (
     "{} antialiases images that it shrinks, where the model was evaluated without: probabilities "
@@ -28,28 +39,59 @@ NOT_ANTIALIASED = (
 _UNCROPPED = 384  # pixels from which ConvNeXT's processor squashes, and crops nothing
 
 
+def is_repository(folder: pathlib.Path) -> bool:
+    """Whether a folder says of weights in it what model they are of."""
+    return any((folder / name).exists() for name in (CONFIG, OPEN_CLIP))
+
+
+def expected(folder: pathlib.Path) -> pathlib.Path:
+    """The file of weights in a directory, or the index of several, whether or not it is there."""
+    return folder / (weights_among([file.name for file in folder.iterdir()]) or WEIGHTS)
+
+
 def weights(folder: pathlib.Path) -> pathlib.Path:
-    """The file of weights in a directory, or the index of several; UserError if there is none."""
-    for name in _WEIGHTS:
-        if (folder / name).exists():
-            return folder / name
-        if (index := folder / f"{name}{INDEX}").exists():
-            return index
-    raise UserError(f"{str(folder)!r} holds no weights ({' or '.join(_WEIGHTS)})")
+    """As `expected`; UserError if there is none."""
+    if not (found := expected(folder)).exists():
+        raise UserError(f"{str(folder)!r} holds no weights ({' or '.join(DESCRIBED_BY)})")
+    return found
 
 
 def is_weights(path: pathlib.Path) -> bool:
     """Whether a file is called as the weights of such a directory are, and one is around it."""
-    return path.name.removesuffix(INDEX) in _WEIGHTS and (path.parent / CONFIG).exists()
+    description = description_of(path.name)
+    return description is not None and (path.parent / description).exists()
 
 
-def read(folder: pathlib.Path) -> dict[str, Any]:
-    """The JSON objects of a directory by name of file: CONFIG, and PREPROCESSOR if it is there.
+def read(path: pathlib.Path) -> dict[str, Any]:
+    """What lies beside weights of this path, by name of file; {} if their name is of no directory.
+
+    JSON objects: CONFIG and PREPROCESSOR, or OPEN_CLIP; and of CARD what its front matter says.
 
     Raises UserError for a file that is not readable.
     """
-    names = (CONFIG, PREPROCESSOR)
-    return {name: _json(folder / name) for name in names if (folder / name).exists()}
+    description = description_of(path.name)
+    names = [] if description is None else [description]
+    names += [PREPROCESSOR] if description == CONFIG else []
+    beside = {name: path.parent / name for name in names if (path.parent / name).exists()}
+    found = {name: _json(file) for name, file in beside.items()}
+    if (found or hub.origin(path)) and (path.parent / CARD).exists():
+        found[CARD] = _front_matter(path.parent / CARD)
+    return found
+
+
+def _front_matter(card: pathlib.Path) -> dict[str, str]:
+    """The one-line entries of the YAML before a model card; the first of those that are lists."""
+    with reading(card, "text"):
+        text = card.read_text(encoding="utf-8", errors="replace")
+    match = _FRONT_MATTER.match(text)
+    entries = _ENTRY.findall(match[1]) if match else []
+    return {name: value.strip().strip("'\"") for name, value in entries}
+
+
+def licence(card: Mapping[str, str]) -> str:
+    """The licence that a card tells, or ''; one without an identifier is called by its name."""
+    found = card.get("license", "")
+    return card.get("license_name", found) if found == "other" else found
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
@@ -94,16 +136,25 @@ def require_ours(
       ours: What was read from it; written again, it must say the same.
       image_size: (height, width) in pixels.
     """
-    for name, wanted in build.write(ours, image_size).items():
+    _require_same(config, build, build.write(ours, image_size))
+
+
+def _require_same(
+    config: Mapping[str, Any], build: HuggingFace, ours: Mapping[str, Any], before: str = ""
+) -> None:
+    for name, wanted in ours.items():
         # The size is the tensors', and what is dropped in training changes no function.
         if name in build.ours or name == "image_size" or "drop" in name:
             continue
         value = config.get(name, wanted)
+        if isinstance(wanted, Mapping):  # the entries of a part
+            _require_same(value or {}, build, wanted, f"{before}{name}.")
+            continue
         value = list(value) if isinstance(value, tuple) else value
         if value not in (wanted, [wanted, wanted]):
             raise UserError(
-                f"{CONFIG} describes a {build.model_type} whose {name} is {value!r}; the model "
-                f"here is one with {wanted!r}"
+                f"{CONFIG} describes a {build.model_type} whose {before}{name} is {value!r}; the "
+                f"model here is one with {wanted!r}"
             )
 
 
@@ -183,7 +234,8 @@ def labels(config: Mapping[str, Any]) -> list[str] | None:
 
 def entries(config: Config, build: HuggingFace, image_size: Size) -> dict[str, Any]:
     """The entries of a `config.json` that say the model's sizes."""
-    return {**build.write(config, image_size), "num_channels": channels(config)}
+    of_images = {"num_channels": channels(config)} if "images" in get(config).inputs else {}
+    return {**build.write(config, image_size), **of_images}
 
 
 def config_json(
@@ -200,8 +252,9 @@ def config_json(
     Raises UserError for a model without a head where transformers has no such class.
     """
     with_head, without = build.architectures
-    if not num_classes and without is None:
-        raise UserError(f"Hugging Face has no {build.model_type} without a head")
+    if (with_head if num_classes else without) is None:
+        what = "with" if num_classes else "without"
+        raise UserError(f"Hugging Face has no {build.model_type} {what} a head")
     fields: dict[str, Any] = {
         "architectures": [with_head if num_classes else without],
         "model_type": build.model_type,
@@ -210,7 +263,8 @@ def config_json(
         "torch_dtype": dtype,  # its name before transformers 5
     }
     if num_classes:
-        fields["num_labels"] = num_classes  # PVT's config does not count the labels
+        fields[build.outputs] = num_classes  # PVT's config does not count the labels
+    if num_classes and build.outputs == "num_labels":
         names = class_names or [f"LABEL_{i}" for i in range(num_classes)]
         fields["id2label"] = {str(i): name for i, name in enumerate(names)}
         fields["label2id"] = {name: i for i, name in enumerate(names)}
@@ -221,8 +275,9 @@ def preprocessor_json(wanted: Preprocess, image_size: Size) -> dict[str, Any]:
     """The `preprocessor_config.json` of a processor that every family can use.
 
     It is a `ViTImageProcessor`; where the centre is cropped a `CLIPImageProcessor`, since the
-    former crops in some versions of transformers only. Its pixels are ours up to 2 of 255 levels,
-    but for what `preprocessing_differences` says.
+    former crops in some versions of transformers only. But for what `preprocessing_differences`
+    says, its pixels are ours with `backend="pil"`; with torchvision, the default, up to 2 of 255
+    levels, and more where a bicubic kernel overshoots 0 or 255, which is clipped elsewhere.
     """
     rows, columns = image_size
     fields: dict[str, Any] = {

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from vit_jax.allow import Allow
-from vit_jax.checkpoint import beside, edits, names, recognise, recorded
+from vit_jax.checkpoint import beside, edits, names, recorded
 from vit_jax.checkpoint.facts import Facts, Model
 from vit_jax.checkpoint.files.archive import to_numpy
 from vit_jax.checkpoint.files.formats import write_npz, write_safetensors
 from vit_jax.checkpoint.names import Tensors
 from vit_jax.checkpoint.source import open_source, read_all
 from vit_jax.checkpoint.stacked import is_stacked, stack_blocks, unstack_blocks
+from vit_jax.checkpoint.starting import tensors_for
 from vit_jax.class_names import class_names as known_class_names
 from vit_jax.errors import UserError
 from vit_jax.families import fingerprints
@@ -84,7 +85,8 @@ def identify(
 
     Args:
       path, model, image_size, part, allow: As for `load`.
-      every_number: Whether to look, too, for numbers that are NaN or infinite: reads the whole.
+      every_number: Whether to look, too, for numbers that are NaN or infinite, and for biases that
+        are zero: reads the whole.
 
     Raises:
       UserError: for a file that is unreadable, damaged or of no known format.
@@ -93,6 +95,7 @@ def identify(
         return dataclasses.replace(
             source.facts,
             head_is_zero=source.head_is_zero(),
+            zero_biases=source.zero_biases() if every_number else None,
             not_finite=source.not_finite() if every_number else None,
         )
 
@@ -192,11 +195,12 @@ def load_pretrained(
 ) -> dict[str, Any]:
     """Pretrained weights adapted to a new task, as the original's.
 
-    The head is the model's own. Where the model's images have another number of channels, the
-    kernels that read the pixels are fitted as timm does it, see `edits.with_channels`. With
-    `representation_size=None` a `pre_logits` of the file is dropped. What depends on the image size
-    is resized as the family's own code does (for the original's models bilinear, corners aligned;
-    see `edits.resized`).
+    A file of another family is read where the model's goes on from that, see `Family.starts_from`:
+    the encoder of a masked autoencoder. The head is the model's own. Where the model's images have
+    another number of channels, the kernels that read the pixels are fitted as timm does it, see
+    `edits.with_channels`. With `representation_size=None` a `pre_logits` of the file is dropped.
+    What depends on the image size is resized as the family's own code does (for the original's
+    models bilinear, corners aligned; see `edits.resized`).
 
     Args:
       pretrained_path: Whatever `load` reads.
@@ -217,7 +221,7 @@ def load_pretrained(
     stacked = is_stacked(named(init_params))
     init = arrays(unstack_blocks(named(init_params)))
     flat: Tensors
-    flat, recorded_size = _flat_for(pretrained_path, config)
+    flat, recorded_size = tensors_for(pretrained_path, config, init)
     shapes = names.shapes_of(flat)
     if config.get("representation_size", True) is None:
         gone = [n for n in shapes if n.startswith("pre_logits/")]
@@ -242,19 +246,6 @@ def load_pretrained(
         variables = as_variables(params, config)
         return {name: variables[name] for name in init_params}
     return params
-
-
-def _flat_for(path: Path, config: Config) -> tuple[dict[str, np.ndarray], Size | None]:
-    """The file's tensors as the model's family has them, and the image size that they are for.
-
-    The file may be of another size than the model.
-    """
-    with open_source(path) as source:
-        found = source.facts.config
-        if found is not None and get(found) is get(config) and recognise.heads_known(found):
-            return read_all(source), source.facts.image_size
-    with open_source(path, config) as source:  # what the file leaves open is as the model has it
-        return read_all(source), source.facts.image_size
 
 
 def _resize(config: Config, shapes: Any, wanted: Any, old: Size | None, new: Size) -> Any:
@@ -302,7 +293,8 @@ def from_torch(state_dict: Mapping[str, Any], model: Any, layout: str = "timm") 
       state_dict: Arrays or torch tensors by name. The number of classes and the grid are the
         arrays' own, so heads and sizes other than the model's default work.
       model: A registered name, a ModelSpec, a config mapping, or a linen module.
-      layout: Whose names these are: 'timm', 'hf', or another that the model's family has.
+      layout: Whose names these are: 'timm', 'hf', or another that the model's family has;
+        'official' are those of the paper's own repository, where that is PyTorch's.
 
     Returns:
       {'params': nested dict of NumPy arrays of their own memory}, dtypes as given, and
@@ -313,14 +305,15 @@ def from_torch(state_dict: Mapping[str, Any], model: Any, layout: str = "timm") 
       UserError: for missing or unexpected names (both sides listed) or wrong shapes.
     """
     config = config_of(model)
+    layout = names.torch_layout(config, layout)
     spelled = names.respelled(state_dict, config, layout)
     theirs = {name: to_numpy(state_dict[old]) for name, old in spelled.items()}
     ours = names.imported(theirs, config, layout)
+    ours, _ = names.completed(ours, config, layout, names.default_size(config))
     flat = {name: np.array(x, order="C") for name, x in ours.items()}
     names.check(config, names.shapes_of(flat))
     variables = as_variables(unflatten(flat), config)
-    if is_scanned(config):
-        variables["params"] = stack_blocks(variables["params"])
+    variables["params"] = as_scanned(variables["params"], config)
     return {name: tree for name, tree in variables.items() if tree}
 
 
@@ -342,14 +335,30 @@ def to_torch(variables: Mapping[str, Any], model: Any, layout: str = "timm") -> 
     """
     config = config_of(model)
     ours = {n: to_numpy(x) for n, x in arrays(unstack_blocks(named(variables))).items()}
-    theirs = names.exported(ours, config, layout)
     names.check(config, names.shapes_of(ours))
+    layout = names.torch_layout(config, layout)
+    theirs = names.exported(names.reduced(ours, config, layout, None)[0], config, layout)
     return {name: np.array(x, order="C") for name, x in theirs.items()}
 
 
 def is_scanned(config: Config) -> bool:
     """Whether the model holds its blocks stacked."""
     return bool((config.get("transformer") or config).get("scan", False))
+
+
+def as_scanned(params: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """Parameters with the blocks stacked that the model scans, in each tower as that does."""
+    if is_scanned(config):
+        return stack_blocks(params)
+    parts = get(config).parts(config)
+    return {**params, **{at: as_scanned(params[at], part) for at, part in parts.items()}}
+
+
+def unscanned(config: Config) -> dict[str, Any]:
+    """The config of the same model with its blocks one by one."""
+    if config.get("transformer"):
+        return {**config, "transformer": {**config["transformer"], "scan": False}}
+    return {**config, "scan": False} if is_scanned(config) else dict(config)
 
 
 def drop_pre_logits(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from vit_jax.families.family import (
     channels,
     is_head,
 )
-from vit_jax.families.registry import comparable, family_of, get
+from vit_jax.families.registry import SPEED, comparable, family_of, get
 from vit_jax.families.rules import (
     Exported,
     Imported,
@@ -45,6 +45,8 @@ R = TypeVar("R")
 LINEN, OFFICIAL = "linen", "official"
 # PyTorch's BatchNorm counts batches for a momentum of None, which none of these models has.
 _COUNTER = "num_batches_tracked"
+# A masked autoencoder looks at one patch of so many, unless a run says otherwise.
+KEPT_OF = 4
 
 
 class _Frozen:
@@ -90,6 +92,15 @@ def layout_of(config: Config, layout: str) -> Layout:
     raise UserError(f"{called(config)} has no layout {layout!r}; it has {known}")
 
 
+def torch_layout(config: Config, layout: str) -> str:
+    """The layout of a state dict: 'official' means the paper's own repository in PyTorch.
+
+    For families whose official code is JAX it means what it does elsewhere.
+    """
+    family = get(config)
+    return family.official if layout == OFFICIAL and family.official in family.layouts else layout
+
+
 def called(config: Config) -> str:
     """What to call a model in a message."""
     return str(config.get("model_name") or f"a model of the family {family_of(config)}")
@@ -105,14 +116,16 @@ def _own_names(config: Config) -> Table:
     """Ours to ours."""
     family = get(config)
     if family.shapes is not None:
-        size = default_size(config)
-        return [r for n in family.shapes(config, 1, size) for r in rule(n, n)]
+        shapes = expected_shapes(config, num_classes=1, image_size=default_size(config))
+        return [r for n in shapes for r in rule(n, n)]
     first = next(iter(family.layouts.values()))
     return [Rule(o, (o,), statistic=r.statistic) for r in first.table(config) for o in r.ours]
 
 
 def statistics(config: Config) -> frozenset[str]:
     """The names of running statistics, as the family's tables tell them."""
+    if parts := get(config).parts(config):
+        return frozenset(f"{at}/{name}" for at, part in parts.items() for name in statistics(part))
     if get(config).shapes is not None:
         return frozenset()
     return frozenset(r.ours[0] for r in _own_names(config) if r.statistic)
@@ -141,7 +154,8 @@ def rows_for(theirs: Iterable[str], config: Config, layout: str) -> Table:
 
 def informative(theirs: Iterable[str], config: Config, layout: str) -> set[str]:
     """The names of a file but for those that carry no information in its layout."""
-    ignored = [*layout_of(config, layout).ignore, rf"(?:.*\.)?{_COUNTER}"]
+    known = layout_of(config, layout)
+    ignored = [*known.ignore, *map(re.escape, known.zeros), rf"(?:.*\.)?{_COUNTER}"]
     return {n for n in theirs if not any(re.fullmatch(p, n) for p in ignored)}
 
 
@@ -155,10 +169,30 @@ def imported(theirs: Tensors, config: Config, layout: str) -> Imported:
     known = layout_of(config, layout)
     if known.reading is not None:
         return Imported(known.reading(shapes_of(theirs)), theirs)
+    if edit := before_reading(theirs, config, layout):
+        theirs = applied(edit, theirs)
     kept = informative(theirs, config, layout)
     rows = rows_for(theirs, config, layout)
     require_names({r.theirs for r in rows}, kept)
+    for name in known.zeros.keys() & set(theirs):
+        _require_zeros(name, theirs[name], config)
     return Imported(rows, Renamed(theirs, {n: n for n in kept}))
+
+
+def _require_zeros(name: str, x: np.ndarray, config: Config) -> None:
+    """UserError for a tensor that our model does not have, unless all its numbers are zero."""
+    if np.any(x):
+        raise UserError(
+            f"expected zeros in {name!r}, which a {get(config).title} does not have; got numbers "
+            f"up to {np.abs(x).max():.3g}: the weights were trained on as another model, such as "
+            "a classifier"
+        )
+
+
+def before_reading(theirs: Tensors, config: Config, layout: str) -> Edit | None:
+    """What a layout asks for before a file's tensors (the table's spelling) are read."""
+    edit = layout_of(config, layout).before_reading
+    return None if edit is None else edit(config, theirs)
 
 
 def completed(
@@ -170,6 +204,16 @@ def completed(
     if edit is None:
         return ours, ()
     return applied(edit, ours), (edit.step,)
+
+
+def reduced(
+    ours: Tensors, config: Config, layout: str, image_size: Size | None
+) -> tuple[Tensors, Edit | None]:
+    """The tensors as a layout can hold them, and the edit that made them so, if there is one."""
+    _rows(config, layout, head=any(map(is_head, ours)))  # refuses a model that it cannot hold
+    before_writing = layout_of(config, layout).before_writing
+    edit = before_writing(config, ours, image_size) if before_writing is not None else None
+    return (ours, None) if edit is None else (applied(edit, ours), edit)
 
 
 def applied(edit: Edit, tensors: Tensors) -> Tensors:
@@ -200,10 +244,20 @@ def exported(ours: Tensors, config: Config, layout: str) -> Tensors:
     Raises UserError for names that are missing or not expected, and for a model that the layout
     cannot hold.
     """
-    rows = _rows(config, layout, head=any(map(is_head, ours)))
+    has_head = any(map(is_head, ours))
+    rows = _rows(config, layout, head=has_head)
+    if has_head and not any(map(is_head, (o for r in rows for o in r.ours))):
+        raise UserError(
+            f"the layout {layout!r} holds {called(config)} without a head only; drop the head "
+            "(`vit-jax convert --num-classes 0`)"
+        )
     if layout in (LINEN, OFFICIAL):
         return Exported(rows, ours)
-    buffers = dict(layout_of(config, layout).buffers(config))
+    known = layout_of(config, layout)
+    buffers = dict(known.buffers(config, ours))
+    for name, like in known.zeros.items():
+        if like in ours:
+            buffers[name] = np.zeros(np.shape(ours[like])[-1:], ours[like].dtype)
     for row in rows:
         if row.statistic and row.theirs.endswith("running_mean"):
             buffers[row.theirs.removesuffix("running_mean") + _COUNTER] = np.zeros((), np.int64)
@@ -232,10 +286,13 @@ def respelled(names: Iterable[str], config: Config, layout: str) -> dict[str, st
 
 
 def expected_shapes(config: Config, *, num_classes: int, image_size: Size) -> dict[str, Shape]:
-    """Shapes of parameters and statistics by our names; nothing is computed."""
-    if (shapes := get(config).shapes) is not None:
-        return shapes(config, num_classes, image_size)
-    return dict(_traced(config, num_classes, tuple(image_size)))
+    """Shapes of parameters and statistics by our names, blocks not stacked; nothing is computed."""
+    shapes = get(config).shapes
+    if shapes is not None and (known := shapes(config, num_classes, image_size)) is not None:
+        return known
+    # What changes no shape is left out, so that equal models are traced once.
+    told = {field: x for field, x in config.items() if field not in ("model_name", *SPEED)}
+    return dict(_traced(told, num_classes, tuple(image_size)))
 
 
 @_once_a_config
@@ -246,9 +303,32 @@ def _traced(config: Config, num_classes: int, image_size: Size) -> dict[str, Sha
     from vit_jax.variables import named
 
     model = from_config(config, num_classes=num_classes)
-    images = jax.ShapeDtypeStruct((1, *image_size, channels(config)), "float32")
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    inputs = [jax.ShapeDtypeStruct(*x) for x in one_of(config, image_size).values()]
+    variables = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x, train=False), *inputs)
     return {name: tuple(leaf.shape) for name, leaf in arrays(named(variables)).items()}
+
+
+def one_of(config: Config, image_size: Size) -> dict[str, tuple[Shape, str]]:
+    """Shape and type of a batch of one, for each input of the model in the order of its arguments.
+
+    Args:
+      config: Constructor fields.
+      image_size: (height, width) in pixels.
+    """
+    family = get(config)
+    patches = math.prod(grid_of(config, image_size) or (1,))
+    batches = {
+        "images": ((1, *image_size, channels(config)), "float32"),
+        "tokens": ((1, family.text_length(config)), "int32"),
+        "kept": ((1, max(patches // KEPT_OF, 1)), "int32"),
+    }
+    return {name: batches[name] for name in family.inputs}
+
+
+def vocabulary_size(config: Config) -> int:
+    """Entries of the vocabulary of a model that takes tokens; all ids are below it."""
+    configs = [config, *get(config).parts(config).values()]
+    return min(known["vocab_size"] for known in configs if "vocab_size" in known)
 
 
 def channels_of(config: Config, shapes: Shapes) -> int:
@@ -283,7 +363,9 @@ def num_classes_of(shapes: Shapes) -> int:
 
 
 def shapes_of(tensors: Mapping[str, Any]) -> dict[str, Shape]:
-    """The shape of every tensor."""
+    """The shape of every tensor; one that lies in a file is not read for it."""
+    if specs := getattr(tensors, "specs", None):
+        return {name: spec.shape for name, spec in specs.items()}
     return {name: np.shape(x) for name, x in tensors.items()}
 
 
@@ -309,9 +391,12 @@ def fitting_models(config: Config) -> tuple[str, ...]:
 def image_size_of(config: Config, shapes: Shapes) -> Size | None:
     """(height, width) in pixels that tensors are for; where they tell nothing, the model's own.
 
-    None where they leave it open: a number of patches that is no square's.
+    None where they leave it open, a number of patches that is no square's, and for models that take
+    no images.
     Raises UserError for tensors that are not of this model.
     """
+    if "images" not in get(config).inputs:
+        return None
     try:
         return get(config).image_size(config, shapes) or default_size(config)
     except UserError:

@@ -5,6 +5,7 @@ checked afterwards. Nothing is guessed here: all that fit are returned.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -57,14 +58,17 @@ class Candidate:
     def numerics(self) -> tuple[Any, ...]:
         """What decides the numbers that come out for the same tensors and the same picture."""
         images = dataclasses.replace(self.preprocess, size=0)
-        return get(self.config).computes, images
+        return get(self.config).numerics(self.config), images
 
     def described(self) -> str:
         """What tells it from the other candidates, in words."""
         family, images = get(self.config), self.preprocess
         mean = " ".join(f"{x:.4g}" for x in images.mean)
+        computes = f"{family.title}, {family.numerics(self.config)}"
+        if "images" not in family.inputs:
+            return computes
         return (
-            f"{family.title}, {family.computes}; images: {images.resize}, {images.method}, crop "
+            f"{computes}; images: {images.resize}, {images.method}, crop "
             f"{images.crop:.4g}, mean {mean}"
         )
 
@@ -93,8 +97,10 @@ def read(
     """
     config = config if heads_known(config) else with_heads(config, 1)
     spelled = Renamed(theirs, names.respelled(theirs, config, layout))
+    before = names.before_reading(spelled, config, layout)
     ours = names.imported(spelled, config, layout)
-    return names.completed(ours, config, layout, image_size or _ANY_SIZE)
+    ours, steps = names.completed(ours, config, layout, image_size or _ANY_SIZE)
+    return ours, steps if before is None else (before.step, *steps)
 
 
 def is_known(shapes: Shapes) -> bool:
@@ -116,7 +122,16 @@ def of_tensors(
     for entry in _entries(shapes):
         if family in (None, entry.family):
             found += _registered(entry, shapes, size)
-    return _at_own_size(found, size)
+    return _at_own_size(_known_first(found), size)
+
+
+def _known_first(found: list[Candidate]) -> list[Candidate]:
+    """Without those of no name where a model of a name computes the same from the same tensors.
+
+    Families overlap: a tower of one is a model of any size of another, which nothing is known of.
+    """
+    known = {get(c.config).numerics(c.config) for c in found if c.name}
+    return [c for c in found if c.name or get(c.config).numerics(c.config) not in known]
 
 
 def of_model(config: Config, shapes: Shapes) -> Candidate:
@@ -125,19 +140,19 @@ def of_model(config: Config, shapes: Shapes) -> Candidate:
     Raises:
       UserError: that says where names or shapes differ, if the tensors are not this model's.
     """
-    family, layout = get(config), _matching_layout(shapes, config)
+    family, own = get(config), family_of(config)
+    entries = [entry for entry in _entries(shapes) if entry.family == own]
+    layout = entries[0].layout if entries else _matching_layout(shapes, config)
     if family.infer is not None:
-        for entry in _entries(shapes):
-            if entry.family != family_of(config):
-                continue
+        for entry in entries:
             inferred, _ = _inferred(entry, shapes)
             fitted = family.fit(config, inferred) if inferred and family.fit else None
             if fitted is not None:
-                return _candidate(_name(fitted), fitted, entry.layout, shapes)
+                return _candidate(_name(fitted, {}), fitted, entry.layout, shapes)
             layout = entry.layout
     ours = _shapes(read(_dummies(shapes), config, layout, None)[0])
     names.check(config, ours)
-    return Candidate(_name(config), names.with_channels(config, ours), layout, ours)
+    return Candidate(_name(config, ours), names.with_channels(config, ours), layout, ours)
 
 
 def _candidate(name: str | None, config: Config, layout: str, shapes: Shapes) -> Candidate:
@@ -146,10 +161,14 @@ def _candidate(name: str | None, config: Config, layout: str, shapes: Shapes) ->
     return Candidate(name, names.with_channels(config, ours), layout, ours)
 
 
-def _name(config: Config) -> str | None:
+def _name(config: Config, ours: Shapes) -> str | None:
+    """The registered model of these fields; of several, that of the image size of the tensors."""
     name = config.get("model_name")
     fitting = names.fitting_models(config)
-    return name if name in fitting else next(iter(fitting), None)
+    if name in fitting or len(fitting) < 2 or not ours:
+        return name if name in fitting else next(iter(fitting), None)
+    found = [Candidate(known, dict(config), LINEN, ours) for known in fitting]
+    return _closest_size(found, None).name
 
 
 def _entries(shapes: Shapes) -> Iterator[fingerprints.Entry]:
@@ -167,10 +186,12 @@ def _entries(shapes: Shapes) -> Iterator[fingerprints.Entry]:
                 yield entry
 
     yield from found(_our_names(shapes), LINEN)
+    # A fingerprint takes numbers for equal: one of the names that differ in them stands for all.
+    one_of_each = list({re.sub(r"\d+", "#", name): name for name in shapes}.values())
     for name, family in families().items():
         for layout, known in family.layouts.items():
             if known.respell is not None:
-                spelled = known.respell(shapes)
+                spelled = known.respell(one_of_each)
                 for entry in index.get(fingerprint(spelled), ()):
                     if entry[:2] == (name, layout) and (name, layout) not in seen:
                         seen.add((name, layout))
@@ -254,8 +275,9 @@ def _shapes_if_read(config: Config, layout: str, shapes: Shapes) -> Shapes | Non
     """Our shapes, or None where the names are not exactly the model's."""
     known = names.layout_of(config, layout)
     if known.reading is None:
-        wanted = {r.theirs for r in names.rows_for(shapes, config, layout)}
-        if names_differ(wanted, names.informative(shapes, config, layout)):
+        spelled = names.respelled(shapes, config, layout)
+        wanted = {r.theirs for r in names.rows_for(spelled, config, layout)}
+        if names_differ(wanted, names.informative(spelled, config, layout)):
             return None
     try:
         return _shapes(read(_dummies(shapes), config, layout, None)[0])

@@ -1,8 +1,8 @@
 """What a file says of its model beside its tensors: name, sizes, preprocessing, class names.
 
-Three places are read: our own metadata (`vit_jax`), the arguments for timm (`timm`, or the
-`config.json` of timm's repositories), and the JSON files of a Hugging Face directory. What is
-damaged is not used, and said.
+Read are our own metadata (`vit_jax`), the arguments for timm (`timm`, or the `config.json` of its
+repositories), the JSON files of a Hugging Face directory or of open_clip's, and the licence in a
+model card. What is damaged is not used, and said.
 """
 
 import dataclasses
@@ -11,15 +11,26 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vit_jax.checkpoint import hf_dir
+from vit_jax.checkpoint import hf_dir, open_clip
 from vit_jax.checkpoint.files.archive import Archive
 from vit_jax.checkpoint.files.npz import MAX_METADATA
 from vit_jax.errors import UserError
 from vit_jax.families.family import RGB, HuggingFace, Size, Timm
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.families.registry import ModelSpec, families, family_of, get, registered
+from vit_jax.families.registry import (
+    ModelSpec,
+    differing,
+    families,
+    family_of,
+    get,
+    of_repository,
+    registered,
+)
+from vit_jax.families.text import Text
 
-_POOLING = ("global_pool", "class_token", "fc_norm")  # timm's arguments: how tokens are pooled
+# timm's arguments that tell apart models of one name: how tokens are pooled, and the activation.
+_POOLING = ("global_pool", "class_token", "fc_norm")
+_TELLING = (*_POOLING, "act_layer")
 OURS, TIMM, HISTORY = "vit_jax", "timm", "vit_jax_conversion"
 
 
@@ -36,11 +47,13 @@ class Recorded:
       num_heads: Attention heads, where the config is not known.
       image_size: (height, width) in pixels.
       preprocess: How images are prepared.
+      text: How texts are.
       class_names: In the order of the logits.
       history: The conversions that the file has been through, oldest first.
       notes: What was damaged, and what computes otherwise than our model.
       entries: The `config.json` of transformers; {} without one.
       timm_args: Arguments of timm's that tell apart models of one name.
+      licence: Of the weights; '' where nothing tells it.
     """
 
     by: str = ""
@@ -51,11 +64,13 @@ class Recorded:
     num_heads: int | None = None
     image_size: Size | None = None
     preprocess: Preprocess | None = None
+    text: Text | None = None
     class_names: list[str] | None = None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     entries: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     timm_args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    licence: str = ""
 
 
 def read(archive: Archive, beside: Mapping[str, Any]) -> Recorded:
@@ -75,6 +90,38 @@ def read(archive: Archive, beside: Mapping[str, Any]) -> Recorded:
     return found
 
 
+def read_repository(repository: str, found: Recorded) -> None:
+    """Adds what is registered of the weights of a repository of the hub, 'org/name'.
+
+    The name says the architecture, where nothing in the repository does. What the repository says
+    of images, texts and the licence goes before what is registered.
+
+    Raises:
+      UserError: where the repository describes another model than its name.
+    """
+    spec = of_repository(repository)
+    if spec is None:
+        return
+    if found.config is not None:
+        _require_same(repository, spec, found)
+    elif not found.candidates and found.family in (None, spec.family):
+        found.by = found.by or f"the name of {repository}"
+        found.candidates = tuple(n for n, s in registered().items() if s.config == spec.config)
+    found.preprocess = found.preprocess or spec.preprocess
+    found.text = found.text or spec.weights.text
+    found.licence = found.licence or spec.weights.licence
+
+
+def _require_same(repository: str, spec: ModelSpec, found: Recorded) -> None:
+    assert found.config is not None
+    differ = differing(spec.config.to_dict(), found.config)
+    if differ:
+        raise UserError(
+            f"{repository} holds a {spec.family} by its name, and {found.by} describes another: "
+            f"{'; '.join(differ)}. Name the model that it should be, --model NAME, to go on"
+        )
+
+
 def read_beside(beside: Mapping[str, Any]) -> Recorded:
     """What the JSON files beside the weights say; UserError as `read`."""
     found = Recorded()
@@ -83,6 +130,9 @@ def read_beside(beside: Mapping[str, Any]) -> Recorded:
         _read_hugging_face(config, beside.get(hf_dir.PREPROCESSOR), found)
     elif config is not None:
         _read_timm(config, found, hf_dir.CONFIG)
+    if hf_dir.OPEN_CLIP in beside:
+        _read_open_clip(beside[hf_dir.OPEN_CLIP], found)
+    found.licence = hf_dir.licence(beside.get(hf_dir.CARD, {})) or found.licence
     return found
 
 
@@ -113,6 +163,10 @@ def _read_ours(fields: Any, found: Recorded) -> None:
         found.class_names = [str(name) for name in names]
     if isinstance(preprocess := fields.get("preprocess"), dict):
         found.preprocess = _sensible(Preprocess.from_dict(preprocess))
+    if isinstance(text := fields.get("text"), dict):
+        found.text = Text.from_dict(text)
+    if isinstance(licence := fields.get("licence"), str):
+        found.licence = licence
 
 
 def described(
@@ -121,6 +175,8 @@ def described(
     preprocess: Preprocess,
     class_names: list[str] | None,
     image_size: Size | None,
+    text: Text | None = None,
+    licence: str = "",
 ) -> dict[str, Any]:
     """A model in the words of our own metadata, for `read` to understand.
 
@@ -135,6 +191,8 @@ def described(
         "preprocess": preprocess.to_dict(),
         "class_names": None if known else class_names,
         "image_size": image_size,
+        **({} if text is None else {"text": text.to_dict()}),
+        **({"licence": licence} if licence else {}),
     }
 
 
@@ -169,6 +227,8 @@ def _read_timm(fields: Mapping[str, Any], found: Recorded, by: str) -> None:
     args = dict(args) if isinstance(args, dict) else {}
     if isinstance(pool := fields.get("global_pool"), str):
         args.setdefault("global_pool", pool)
+    if isinstance(classes := fields.get("num_classes"), int):
+        args.setdefault("num_classes", classes)
     found.by = by
     if isinstance(heads := args.get("num_heads"), int):
         found.num_heads = heads
@@ -177,6 +237,7 @@ def _read_timm(fields: Mapping[str, Any], found: Recorded, by: str) -> None:
     if isinstance(chw := pretrained.get("input_size"), list):
         found.image_size = _size(chw[1:])
     found.preprocess = _timm_preprocess(pretrained)
+    found.licence = str(pretrained.get("license") or "")
     architecture = fields.get("architecture")
     if isinstance(architecture, str):
         _timm_model(architecture, str(pretrained.get("tag") or ""), args, found)
@@ -191,7 +252,8 @@ def _timm_model(name: str, tag: str, args: Mapping[str, Any], found: Recorded) -
             f"{found.by} says that this is timm's {name!r}, which no model here is; `vit-jax "
             "models` lists what there is"
         )
-    found.timm_args = {name: args[name] for name in _POOLING if name in args}
+    if any(name in args for name in _TELLING):  # without a head pooling tells nothing
+        found.timm_args = {n: args[n] for n in (*_TELLING, "num_classes") if n in args}
     models = [m for m in models if builds(m.config.to_dict(), found.timm_args)]
     if not models:
         return  # it is another of timm's, which the tensors tell
@@ -256,9 +318,10 @@ def timm_models(name: str, tag: str = "") -> list[ModelSpec]:
 
 
 def _timm_copy(weights: Any) -> str:
-    """The repository in which timm holds the same weights."""
+    """The repository in which timm holds the weights, or a copy of them; '' where it has none."""
     copy = getattr(weights, "timm", "")
-    return f"timm/{copy}" if copy else ""
+    own = weights.source if weights.source.startswith("timm/") else ""
+    return f"timm/{copy}" if copy else own
 
 
 def _family_of_timm_class(cls: str) -> str | None:
@@ -287,6 +350,20 @@ def _timm_preprocess(fields: Mapping[str, Any]) -> Preprocess | None:
         return None
 
 
+# --- open_clip ------------------------------------------------------------------------------------
+
+
+def _read_open_clip(fields: Mapping[str, Any], found: Recorded) -> None:
+    """`preprocess_cfg`, and of `model_cfg` the image size: as `open_clip_config.json` has them."""
+    found.by = hf_dir.OPEN_CLIP
+    try:
+        found.image_size = _size(fields["model_cfg"]["vision_cfg"]["image_size"])
+        found.preprocess = _sensible(open_clip.preprocess(fields, found.image_size))
+        found.config = open_clip.config(fields)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found.notes.append(f"its {hf_dir.OPEN_CLIP} is not used: {error or 'damaged'}")
+
+
 # --- Hugging Face ---------------------------------------------------------------------------------
 
 
@@ -310,7 +387,9 @@ def _read_hugging_face(
     if processor is None:
         return
     try:
-        found.preprocess = _sensible(hf_dir.preprocess(processor))
+        way = found.preprocess = _sensible(hf_dir.preprocess(processor))
+        assert way is not None
+        found.notes += hf_dir.preprocessing_differences(way, way.height_width)
     except (UserError, ValueError) as error:
         found.notes.append(str(error))
 
@@ -346,6 +425,9 @@ def _hugging_face_family(config: Mapping[str, Any], notes: list[str]) -> tuple[s
     ]
     same = [(name, build) for name, build in builds if build.model_type == kind]
     named = [(n, b) for n, b in same if any(c in b.architectures for c in classes)]
+    named = named or [
+        (n, b) for n, b in builds if any(b.reads.get(str(c)) == kind for c in classes)
+    ]
     if not same:
         known = ", ".join(dict.fromkeys(build.model_type for _, build in builds))
         raise UserError(
@@ -394,6 +476,7 @@ def _sensible(found: Preprocess | None) -> Preprocess | None:
         and found.resize in ("squash", "shortest")
         and found.method in ("bilinear", "bicubic")
         and type(found.antialias) is bool
+        and type(found.truncate) is bool
         and all(type(v) is tuple and v and all(map(_is_number, v)) for v in values)
         and len(found.mean) == len(found.std)
     )

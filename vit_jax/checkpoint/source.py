@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from vit_jax import allow as allowing
 from vit_jax.allow import NOT_FINITE, OTHER_FUNCTION, Allow
 from vit_jax.checkpoint import facts, hf_dir, names, recognise, recorded, wrappers
 from vit_jax.checkpoint.facts import Facts
+from vit_jax.checkpoint.files import hub
 from vit_jax.checkpoint.files.archive import Archive, Spec, View, reading
 from vit_jax.checkpoint.files.fetch import fetch
 from vit_jax.checkpoint.files.formats import open_archive
@@ -20,10 +22,11 @@ from vit_jax.checkpoint.files.orbax import is_orbax, newest_step
 from vit_jax.checkpoint.names import Tensors
 from vit_jax.checkpoint.stacked import stacked_names
 from vit_jax.errors import UserError
-from vit_jax.families.family import Size, channels
+from vit_jax.families.family import Config, Size, channels, is_head
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import get
 from vit_jax.families.rules import listed
+from vit_jax.families.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +80,20 @@ class Source:
         counts = {name: count_not_finite(self.view[name]) for name in self.view}
         return {name: count for name, count in counts.items() if count}
 
+    def zero_biases(self) -> dict[str, int]:
+        """Name (ours, with a # for each number) -> how many biases, where all of them are zero.
+
+        Heads are left out: see `head_is_zero`. Reads every bias.
+        """
+        if self.facts.config is None:
+            return {}
+        ours, zero = self.to_linen(self.view), dict[str, list[bool]]()
+        for name in ours:
+            if name.endswith("/bias") and not is_head(name):
+                of_kind = zero.setdefault(re.sub(r"\d+", "#", name), [])
+                of_kind.append(not ours[name].any())
+        return {name: len(each) for name, each in zero.items() if all(each)}
+
     def close(self) -> None:
         self.archive.close()
 
@@ -104,8 +121,8 @@ def open_source(
     """Opens and recognises a checkpoint.
 
     Args:
-      path: A file or its address, a directory of Hugging Face, timm or Orbax, or the workdir of a
-        run, of which the newest checkpoint is taken.
+      path: A file or its address, a directory of Hugging Face, timm or Orbax, a repository of the
+        hub (`hf://org/name`), or the workdir of a run, of which the newest checkpoint is taken.
       model: Name or config of the model in it, where the file does not tell.
       image_size: (height, width) in pixels that the weights are for, where nothing in the file
         tells it: how many positions are computed, or how the patches of an oblong image lie.
@@ -128,10 +145,15 @@ def open_source(
     weights, beside = _located(path)
     archive = open_archive(weights)
     try:
-        view, skipped, notes = _parameters(archive, part)
         found = recorded.read(archive, beside)
+        if model is None and (repository := hub.repository_of(weights)):
+            recorded.read_repository(repository, found)
+        if tower := wrappers.branch(archive, part):
+            _reduce(found, given, archive, tower)
+        view, skipped, notes = _parameters(archive, part)
         found.notes[:0] = notes
-        known = _facts(given, archive, view, found, model, image_size, skipped, bool(beside))
+        is_directory = hf_dir.CONFIG in beside
+        known = _facts(given, archive, view, found, model, image_size, skipped, is_directory)
         if OTHER_FUNCTION in allowed:
             known = dataclasses.replace(known, other_function="")
         return Source(archive, view, known, image_size, allowed)
@@ -140,14 +162,28 @@ def open_source(
         raise
 
 
+def _reduce(found: recorded.Recorded, path: str, archive: Archive, branch: str) -> None:
+    """Makes of what is recorded of a model of several parts what is known of one of them."""
+    shapes = {n: s.shape for n, s in _parameters(archive, None)[0].specs.items()}
+    whole = facts.decide(path, shapes, found, None)
+    spec, config = whole.spec, None if whole.chosen is None else whole.chosen.config
+    parts = {} if config is None else get(config).parts(config)
+    found.by, found.name = f"{found.name or (spec and spec.name) or 'the whole'}", None
+    found.config = dict(parts[branch]) if branch in parts else None
+    found.class_names, found.num_heads = None, None
+    if spec is not None:
+        found.preprocess = found.preprocess or spec.preprocess
+        found.text = found.text or spec.weights.text
+
+
 def _located(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     """Where the weights of a file or directory are, and the JSON objects beside them."""
     if not path.is_dir():
-        return path, hf_dir.read(path.parent) if hf_dir.is_weights(path) else {}
+        return path, hf_dir.read(path)
     folder = path
     with reading(folder, "directory"):
-        if (folder / hf_dir.CONFIG).exists():
-            beside = hf_dir.read(folder)
+        if hf_dir.is_repository(folder):
+            beside = hf_dir.read(hf_dir.expected(folder))
             recorded.read_beside(beside)  # an unknown model is said before missing weights
             return hf_dir.weights(folder), beside
         if is_orbax(folder):
@@ -163,7 +199,8 @@ def _located(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
 def _parameters(archive: Archive, part: str | None) -> tuple[View, list[str], tuple[str, ...]]:
     """Parameters and statistics, unstacked, without wrappers; what else there is; and notes."""
     inside, notes = wrappers.weights_in(archive, part)
-    skipped = sorted(set(archive) - set(inside.values()))
+    is_tower = wrappers.branch(archive, part)  # the others of its file are parameters too
+    skipped = [] if is_tower else sorted(set(archive) - set(inside.values()))
     if skipped:
         log.info("not parameters, skipped: %s", listed(skipped))
     unstacked = stacked_names({new: archive.specs[old].shape for new, old in inside.items()})
@@ -192,6 +229,8 @@ def _facts(
         "skipped": tuple(skipped),
         "metadata": archive.metadata,
         "class_names": found.class_names,
+        "licence": found.licence,
+        "origin": hub.origin(archive.path),
     }
     notes = (*found.notes, *decision.notes)
     if chosen is None:
@@ -236,6 +275,8 @@ def _facts(
     spec = decision.spec
     fallback = spec.preprocess if spec is not None else Preprocess()
     preprocess = found.preprocess or fallback
+    folder = archive.path.parent if is_directory else None
+    text = _text(found, None if spec is None else spec.weights.text, chosen.config, folder)
     if preprocess.channels != (count := channels(chosen.config)):
         preprocess = preprocess.for_channels(count)
         notes += (_assumed(preprocess),)
@@ -259,8 +300,30 @@ def _facts(
         tensors=tensors,
         other_function=_goes_on(differ, chosen) if is_other else "",
         size_is_known=not unsure,
+        text=text,
         **common,
     )
+
+
+def _text(
+    found: recorded.Recorded, published: Text | None, config: Config, folder: pathlib.Path | None
+) -> Text | None:
+    """How texts are prepared: as recorded, or as published, with the vocabulary of the folder.
+
+    Args:
+      found: What is recorded.
+      published: What is known of the registered model.
+      config: The model's.
+      folder: Of which the file is a part; None for a file alone.
+    """
+    family = get(config)
+    if "tokens" not in family.inputs:
+        return None
+    if found.text is not None:
+        return found.text
+    usual = published or next(iter(family.architectures.values())).default.text
+    own = usual.lying_in(folder) if usual is not None and folder is not None else None
+    return published if own is None else dataclasses.replace(own, length=family.text_length(config))
 
 
 def _goes_on(differ: list[str], chosen: recognise.Candidate) -> str:

@@ -58,17 +58,23 @@ def unstack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
 def stack_blocks(params: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `unstack_blocks`: blocks 0 … n-1 become one subtree with a leading axis.
 
+    Where there are several stacks, an encoder's and a decoder's, each has its own n.
+
     Raises UserError for a gap in the numbering or blocks that differ in names or shapes.
     """
     flat: dict[str, Any] = {}
     stacks: dict[str, dict[int, Any]] = {}
+    depths: dict[str, int] = {}
     for name, x in arrays(params).items():
         if m := _BLOCK.fullmatch(name):
-            stacks.setdefault(f"{m['stem']}/{m['rest']}", {})[int(m["index"])] = x
+            stem, index = m["stem"], int(m["index"])
+            stacks.setdefault(f"{stem}/{m['rest']}", {})[index] = x
+            depths[stem] = max(depths.get(stem, 0), index + 1)
         else:
             flat[name] = x
-    depth = max((len(layers) for layers in stacks.values()), default=0)
     for name, layers in stacks.items():
+        stem = m["stem"] if (m := _STACKED.fullmatch(name)) else ""
+        depth = depths[stem]
         if sorted(layers) != list(range(depth)):
             raise UserError(f"cannot stack {name!r}: it has layers {sorted(layers)} of {depth}")
         xs = [layers[i] for i in range(depth)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vit_jax import stores
 from vit_jax.checkpoint import beside, hf_dir, names, recorded
 from vit_jax.checkpoint.files.archive import replacing_directory
 from vit_jax.checkpoint.files.formats import (
@@ -22,7 +23,7 @@ from vit_jax.checkpoint.names import LINEN, OFFICIAL, Tensors
 from vit_jax.checkpoint.source import Source, count_not_finite, specs_of
 from vit_jax.errors import UserError
 from vit_jax.families.family import HuggingFace
-from vit_jax.families.registry import families
+from vit_jax.families.registry import families, get
 
 if TYPE_CHECKING:
     from vit_jax.checkpoint.conversion import Plan
@@ -91,8 +92,12 @@ def _write_orbax(dst: pathlib.Path, tensors: Watched, hashing: Hashing, _: "Plan
 
 
 def _write_npz(dst: pathlib.Path, tensors: Watched, hashing: Hashing, _: "Plan") -> None:
-    metadata = hashing.final()
-    write_npz(dst, tensors, recorded.fitting_npz(metadata))
+    write_npz(
+        dst,
+        tensors,
+        recorded.fitting_npz(hashing.draft()),
+        late=lambda: recorded.fitting_npz(hashing.final()),
+    )
 
 
 def _npz_notes(plan: "Plan", _: pathlib.Path) -> list[str]:
@@ -146,7 +151,8 @@ def _write_hashed(
 
 def _write_hf(dst: pathlib.Path, tensors: Watched, hashing: Hashing, plan: "Plan") -> None:
     """A whole directory takes the place of `dst`, which must be one of ours or absent."""
-    if dst.exists() and not (dst / hf_dir.CONFIG).exists():
+    there = stores.path(dst)
+    if there.exists() and not (there / hf_dir.CONFIG).exists():
         raise UserError(f"{str(dst)!r} exists and is no Hugging Face directory; it is left alone")
     layout = names.layout_of(plan.config, "hf")
     build: HuggingFace = layout.build
@@ -160,10 +166,10 @@ def _write_hf(dst: pathlib.Path, tensors: Watched, hashing: Hashing, plan: "Plan
         class_names=model.class_names,
         dtype=dtypes.pop() if len(dtypes) == 1 else "float32",
     )
-    files = {
-        hf_dir.CONFIG: config,
-        hf_dir.PREPROCESSOR: hf_dir.preprocessor_json(model.preprocess, plan.image_size),
-    }
+    files = {hf_dir.CONFIG: config}
+    if "images" in get(plan.config).inputs:
+        processor = hf_dir.preprocessor_json(model.preprocess, plan.image_size)
+        files[hf_dir.PREPROCESSOR] = processor
     with replacing_directory(dst) as folder:
         for name, fields in files.items():
             (folder / name).write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
@@ -171,6 +177,8 @@ def _write_hf(dst: pathlib.Path, tensors: Watched, hashing: Hashing, plan: "Plan
 
 
 def _hf_notes(plan: "Plan", _: pathlib.Path) -> list[str]:
+    if "images" not in get(plan.config).inputs:
+        return []
     return hf_dir.preprocessing_differences(plan.model.preprocess, plan.image_size)
 
 

@@ -38,6 +38,17 @@ class Inside(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+def branch(archive: Archive, part: str | None) -> str | None:
+    """`part`, if a file in JAX's names has it as a branch of its tree: a tower; else None."""
+    prefix = _jax_prefix(archive)
+    is_branch = part and any(n.startswith(f"{prefix}{part}/") for n in archive)
+    return part if is_branch else None
+
+
+def _jax_prefix(archive: Archive) -> str:
+    return next((p for p in _JAX if any(n.startswith(p) for n in archive)), "")
+
+
 def weights_in(archive: Archive, part: str | None) -> Inside:
     """The weights that are meant.
 
@@ -51,7 +62,11 @@ def weights_in(archive: Archive, part: str | None) -> Inside:
     """
     if adapters := [n for n in archive if _ADAPTER.fullmatch(n)]:
         raise _not_merged(str(archive.path), adapters)
-    prefix = next((p for p in _JAX if any(n.startswith(p) for n in archive)), "")
+    prefix = _jax_prefix(archive)
+    if tower := branch(archive, part):
+        others = {n.removeprefix(prefix).split("/")[0] for n in archive if n.startswith(prefix)}
+        note = f"the weights {tower!r} are read" + _not_these(sorted(others - {tower}))
+        return Inside(_under(archive, f"{prefix}{tower}/"), (note,))
     if prefix:
         if part is not None:
             raise UserError(f"{str(archive.path)!r} holds one set of weights only, no {part!r}")

@@ -13,16 +13,15 @@ from collections.abc import Callable, Iterator
 from typing import IO
 from urllib.parse import urlsplit
 
-from vit_jax import __version__
+from vit_jax import __version__, stores
+from vit_jax.checkpoint.files import hub
 from vit_jax.checkpoint.files.archive import replacing
+from vit_jax.checkpoint.files.folders import fetch_folder
 from vit_jax.errors import UserError
 from vit_jax.families import published as catalogue
 
 log = logging.getLogger(__name__)
 
-# One slash is enough: pathlib makes `gs:/bucket/name` of `gs://bucket/name`. Two letters at least:
-# one is a drive.
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)")
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
 
@@ -35,13 +34,19 @@ class _RefusedError(_NotFetchedError):
     """The server answered, but not with the file."""
 
 
+class _FolderError(_NotFetchedError):
+    """The address is that of a folder."""
+
+
 def fetch(location: str | os.PathLike, cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
     """The local file of a path or an address.
 
     Args:
       location: A path, which is returned as it is, whether or not there is such a file; or an
         address: `https://…`, `gs://…` (by https; a private bucket with gcsfs and the user's
-        credentials), or any other that an installed fsspec file system reads (`s3://`, `hf://`).
+        credentials), `hf://org/name[@revision][/file]` (see `fetch_hub`, which has a cache of its
+        own), or any other that an installed fsspec file system reads (`s3://`). In a store it may
+        be a folder with a checkpoint, see `fetch_folder`.
       cache_dir: Where downloads are kept; by default $VIT_JAX_CACHE or `~/.cache/vit_jax`. Beside
         each file stands its SHA-256, and a file that no longer matches it is fetched anew.
 
@@ -49,31 +54,20 @@ def fetch(location: str | os.PathLike, cache_dir: str | os.PathLike | None = Non
       UserError: if the file cannot be had or not be written; for a published checkpoint the message
         names who else holds its weights. Nothing incomplete stays behind.
     """
-    address = _address(location)
+    address = stores.address(location)
     if address is None:
         return pathlib.Path(location)
-    path = _cache(cache_dir) / _name(address)
+    if (repository := hub.parse(address)) is not None:
+        return hub.fetch_hub(repository)
+    path = stores.cache_folder(cache_dir) / _name(address)
     if not _is_intact(path):
         try:
             _download(address, path)
+        except _FolderError:
+            return fetch_folder(address, stores.cache_folder(cache_dir))
         except _NotFetchedError as e:
             raise UserError(f"cannot fetch {address}: {e}.{_elsewhere(address)}") from e
     return path
-
-
-def is_remote(location: str | os.PathLike) -> bool:
-    """Whether `fetch` would go to the network or the cache for it."""
-    return _address(location) is not None
-
-
-def _address(location: str | os.PathLike) -> str | None:
-    match = _ADDRESS.fullmatch(os.fspath(location))
-    return f"{match[1].lower()}://{match[2]}" if match else None
-
-
-def _cache(cache_dir: str | os.PathLike | None) -> pathlib.Path:
-    folder = cache_dir or os.environ.get("VIT_JAX_CACHE") or "~/.cache/vit_jax"
-    return pathlib.Path(folder).expanduser()
 
 
 def _name(address: str) -> str:
@@ -122,12 +116,10 @@ def _download(address: str, path: pathlib.Path) -> None:
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
     """The stream's bytes. Its errors must not pass for those of the disk that is written to."""
-    import http.client  # slow to load, and local files do without it
-
     while True:
         try:
             chunk = stream.read(_CHUNK)
-        except (OSError, http.client.HTTPException) as e:
+        except Exception as e:  # each client has its own
             raise _NotFetchedError(f"the connection broke off ({e or type(e).__name__})") from e
         if not chunk:
             return
@@ -169,14 +161,14 @@ def _open_http(url: str) -> tuple[IO[bytes], int | None]:
 
 
 def _open_fsspec(address: str) -> tuple[IO[bytes], int | None]:
-    from fsspec.core import url_to_fs
-
     try:
-        system, path = url_to_fs(address)
-        stream = system.open(path, "rb")
-    except Exception as e:  # every file system has its own
-        reason = str(e).split("\n")[0] or type(e).__name__
-        raise _NotFetchedError(reason.removesuffix(".")) from e
+        where = stores.path(address)
+        with stores.as_os_errors():
+            stream = None if where.is_dir() else where.fs.open(where.path, "rb")
+    except OSError as e:
+        raise _NotFetchedError(str(e.strerror or e).removesuffix(".")) from e
+    if stream is None:
+        raise _FolderError
     return stream, getattr(stream, "size", None)
 
 

@@ -10,8 +10,8 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -20,11 +20,11 @@ from vit_jax.checkpoint.files.archive import (
     Archive,
     Spec,
     as_bytes,
-    contiguous,
     reading,
     replacing,
     to_numpy,
 )
+from vit_jax.checkpoint.files.writing import ahead, pieces
 from vit_jax.errors import UserError
 
 _RAW16 = np.dtype("V2")
@@ -95,8 +95,10 @@ class Npz(Archive):
             start = self._start(name)
             self._file.seek(start)
             checksum = zlib.crc32(self._file.read(skip))
-            self._fill(name, buffer)
-            if zlib.crc32(buffer, checksum) != self._zip.getinfo(f"{name}.npy").CRC:
+            for i in range(0, len(buffer), _CHUNK):
+                self._fill(name, buffer[i : i + _CHUNK])
+                checksum = zlib.crc32(buffer[i : i + _CHUNK], checksum)
+            if checksum != self._zip.getinfo(f"{name}.npy").CRC:
                 raise UserError(f"{str(self.path)!r}: {name!r} is damaged (its checksum differs)")
         else:
             self._unpack(name, buffer)
@@ -170,23 +172,48 @@ def write_npz(
     path: str | os.PathLike,
     tensors: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
+    late: Callable[[], Mapping[str, str]] | None = None,
 ) -> None:
     """Writes tensors one at a time, uncompressed. `path` appears whole or not at all.
 
-    Equal input gives equal bytes. Raises UserError when the file cannot be written.
+    Equal input gives equal bytes.
+
+    Args:
+      path: Where to.
+      tensors: By name; may be lazy.
+      metadata: Text for the zip's comment.
+      late: The final metadata, no longer than `metadata`; called when the tensors are written.
+
+    Raises:
+      UserError: when the file cannot be written.
     """
+    comment = _comment(metadata or {})
+    names, specs = [*tensors], getattr(tensors, "specs", None) or {}
+    size = sum(spec.nbytes for spec in specs.values())
+    with replacing(path, size) as f, zipfile.ZipFile(f, "w", allowZip64=True) as z:
+        with ahead(lambda name: to_numpy(tensors[name]), names) as coming:
+            for name in names:
+                x = next(coming)
+                _require_numbers(name, x)
+                with z.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                    _write_array(member, x)
+                del x  # or it would be in memory beside the next two
+        z.comment = comment if late is None else _comment(late())
+
+
+def _comment(metadata: Mapping[str, str]) -> bytes:
     comment = json.dumps(dict(metadata)).encode() if metadata else b""
     if len(comment) > MAX_METADATA:
         raise UserError(f"{len(comment)} bytes of metadata; an npz file holds {MAX_METADATA}")
-    with replacing(path) as f, zipfile.ZipFile(f, "w", allowZip64=True) as z:
-        for name in tensors:
-            x = contiguous(to_numpy(tensors[name]))
-            _require_numbers(name, x)
-            if x.dtype == BFLOAT16:
-                x = x.view(_RAW16)
-            with z.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, x, allow_pickle=False)
-        z.comment = comment
+    return comment
+
+
+def _write_array(member: IO[bytes], x: np.ndarray) -> None:
+    """As `np.save`, which would copy the numbers twice where they go into a zip."""
+    dtype = _RAW16 if x.dtype == BFLOAT16 else x.dtype
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(member, {**fields, "shape": x.shape})
+    member.writelines(pieces(x))
 
 
 def _require_numbers(name: str, x: np.ndarray) -> None:

@@ -13,27 +13,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 
+from vit_jax import stores
 from vit_jax.checkpoint.files.archive import (
     BFLOAT16,
     Archive,
     Spec,
-    contiguous,
     reading,
     replacing_directory,
     to_numpy,
 )
+from vit_jax.checkpoint.files.writing import contiguous
 from vit_jax.errors import UserError
 from vit_jax.tree import unflatten
 
 METADATA = "vit_jax.json"  # ours, beside Orbax's files: what the directory says of its tensors
 RUN = "run.json"  # what a run of ours says of itself, beside its steps
 _TREE = "_METADATA"  # Orbax's own, in the directory of every tree
-_STEP_FILE = "_CHECKPOINT_METADATA"  # in that of every step
+STEP_FILE = "_CHECKPOINT_METADATA"  # in that of every step
 _LEGACY = "checkpoint"  # in its place before 2024
+TREE_FILES = (_TREE, _LEGACY)
 _DEFAULT_ITEM = "default"
-_STEP = re.compile(r"(?:.*_)?(\d+)")
+STEP = re.compile(r"(?:.*_)?(\d+)")
 # A directory whose arrays claim more than both is a bomb, not a checkpoint.
 _MAX_RATIO, _MAX_UNPACKED = 100, 4 << 30
 
@@ -51,7 +52,7 @@ def newest_step(workdir: pathlib.Path) -> pathlib.Path | None:
     steps = {
         int(m[1]): entry
         for entry in workdir.iterdir()
-        if (m := _STEP.fullmatch(entry.name)) and (is_orbax(entry) or _is_flax(entry))
+        if (m := STEP.fullmatch(entry.name)) and (is_orbax(entry) or _is_flax(entry))
     }
     return steps[max(steps)] if steps else None
 
@@ -61,11 +62,11 @@ def _is_flax(entry: pathlib.Path) -> bool:
 
 
 def _is_tree(folder: pathlib.Path) -> bool:
-    return any((folder / name).is_file() for name in (_TREE, _LEGACY))
+    return any((folder / name).is_file() for name in TREE_FILES)
 
 
 def _items(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    if not (folder / _STEP_FILE).is_file():
+    if not (folder / STEP_FILE).is_file():
         return {}
     trees = (entry for entry in sorted(folder.iterdir()) if _is_tree(entry))
     return {tree.name: tree for tree in trees}
@@ -118,7 +119,7 @@ class _Tree:
         self._folder = folder
         self._read: dict[str, np.ndarray] = {}
         if (folder / _TREE).is_file():
-            self._structure = _handler().metadata(epath.Path(folder)).tree
+            self._structure = _handler().metadata(_path(folder)).tree
             leaves = _flat(self._structure)
             self.specs = {
                 name: Spec(tuple(leaf.shape), np.dtype(leaf.dtype))
@@ -126,7 +127,7 @@ class _Tree:
                 if getattr(leaf, "dtype", None) is not None
             }
         else:  # nothing but the arrays tells their shapes
-            restored = _flat(_handler().restore(epath.Path(folder)))
+            restored = _flat(_handler().restore(_path(folder)))
             self._read = {n: to_numpy(x) for n, x in restored.items() if hasattr(x, "dtype")}
             self.specs = {n: Spec(x.shape, x.dtype) for n, x in self._read.items()}
         self._is_small = sum(spec.nbytes for spec in self.specs.values()) <= _SMALL
@@ -155,8 +156,15 @@ class _Tree:
         item = jax.tree_util.tree_map_with_path(wanted, self._structure)
         as_stored = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=as_stored)
-        restored = _flat(_handler().restore(epath.Path(self._folder), args=args))
+        restored = _flat(_handler().restore(_path(self._folder), args=args))
         return {n: np.asarray(x) for n, x in restored.items() if x is not ocp.PLACEHOLDER}
+
+
+def _path(folder: pathlib.Path) -> Any:
+    """What Orbax takes for a path."""
+    from etils import epath  # a sixth of what importing all readers would cost
+
+    return epath.Path(folder)
 
 
 def _handler() -> Any:
@@ -199,6 +207,9 @@ def _metadata(folder: pathlib.Path) -> dict[str, str]:
         "class_names": run["class_names"],
         "image_size": run["preprocess"]["size"],
     }
+    text = run.get("config", {}).get("text") or {}
+    if text.get("kind"):  # it was given, for a model that takes texts
+        described["text"] = text
     return {"vit_jax": json.dumps(described)}
 
 
@@ -219,9 +230,9 @@ def write_orbax(
     """
     import orbax.checkpoint as ocp
 
-    path = pathlib.Path(path)
-    if path.exists() and not (path.is_dir() and _is_tree(path)):
-        raise UserError(f"{str(path)!r} exists and is no Orbax directory; it is left alone")
+    place = stores.path(path)
+    if place.exists() and not (place.is_dir() and _is_tree(place)):
+        raise UserError(f"{str(place)!r} exists and is no Orbax directory; it is left alone")
     tree = unflatten({name: contiguous(to_numpy(tensors[name])) for name in tensors})
     with replacing_directory(path) as folder:
         inner = folder.absolute() / "tree"  # below `folder`, so that its remains go with it

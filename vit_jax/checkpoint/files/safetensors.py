@@ -7,8 +7,7 @@ https://github.com/huggingface/safetensors#format.
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -18,11 +17,11 @@ from vit_jax.checkpoint.files.archive import (
     Archive,
     Spec,
     as_bytes,
-    contiguous,
     reading,
     replacing,
     to_numpy,
 )
+from vit_jax.checkpoint.files.writing import ahead, pieces
 from vit_jax.errors import UserError
 
 _DTYPES = {
@@ -168,12 +167,16 @@ def write_safetensors(
         }
         end += spec.nbytes
     encoded = _encoded(header)
-    with replacing(path) as f:
-        f.write(struct.pack("<Q", len(encoded)) + encoded)
-        for name, x in zip(names, _one_ahead(tensors, names), strict=True):
-            if (x.shape, x.dtype) != tuple(specs[name]):
-                raise ValueError(f"{name!r} was announced as {specs[name]}, is {x.shape} {x.dtype}")
-            f.write(as_bytes(x))
+    start = struct.pack("<Q", len(encoded)) + encoded
+    with replacing(path, len(start) + end) as f:
+        f.write(start)
+        with ahead(lambda name: to_numpy(tensors[name]), names) as coming:
+            for name in names:
+                x, spec = next(coming), specs[name]
+                if (x.shape, x.dtype) != tuple(spec):
+                    raise ValueError(f"{name!r} was announced as {spec}, is {x.shape} {x.dtype}")
+                f.writelines(pieces(x))
+                del x  # or it would be in memory beside the next two
         if late is not None:
             final = _encoded({**header, "__metadata__": dict(late())})
             if len(final) != len(encoded):
@@ -185,19 +188,3 @@ def write_safetensors(
 def _encoded(header: Mapping[str, Any]) -> bytes:
     encoded = json.dumps(header, separators=(",", ":")).encode()
     return encoded + b" " * (-len(encoded) % _ALIGN)
-
-
-def _one_ahead(tensors: Mapping[str, Any], names: Sequence[str]) -> Iterator[np.ndarray]:
-    """The named tensors in order; while one is written, a thread reads and lays out the next."""
-
-    def make(name: str) -> np.ndarray:
-        return contiguous(to_numpy(tensors[name]))
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        coming = thread.submit(make, names[0]) if names else None
-        for following in [*names[1:], None]:
-            if coming is None:
-                return
-            x = coming.result()
-            coming = None if following is None else thread.submit(make, following)
-            yield x

@@ -1,6 +1,8 @@
 """PyTorch's `.pth`/`.bin`: read with `weights_only=True`, so that no code in it runs."""
 
+import io
 import os
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +30,24 @@ class Torch(Archive):
 
     def read(self, name: str) -> np.ndarray:
         return to_numpy(self._tensors[name])
+
+
+def read_tensor(content: bytes, path: str) -> np.ndarray:
+    """The one tensor of a file that `torch.save` wrote, read with `weights_only=True`.
+
+    Args:
+      content: The bytes of the file.
+      path: Its name, for messages.
+
+    Raises:
+      UserError: if it cannot be read, or holds something else.
+    """
+    torch = _torch()
+    with reading(pathlib.Path(path), Torch.format):
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if not isinstance(found, torch.Tensor):
+            raise UserError(f"{path}: expected one tensor, found {type(found).__name__}")
+        return to_numpy(found)
 
 
 def _tensors(state: Mapping[Any, Any], tensor: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
