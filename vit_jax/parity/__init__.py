@@ -5,8 +5,8 @@ comparison.verdict                                    # 'same' or 'differs'
 comparison.matched.logits.error                       # numerics made equal: about 1e-14
 comparison.as_shipped.logits.error                    # what a timm user gets: about 1e-3
 
-To add a reference, write a module like `timm_reference` and name it in `references.REFERENCES`;
-to add a family to a reference, add a row to that module's `FAMILIES`.
+To add a reference, write a module in `libraries` and name it in `references.REFERENCES`; how each
+library builds a family is a field of the family, see `vit_jax.families.family`.
 """
 
 from typing import Any

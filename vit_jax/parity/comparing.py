@@ -1,5 +1,6 @@
 """`compare`: our model and a reference on the same weights and images."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -9,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from vit_jax import __version__
-from vit_jax.families.family import Difference, channels
+from vit_jax.families.family import Difference
 from vit_jax.families.registry import config_of
-from vit_jax.parity import figures, references, subject
+from vit_jax.parity import figures, references, subject, task
 from vit_jax.parity.figures import Comparison, Drift, Setting
+from vit_jax.parity.gradients import compare_gradients
+from vit_jax.parity.pixels import Pixels, compare_pixels
 from vit_jax.parity.traces import Trace, trace_ours, trace_torch
+from vit_jax.parity.training import Recipe, compare_training
 
 _DTYPES = (np.float32, np.float64)  # in this order: a module widened to float64 is the same one
 _LOGITS = references.Point("logits", "logits")
@@ -28,6 +32,9 @@ def compare(
     num_classes: int | None = None,
     num_images: int = 4,
     seed: int = 0,
+    gradients: bool = False,
+    train: Recipe | None = None,
+    preprocess: Sequence[str | os.PathLike] = (),
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
     """Runs our model and the reference on the same weights and images, in float64 and float32.
@@ -42,8 +49,11 @@ def compare(
         of another size get their position embeddings resized, on both sides.
       num_classes: Outputs of a model with random weights; by default the registered number. 0
         compares features.
-      num_images: Random images, uniform in [-1, 1].
+      num_images: Random images, uniform in [-1, 1]; or so many texts, for models of texts.
       seed: What random weights and images are drawn with.
+      gradients: Whether the gradient of every parameter is compared.
+      train: The optimizer with which both are trained, if they are, on `num_images` a step.
+      preprocess: Image files, whose pixels are compared as we and the libraries prepare them.
       on_step: Told what is done next.
 
     Raises:
@@ -55,9 +65,20 @@ def compare(
     reference = references.get(against)
     on_step("reading weights")
     this = subject.prepare(model, weights, image_size, num_classes, seed)
-    shape = (num_images, *this.image_size, channels(this.config))
-    pixels = np.random.default_rng(seed).uniform(-1, 1, shape)
-    matched, as_shipped = _settings(reference, this, pixels.astype(np.float32), on_step)
+    inputs = subject.random_inputs(this.config, this.image_size, num_images, seed)
+    # Paths that are wrong are found before minutes of computing.
+    prepared = _pixels(this, preprocess, on_step)
+    (matched, as_shipped), width = _settings(reference, this, inputs, on_step)
+    drawn = functools.partial(
+        task.draw, this, reference, width=width, num_images=num_images, seed=seed
+    )
+    found: dict[str, Any] = {"pixels": prepared}
+    if gradients:
+        on_step("gradients in float64")
+        found["gradients"] = compare_gradients(drawn(steps=1))
+    if train is not None:
+        on_step(f"{train.steps} steps of training in float64")
+        found["training"] = compare_training(drawn(steps=train.steps), train)
     return Comparison(
         model=this.name,
         against=against,
@@ -68,16 +89,31 @@ def compare(
         as_shipped=as_shipped,
         notes=this.notes,
         versions=_versions(reference),
+        **found,
     )
+
+
+def _pixels(
+    this: subject.Subject,
+    images: Sequence[str | os.PathLike],
+    on_step: Callable[[str], None],
+) -> Pixels | None:
+    if not images:
+        return None
+    on_step("pixels")
+    return compare_pixels(this, images)
 
 
 def _settings(
     reference: references.Library,
     this: subject.Subject,
-    images: np.ndarray,
+    inputs: Mapping[str, np.ndarray],
     on_step: Callable[[str], None],
-) -> list[Setting]:
-    """The reference with matched numerics, and as shipped; one object where these are the same."""
+) -> tuple[list[Setting], int]:
+    """The reference with matched numerics, and as shipped; one object where these are the same.
+
+    And how many numbers the models give for an example.
+    """
     from vit_jax.checkpoint import to_torch
     from vit_jax.models import from_config
 
@@ -94,13 +130,13 @@ def _settings(
             if matched:  # once is enough: ours is the same in both settings
                 on_step(f"ours in {dtype.__name__}")
                 paths = [point.ours for point in points]
-                ours.append(trace_ours(model, this.variables, images, paths, dtype))
+                ours.append(trace_ours(model, this.variables, inputs, paths, dtype))
             name = f"{reference.layout} {'matched' if matched else 'as shipped'}"
             on_step(f"{name} in {dtype.__name__}")
             names = [point.theirs for point in points]
-            theirs.append(trace_torch(module, images, names, dtype, reference.logits_of))
+            theirs.append(trace_torch(module, inputs, names, dtype, reference.logits_of))
         settings.append(_setting(() if matched else shipped, points, ours, theirs))
-    return [settings[0], settings[-1]]
+    return [settings[0], settings[-1]], ours[0].logits.shape[-1]
 
 
 def _setting(

@@ -2,11 +2,16 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_jax.families.family import Difference
+
+if TYPE_CHECKING:
+    from vit_jax.parity.gradients import Gradients
+    from vit_jax.parity.pixels import Pixels
+    from vit_jax.parity.training import Training
 
 # Bars on `relative_error`. Two float64 runs of one formula differ by some 1e-14, and the smallest
 # slip in a formula that we know of (an epsilon) by 1e-7: the bar lies between.
@@ -112,6 +117,9 @@ class Comparison:
       as_shipped: With the reference as its users get it.
       notes: What is to be known of the weights.
       versions: The versions of everything that took part.
+      gradients: Of every parameter, where these were asked for.
+      training: Steps of an optimizer, where these were asked for.
+      pixels: How images are prepared, where that was asked for.
     """
 
     model: str
@@ -123,11 +131,21 @@ class Comparison:
     as_shipped: Setting
     notes: tuple[str, ...]
     versions: dict[str, str]
+    gradients: "Gradients | None" = None
+    training: "Training | None" = None
+    pixels: "Pixels | None" = None
 
     @property
     def verdict(self) -> str:
-        """The verdict for the matched numerics: 'same' or 'differs'."""
-        return self.matched.verdict
+        """'same' if the matched numerics are, and all else that was compared; or 'differs'."""
+        verdicts = {x.verdict for x in (self.matched, *self.more.values())}
+        return "same" if verdicts == {"same"} else "differs"
+
+    @property
+    def more(self) -> "dict[str, Gradients | Training | Pixels]":
+        """What was compared beside the logits, by field."""
+        found = {"gradients": self.gradients, "training": self.training, "pixels": self.pixels}
+        return {name: x for name, x in found.items() if x is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, the verdicts included; what is not finite is None."""
@@ -138,6 +156,8 @@ class Comparison:
             fields[name]["differences"] = [d._asdict() for d in setting.differences]
             fields[name]["first_drift"] = drift and drift.ours
             fields[name]["verdict"] = setting.verdict
+        for name, x in self.more.items():
+            fields[name] |= x.summary
         return _finite(fields)
 
 

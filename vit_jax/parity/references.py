@@ -107,7 +107,7 @@ def default_for(config: Config) -> str:
     reference = family.reference
     if reference not in REFERENCES:
         raise UserError(
-            f"{family.title} is proven against figures of {reference}, which no package "
+            f"{family.title} is proven against {family.figures}, which no package "
             f"holds; there is nothing to compare it with here. References: {', '.join(REFERENCES)}"
         )
     return reference

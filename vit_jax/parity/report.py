@@ -1,13 +1,16 @@
-"""A comparison as one self-contained HTML page."""
+"""A comparison as one self-contained HTML page, as Markdown, or as JSON."""
 
 import html
+import json
 import os
+import pathlib
 from collections.abc import Iterable, Sequence
 
 from vit_jax.checkpoint.files.archive import replacing
 from vit_jax.parity import figures
 from vit_jax.parity.figures import Comparison, Setting
 from vit_jax.parity.plot import PAGE, PHONE, error_growth
+from vit_jax.parity.sections import Section, markdown, sections
 
 _STYLE = """
 :root { --text: #1b1f24; --soft: #5c6670; --rule: #d9dee3; --page: #fff; --panel: #f5f7f9;
@@ -53,9 +56,36 @@ polyline.noise { stroke: var(--noise); } circle.noise { fill: var(--noise); }
 
 
 def write_report(path: str | os.PathLike, comparison: Comparison) -> None:
-    """Writes the page; `path` appears whole or stays as it was. UserError if it cannot be."""
+    """Writes Markdown (.md), JSON (.json) or else the HTML page, by the end of the name.
+
+    `path` appears whole or stays as it was. UserError if it cannot be.
+    """
+    formats = {".md": render_markdown, ".json": render_json}
+    written = formats.get(pathlib.PurePath(os.fspath(path)).suffix, render)
     with replacing(path) as file:
-        file.write(render(comparison).encode())
+        file.write(written(comparison).encode())
+
+
+def render_json(comparison: Comparison) -> str:
+    """Every figure."""
+    return json.dumps(comparison.to_dict(), indent=2) + "\n"
+
+
+def render_markdown(comparison: Comparison) -> str:
+    """The page's figures as lists, which are read on a phone and in a terminal."""
+    columns = ("", "matched numerics", "as shipped")
+    tables = [
+        Section("Logits", "", (), ((columns, list(figure_rows(comparison))),)),
+        *sections(comparison),
+        Section("Blocks", "", (), ((_BLOCK_COLUMNS, list(_block_rows(comparison))),)),
+    ]
+    return markdown(
+        f"{comparison.model} against {comparison.against}",
+        f"{comparison.verdict}: {conclusion(comparison)}",
+        [f"{inputs(comparison)}.", *(f"Note: {note}." for note in comparison.notes)],
+        tables,
+        comparison.versions,
+    )
 
 
 def render(comparison: Comparison) -> str:
@@ -70,6 +100,7 @@ def render(comparison: Comparison) -> str:
 {_verdict(comparison)}
 {"".join(f"<p>Note: {html.escape(note)}.</p>" for note in comparison.notes)}
 <h2>Logits</h2>{_table(("", "matched numerics", "as shipped"), figure_rows(comparison))}
+{"".join(map(_section, sections(comparison)))}
 <h2>Relative error from block to block</h2>{_legend()}
 <div class="wide">{error_growth(comparison, PAGE)}</div>
 <div class="narrow">{error_growth(comparison, PHONE)}</div>
@@ -92,8 +123,12 @@ def inputs(comparison: Comparison) -> str:
 
 def conclusion(comparison: Comparison) -> str:
     """The verdict, in one sentence."""
+    return "; ".join([_of_logits(comparison), *(x.conclusion for x in sections(comparison))])
+
+
+def _of_logits(comparison: Comparison) -> str:
     drift = comparison.matched.first_drift
-    if comparison.verdict == "same":
+    if comparison.matched.verdict == "same":
         return (
             "with matched numerics every block and the logits are those of "
             f"{comparison.against}, to {_number(comparison.matched.logits.error)} in float64"
@@ -105,7 +140,7 @@ def conclusion(comparison: Comparison) -> str:
 
 def about_shipped(comparison: Comparison) -> str:
     """What the reference as its users get it means for the verdict; '' where that says nothing."""
-    if comparison.verdict != "same" or not comparison.as_shipped.differences:
+    if comparison.matched.verdict != "same" or not comparison.as_shipped.differences:
         return ""
     error = _number(comparison.as_shipped.logits.error)
     if comparison.as_shipped.verdict == "same":
@@ -163,6 +198,12 @@ def _block_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         (name, drift.theirs, error, _number(drift.error_float32), shipped)
         for (name, error, shipped), drift in zip(block_errors(comparison), drifts, strict=True)
     ]
+
+
+def _section(section: Section) -> str:
+    said = "".join(f"<p>{html.escape(text)}</p>" for text in section.remarks)
+    tables = "".join(_table(columns, rows) for columns, rows in section.tables)
+    return f"<h2>{section.title}</h2>{tables}{said}"
 
 
 def _number(value: float) -> str:

@@ -12,7 +12,8 @@ from vit_jax.checkpoint import edits, names
 from vit_jax.checkpoint.source import open_source
 from vit_jax.checkpoint.stacked import unstack_blocks
 from vit_jax.errors import UserError
-from vit_jax.families.family import Size, is_head
+from vit_jax.families.family import Size, channels, is_head
+from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import SPEED, ModelSpec, config_of, get, resolve
 from vit_jax.tree import arrays, unflatten
 from vit_jax.variables import collections, named
@@ -26,6 +27,8 @@ class Subject:
     params: Flat, linen names, float32; running statistics among them.
     image_size: (height, width) in pixels.
     weights: Where the weights came from, in words.
+    preprocess: How the weights want their images, at this size.
+    registered: The name under which the weights are registered; None for those of a file.
     notes: What was done to them, or is to be known of them.
     """
 
@@ -34,6 +37,8 @@ class Subject:
     params: dict[str, np.ndarray]
     image_size: tuple[int, int]
     weights: str
+    preprocess: Preprocess = dataclasses.field(default_factory=Preprocess)
+    registered: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -65,27 +70,37 @@ def prepare(
             default = spec.num_classes if isinstance(spec, ModelSpec) else 1000
             num_classes = int(getattr(model, "num_classes", default))
         shapes = names.expected_shapes(config, num_classes=num_classes, image_size=size)
-        return Subject(name, config, random_params(shapes, seed), size, f"random, seed {seed}")
+        params, source = random_params(shapes, seed), f"random, seed {seed}"
+        registered = spec.name if isinstance(spec, ModelSpec) else None
+        way = dataclasses.replace(_own_preprocess(spec, config), size=size)
+        return Subject(name, config, params, size, source, way, registered)
     if num_classes is not None:
         raise UserError("the weights tell the number of classes: leave num_classes out")
     if isinstance(weights, Mapping):
         params, size, source = arrays(unstack_blocks(named(weights))), None, "given"
+        way = _own_preprocess(spec, config)
     else:
         with open_source(weights, model) as opened:
             # Copied: what a file's mapping gives may not outlive the file.
             params = {name: np.array(x, np.float32) for name, x in opened.params().items()}
             config, size = _plain(opened.facts.require_model()), opened.facts.image_size
+            way = opened.facts.model().preprocess
         source = str(weights)
     params = {k: np.asarray(x, np.float32) for k, x in params.items()}
     config = names.with_channels(config, names.shapes_of(params))
     size = size or _square_size(name, config, params)
-    return _at_size(Subject(name, config, params, (0, 0), source), size, image_size)
+    return _at_size(Subject(name, config, params, (0, 0), source, way), size, image_size)
 
 
 def _own_size(spec: Any, config: Mapping[str, Any]) -> Size:
     if isinstance(spec, ModelSpec):
         return spec.preprocess.height_width
     return names.default_size(config)
+
+
+def _own_preprocess(spec: Any, config: Mapping[str, Any]) -> Preprocess:
+    own = spec.preprocess if isinstance(spec, ModelSpec) else Preprocess()
+    return own.for_channels(channels(config))
 
 
 def _square_size(
@@ -96,6 +111,30 @@ def _square_size(
         return names.image_size_of(config, names.shapes_of(params))
     except UserError as error:
         raise UserError(f"these are no parameters of {name}: {error}") from None
+
+
+def random_inputs(
+    config: Mapping[str, Any], image_size: Size, count: int, seed: int
+) -> dict[str, np.ndarray]:
+    """A batch for each input of the model, in the order of its arguments.
+
+    Images are uniform in [-1, 1]; tokens are any of the vocabulary but 0, with which the second
+    half of each second text is filled up; kept patches are others for each image.
+    """
+    rng, found = np.random.default_rng(seed), {}
+    for name, (shape, dtype) in names.one_of(config, image_size).items():
+        shape = (count, *shape[1:])
+        if name == "images":
+            found[name] = rng.uniform(-1, 1, shape).astype(dtype)
+            continue
+        if name == "kept":
+            patches = math.prod(names.grid_of(config, image_size) or (1,))
+            order = rng.permuted(np.tile(np.arange(patches), (count, 1)), axis=1)
+            found[name] = order[:, : shape[1]].astype(dtype)
+            continue
+        found[name] = rng.integers(1, names.vocabulary_size(config), shape, dtype)
+        found[name][1::2, shape[1] // 2 :] = 0
+    return found
 
 
 def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
@@ -146,7 +185,10 @@ def _at_size(subject: Subject, old: Size | None, wanted: Size | None) -> Subject
             params = dict(names.applied(edit, params))
             notes.append(edit.step)
     names.check(config, names.shapes_of(params), size)
-    return dataclasses.replace(subject, params=params, image_size=size, notes=tuple(notes))
+    way = dataclasses.replace(subject.preprocess, size=size)
+    return dataclasses.replace(
+        subject, params=params, image_size=size, preprocess=way, notes=tuple(notes)
+    )
 
 
 def _notes(params: Mapping[str, np.ndarray]) -> list[str]:

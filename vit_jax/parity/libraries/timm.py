@@ -9,6 +9,7 @@ import numpy as np
 
 from vit_jax.checkpoint.beside import timm_description
 from vit_jax.families.preprocess import Preprocess
+from vit_jax.parity.libraries import rotary
 from vit_jax.parity.references import Config, Library, load
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def _construct(
     if matched:
         match_group_norm(module)
         match_std_conv(module)
+        rotary.match_timm(module)
     return module
 
 
