@@ -13,14 +13,20 @@ from types import ModuleType
 from typing import NoReturn
 
 from vit_jax import __version__
-from vit_jax.errors import Preempted, UserError, suggest
+from vit_jax.errors import Diverged, Preempted, Status, UserError, suggest
 
 COMMANDS = (
     "train",
     "prepare",
     "eval",
     "predict",
+    "embed",
+    "probe",
+    "nearest",
+    "zeroshot",
+    "tokens",
     "plot",
+    "runs",
     "inspect",
     "convert",
     "parity",
@@ -30,10 +36,7 @@ COMMANDS = (
     "demo",
 )
 
-BAD_INPUT = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-PREEMPTED = 143  # 128 + SIGTERM: a saved run, to be started again
-BROKEN_PIPE = 141  # 128 + SIGPIPE
+BAD_INPUT = Status.BAD_INPUT
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: The words after `vit-jax`; those of this process if None.
 
     Returns:
-      The exit status: 0; 2 for bad input, after one line on stderr; 130 when interrupted;
-      141 when the reader of the output went away.
+      The exit status, see `vit_jax.errors.Status`; a status other than 0 comes after one line on
+      stderr that says why.
     """
     return guarded(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
 
@@ -59,21 +62,21 @@ def guarded(action: Callable[[], object], prog: str = "vit-jax") -> int:
     except BrokenPipeError:
         # Python flushes stdout once more at exit: give it something that takes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return Status.BROKEN_PIPE
     except OSError as error:
         # A full disk, a file without permission: the user's to mend, whichever line met it.
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}", prog)
-    except Preempted as stop:
+    except (Diverged, Preempted) as stop:
         print(f"{prog}: {stop}", file=sys.stderr)
-        return PREEMPTED
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return stop.status
+    except KeyboardInterrupt as stop:
+        print(": ".join([prog, "interrupted", *map(str, stop.args)]), file=sys.stderr)
+        return Status.INTERRUPTED
     except SystemExit as stop:  # argparse, after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
-    return 0
+    return Status.DONE
 
 
 def _run(argv: list[str]) -> None:
@@ -99,18 +102,28 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # pyright: ignore
         """Keeps unknown arguments only for a command that declares `rest`."""
+        self._given = [] if args is None else list(args)
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown and "rest" in namespace:
             namespace.rest = unknown
         elif unknown:
-            options = re.findall(r"--[\w-]+", self.format_help())
-            hint = suggest(unknown[0].partition("=")[0], options)
-            self.error(f"unknown argument {unknown[0]!r}.{hint}")
+            self.error(f"unknown argument {unknown[0]!r}.{self._meant(unknown[0])}")
         return namespace, []
 
     def error(self, message: str) -> NoReturn:
+        if "required" in message:  # what is missing may stand there misspelt
+            for argument in self._given:
+                if hint := self._meant(argument):
+                    message += f"; {argument!r} is unknown.{hint}"
         end = "" if message.endswith((".", "?")) else "."
         raise UserError(f"{message}{end} See `{self.prog} --help`.")
+
+    def _meant(self, argument: str) -> str:
+        """A hint for an argument that is none of the options but close to one, or ''."""
+        option = argument.partition("=")[0]
+        options = re.findall(r"--[\w-]+", self.format_help())
+        known = not option.startswith("--") or option in options
+        return "" if known else suggest(option, options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,10 +1,29 @@
-"""The one exception for bad input, and the hint that goes with it."""
+"""How a command ends: the exit statuses, the exceptions that lead to them, and hints."""
 
 import difflib
+import enum
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+class Status(enum.IntEnum):
+    """The exit status of a command; the table in docs/distributed.md says what to do next.
+
+    A status above 128 is 128 and the number of a signal, as shells report it.
+    """
+
+    DONE = 0
+    FAILED = 1  # a traceback: an error of this program
+    BAD_INPUT = 2
+    DIVERGED = 3
+    INTERRUPTED = 130  # SIGINT
+    LOST_PEER = 134  # SIGABRT, by which JAX ends a process whose peers are gone, if we do not
+    KILLED = 137  # SIGKILL, which the system sends, for example when memory runs out
+    BROKEN_PIPE = 141  # SIGPIPE
+    HUNG = 142  # SIGALRM: the watchdog's time ran out
+    PREEMPTED = 143  # SIGTERM
 
 
 class UserError(ValueError):
@@ -13,9 +32,19 @@ class UserError(ValueError):
     The message says what was expected, what came, and what to do next.
     """
 
+    status = Status.BAD_INPUT
+
+
+class Diverged(Exception):
+    """A run no longer learns: the same command would end in the same way. Exit status 3."""
+
+    status = Status.DIVERGED
+
 
 class Preempted(Exception):
     """A run was told to stop (SIGTERM) and has saved its state: exit status 143."""
+
+    status = Status.PREEMPTED
 
     def __init__(self, step: int):
         super().__init__(
@@ -30,7 +59,7 @@ def suggest(name: str, choices: Iterable[str], most: int = 3) -> str:
     return f" Did you mean {' or '.join(repr(by_lower[c]) for c in close)}?" if close else ""
 
 
-def chosen(name: str, choices: Mapping[str, T], what: str) -> T:
+def chosen(name: str, choices: Mapping[Any, T], what: str) -> T:
     """The choice of that name.
 
     Raises:

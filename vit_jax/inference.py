@@ -1,10 +1,11 @@
 """A trained model from wherever its weights lie: a run's workdir or a checkpoint file."""
 
+import abc
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from vit_jax.allow import Allow
 from vit_jax.checkpoint import io, names, recorded
 from vit_jax.checkpoint.facts import Model
 from vit_jax.checkpoint.source import open_source, read_all
-from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.errors import UserError
+from vit_jax.families.preprocess import Preprocess
+from vit_jax.families.registry import require_images
 from vit_jax.tree import arrays
 from vit_jax.variables import collections
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from flax import linen as nn
 
 Path = str | os.PathLike[str]
-_BATCH = 32  # images that `probabilities` passes through the model at once
+_BATCH = 32  # images that `in_batches` passes through a model at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +53,13 @@ class Weights:
 
     def for_model(self) -> dict[str, Any]:
         """The variables as the linen module takes them: float32, blocks stacked if it scans."""
-        params = (io.is_scanned(self.model.config) and stack_blocks(self.params)) or self.params
-        found = {"params": params, "batch_stats": self.variables["batch_stats"]}
-        return {k: _as_float32(tree) for k, tree in found.items()}
+        found = self.one_by_one()
+        found["params"] = io.as_scanned(found["params"], self.model.config)
+        return found
+
+    def one_by_one(self) -> dict[str, Any]:
+        """The variables in float32, blocks one by one also if the model scans them."""
+        return {k: _as_float32(tree) for k, tree in self.variables.items()}
 
 
 def _as_float32(tree: Any) -> Any:
@@ -62,24 +68,40 @@ def _as_float32(tree: Any) -> Any:
     return np.asarray(tree, np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to classify images, computing in float32.
+def in_batches(
+    run: Callable[[Any], Any],
+    images: Sequence[np.ndarray] | np.ndarray,
+    collate: Callable[[list[np.ndarray]], Any] = np.stack,
+) -> np.ndarray:
+    """What `run` gives for any number of images, of which it gets a few at once.
 
-    Attributes:
-      weights: Where everything about it came from.
-      model: The linen module.
-      variables: {'params': nested dict of float32 arrays, 'batch_stats': the same}.
+    Args:
+      run: N images to an array [N, …]. The last batch is filled up, so that one program serves all.
+      images: N arrays, each made when its turn comes.
+      collate: Makes a batch of a list of them.
     """
+    size, parts = min(len(images), _BATCH), []
+    for start in range(0, len(images), size):
+        batch = [images[i] for i in range(start, min(start + size, len(images)))]
+        filled = batch + [batch[-1]] * (size - len(batch))
+        parts.append(np.asarray(run(collate(filled)))[: len(batch)])
+    return np.concatenate(parts)
 
-    weights: Weights
-    model: "nn.Module"
-    variables: dict[str, Any]
+
+class ImageReader(abc.ABC):
+    """Prepares images as a model wants them, and passes them through it."""
 
     @property
-    def head_is_zero(self) -> bool:
-        """Whether every number of the head is zero, so that all classes are equally likely."""
-        return names.head_is_zero(arrays(self.weights.params))
+    @abc.abstractmethod
+    def preprocessing(self) -> Preprocess:
+        """How the model wants its images."""
+
+    @abc.abstractmethod
+    def dispatch(self, images: np.ndarray) -> "jax.Array":
+        """A row for each of [N, height, width, channels], maybe still computed when this returns.
+
+        It compiles once a shape.
+        """
 
     def read_image(self, path: Path) -> np.ndarray:
         """An image file as the model wants it: float32 [height, width, channels].
@@ -100,45 +122,90 @@ class LoadedModel:
         """
         from vit_jax.input_pipeline.transforms import Decode
 
-        return Decode(self.weights.model.preprocess.channels)(dict(record))["image"]
+        return Decode(self.preprocessing.channels)(dict(record))["image"]
 
     def preprocess(self, pixels: np.ndarray) -> np.ndarray:
         """Decoded pixels as the model wants them, float32 [height, width, channels]."""
         from vit_jax.input_pipeline.transforms import preprocess_image
 
-        return preprocess_image(pixels, self.weights.model.preprocess)
+        return preprocess_image(pixels, self.preprocessing)
+
+
+class Classifier(ImageReader):
+    """An `ImageReader` whose rows are logits."""
+
+    @property
+    @abc.abstractmethod
+    def num_classes(self) -> int:
+        """Numbers in a row."""
+
+    @property
+    @abc.abstractmethod
+    def class_names(self) -> Sequence[str] | None:
+        """In the order of the logits; None where nobody knows them."""
+
+    def class_name(self, index: int) -> str:
+        return f"class {index}" if self.class_names is None else self.class_names[index]
 
     def prepare(self, record: dict[str, Any], rng: Any = None) -> dict[str, Any]:
         """A stored example as the model wants it, with a one-hot label: a pipeline's transform."""
         from vit_jax.input_pipeline.transforms import OneHot
 
         image = self.preprocess(self.decode(record))
-        return OneHot(self.weights.model.num_classes)({**record, "image": image})
-
-    def dispatch(self, images: np.ndarray) -> "jax.Array":
-        """`logits` that may still be computed when this returns."""
-        return self._forward(self._placed, images)
+        return OneHot(self.num_classes)({**record, "image": image})
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """[N, height, width, channels] to float32 [N, num_classes]; compiles once a shape."""
         return np.asarray(self.dispatch(images))
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Softmax of the logits, [N, num_classes], for any number of images."""
+        """[N, num_classes], for any number of images: see `probabilities_of`."""
+        return self.probabilities_of(in_batches(self.logits, images))
+
+    def probabilities_of(self, logits: np.ndarray) -> np.ndarray:
+        """Logits [..., num_classes] to probabilities in float64: their softmax, as trained."""
         from vit_jax.evaluate.predictions import softmax
 
-        batch = min(len(images), _BATCH)
-        padding = -len(images) % batch
-        padded = np.concatenate([images, np.zeros((padding, *images.shape[1:]), images.dtype)])
-        parts = [self.logits(padded[i : i + batch]) for i in range(0, len(padded), batch)]
-        return softmax(np.concatenate(parts)[: len(images)])
+        return softmax(logits)
 
-    def class_name(self, index: int) -> str:
-        names = self.weights.model.class_names
-        return f"class {index}" if names is None else names[index]
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel(Classifier):
+    """A model ready to classify images, computing in float32.
+
+    Attributes:
+      weights: Where everything about it came from.
+      model: The linen module.
+      variables: {'params': nested dict of float32 arrays, 'batch_stats': the same}.
+    """
+
+    weights: Weights
+    model: "nn.Module"
+    variables: dict[str, Any]
+
+    @property
+    def preprocessing(self) -> Preprocess:
+        return self.weights.model.preprocess
+
+    @property
+    def num_classes(self) -> int:
+        return self.weights.model.num_classes
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        return self.weights.model.class_names
+
+    @property
+    def head_is_zero(self) -> bool:
+        """Whether every number of the head is zero, so that all classes are equally likely."""
+        return names.head_is_zero(arrays(self.weights.params))
+
+    def dispatch(self, images: np.ndarray) -> "jax.Array":
+        """`logits` that may still be computed when this returns."""
+        return self._forward(self.placed, images)
 
     @functools.cached_property
-    def _placed(self) -> Any:
+    def placed(self) -> Any:
         """The variables on the device, so that no call copies them again."""
         import jax
 
@@ -162,6 +229,7 @@ def load_model(path: Path, model: str | None = None, **how: Any) -> LoadedModel:
     """
     weights = load_weights(path, model, **how)
     known = weights.model
+    require_images(known.config, repr(str(path)))
     if not known.num_classes:
         raise UserError(f"{str(path)!r} has no head: it gives features, and classifies nothing")
     if "unpooled" in known.config.get("classifier", ""):

@@ -17,9 +17,8 @@ from vit_jax.configs import inference_time as recipe
 from vit_jax.devices.sharding import check_batch, make_mesh, replicated, split_batch
 from vit_jax.errors import UserError
 from vit_jax.layers.attention.choice import attending
-from vit_jax.train.loop import make_workdir
 from vit_jax.train.metrics import MetricWriter
-from vit_jax.train.run_lock import run_lock
+from vit_jax.train.workdir import opened
 
 
 def inference_time(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, float]:
@@ -37,14 +36,13 @@ def inference_time(config: ConfigDict, workdir: str | os.PathLike) -> dict[str, 
         known.require(f"config.{field}", config[field])
     mesh = make_mesh()
     check_batch("batch", config.batch, mesh)
-    make_workdir(workdir)
-    with run_lock(workdir):
-        if (pathlib.Path(workdir) / "run.json").exists():
+    with opened(workdir) as folder:
+        if (pathlib.Path(folder) / "run.json").exists():
             raise UserError(
                 f"--workdir={workdir} holds a training run, whose metrics would be replaced by "
                 "these; use another one"
             )
-        return _measure(config, mesh, workdir)
+        return _measure(config, mesh, folder)
 
 
 def _measure(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: str | os.PathLike):

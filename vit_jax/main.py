@@ -11,6 +11,9 @@ others are; elsewhere add
 --set FIELD=VALUE changes a field that the recipe's model does not name, and its constructor has:
 --set model.transformer.scan=True. It may be given several times.
 
+--heartbeat_timeout=SECONDS (100): so long may another process give no sign of life; after it, this
+one ends with one line and status 134.
+
 A recipe that is installed with this package is found by its name, --config=vit:b16,cifar10, where
 there is no such file.
 
@@ -18,6 +21,9 @@ there is no such file.
 tiny steps on generated images, to see that it runs.
 """
 
+import faulthandler
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -44,15 +50,31 @@ def run(argv: Sequence[str]) -> int:
     trainer = config.get("trainer", "train")
     if trainer == "train":
         from vit_jax import train
-        from vit_jax.devices import compilation_cache, distributed
+        from vit_jax.devices import compilation_cache, distributed, peers
+        from vit_jax.train.actions.profiling import profile_server
 
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
         compilation_cache.enable()
-        distributed.initialize(options.coordinator, options.num_processes, options.process_id)
-        if options.smoke:
-            from vit_jax.train import smoke
+        distributed.initialize(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            heartbeat_timeout=options.heartbeat_timeout,
+        )
+        with peers.told():
+            profile_server(os.environ.get("VIT_JAX_PROFILE_PORT"))
+            if options.smoke:
+                from vit_jax.train import smoke
 
-            config = smoke.shrink(config, workdir)
-        train.train_and_evaluate(config, workdir, allow_other_config=options.allow_other_config)
+                config = smoke.shrink(config, workdir)
+            try:
+                train.train_and_evaluate(
+                    config, workdir, allow_other_config=options.allow_other_config
+                )
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    "the same command goes on from the last checkpoint, or begins again without one"
+                ) from None
     elif trainer == "inference_time":
         from vit_jax import inference_time
 
@@ -70,6 +92,8 @@ def parse(argv: Sequence[str]):
     """
     from ml_collections import config_flags
 
+    from vit_jax.devices.peers import HEARTBEAT_TIMEOUT
+
     argv = with_recipe(argv)
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file(
@@ -84,6 +108,12 @@ def parse(argv: Sequence[str]):
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "Number of processes.", flag_values=values)
     flags.DEFINE_integer("process_id", None, "This one, from 0.", flag_values=values)
+    flags.DEFINE_float(
+        "heartbeat_timeout",
+        HEARTBEAT_TIMEOUT,
+        "Seconds of silence after which another process is lost.",
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "allow_other_config", False, "Go on with a run of another config.", flag_values=values
     )

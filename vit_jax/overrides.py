@@ -10,6 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vit_jax.configs import common
+from vit_jax.durations import Duration
 from vit_jax.errors import UserError
 
 
@@ -55,12 +57,18 @@ def _value(text: str) -> Any:
 
 def _set(config: Any, field: str, value: Any) -> None:
     *path, name = field.split(".")
+    if path[:1] == ["evals"] and len(path) == 2 and path[1] not in config.evals:
+        config.evals[path[1]] = ConfigDict()  # An evaluation may be named here first.
     for part in path:
         if not hasattr(config.get(part), "items"):
             raise UserError(f"--set {field}: config has no group of fields {part!r}")
         config = config[part]
     if path[:1] == ["model"] and not hasattr(config.get(name), "items"):
         with config.ignore_type():  # A constructor may take several: `remat` a flag or names.
+            config[name] = value
+        return
+    if isinstance(common.RANGES.get(field), Duration) or path[:1] == ["evals"]:
+        with config.ignore_type():  # Steps or a text; whoever completes the config checks them.
             config[name] = value
         return
     before = config.get(name)

@@ -26,7 +26,7 @@ def accumulate_gradient(
 
     def gradient(params: Any, statistics: Any, batch: Any, key: jax.Array):
         loss, grads = loss_and_grad_fn(params, batch["image"], batch["label"])
-        return (loss, statistics), grads
+        return (loss, (statistics, {})), grads
 
     batch = {"image": images, "label": labels}
     key = jax.random.key(0)  # the caller's function draws nothing of ours

@@ -1,13 +1,13 @@
 """What commands share: arguments, tables for people, JSON for programs, progress on stderr."""
 
 import argparse
-import pathlib
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vit_jax import json_text
+from vit_jax import json_text, stores
 from vit_jax.errors import UserError, some
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# How files of weights are called.
+_WEIGHTS = (".npz", ".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".msgpack", ".index.json")
 _UNLIMITED = 10_000  # columns: a file or a pipe has no right edge to fold at
 
 
@@ -46,7 +48,8 @@ def add_part_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part",
         metavar="NAME",
-        help="which set of weights, where a file holds several, such as model_ema",
+        help="which set of weights, where a file holds several, such as model_ema; of two towers "
+        "img or txt",
     )
 
 
@@ -100,7 +103,7 @@ def checkpoint(path: str, chosen: str | int | None) -> str:
       UserError: if the run does not have the chosen checkpoint, or if one was chosen and `path` is
         not a run.
     """
-    if chosen is None and not (pathlib.Path(path) / "run.json").is_file():
+    if chosen is None and not _is_run(path):
         return path
 
     from vit_jax.train import checkpointing, run_info
@@ -120,7 +123,15 @@ def checkpoint(path: str, chosen: str | int | None) -> str:
     others = "" if best in (None, step) else f"; the best is that of step {best}, --checkpoint=best"
     called = f", the {' and the '.join(names)}" if names else ""
     print(f"{path}: checkpoint of step {step}{called}{others}", file=sys.stderr)
-    return str(pathlib.Path(path) / f"checkpoint_{step}")
+    return stores.join(path, f"checkpoint_{step}")
+
+
+def _is_run(path: str) -> bool:
+    """Whether this is the workdir of a run. No store is asked about what is called as a file."""
+    a_file = path.startswith(("http:", "https:", "hf:")) or path.endswith(_WEIGHTS)
+    return not (stores.is_address(path) and a_file) and stores.is_file(
+        stores.join(path, "run.json")
+    )
 
 
 def _checkpoint(text: str) -> str | int:
@@ -140,14 +151,13 @@ def image_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def skipped(args: argparse.Namespace, *datasets: Any) -> dict[str, int]:
+def skipped(args: argparse.Namespace, names: Sequence[str]) -> dict[str, int]:
     """`num_skipped`, the number of damaged images, if they were to be skipped.
 
     A line on stderr names the first of them.
     """
     if args.on_error != "skip":
         return {}
-    names = [name for dataset in datasets for name in dataset.errors]
     if names:
         print(f"{len(names)} damaged images were skipped: {some(names)}", file=sys.stderr)
     return {"num_skipped": len(names)}
@@ -184,6 +194,25 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print(rendered.get(), end="")
 
 
+def print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table, or a list of each row's entries where the terminal is too narrow for it.
+
+    The first entry of a row names it; entries that are empty are left out of a list.
+    """
+    names = [name.removeprefix(">") for name in columns]
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    table = sum(widths) + 3 * len(widths)
+    if not sys.stdout.isatty() or table <= shutil.get_terminal_size().columns:
+        print_table(columns, rows)
+        return
+    for row in rows:
+        print(row[0])
+        for name, entry in zip(names[1:], row[1:], strict=True):
+            if entry:
+                print(f"  {name}: {entry}")
+    print()
+
+
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """The items, with a bar on stderr when that is a terminal."""
     import rich.console
@@ -200,3 +229,44 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         yield from bar.track(items, total=total, description=what)
+
+
+def shown(items: Iterable[T], total: int, what: str, of: str = "samples") -> Iterator[T]:
+    """The items, with a bar on a terminal, and elsewhere a line after each tenth of them."""
+    if sys.stderr.isatty():
+        yield from progress(items, total, what)
+        return
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number * 10 // total > (number - 1) * 10 // total:
+            print(f"{what}: {number:,} of {total:,} {of}", file=sys.stderr, flush=True)
+
+
+def add_process_options(parser: argparse.ArgumentParser) -> None:
+    """Who the other processes are, for a command that several run together."""
+    group = parser.add_argument_group(
+        "several processes",
+        "the same command in each; a TPU slice, Slurm, Open MPI and Kubernetes say who the others "
+        "are, elsewhere these do",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0, any free port")
+    group.add_argument("--num_processes", type=int, metavar="N", help="how many there are")
+    group.add_argument("--process_id", type=int, metavar="I", help="the number of this one, from 0")
+    group.add_argument(
+        "--heartbeat_timeout",
+        type=float,
+        metavar="SECONDS",
+        help="so long may another process give no sign of life (100)",
+    )
+
+
+def join_processes(args: argparse.Namespace) -> None:
+    """Joins the others that the arguments of `add_process_options` name, before JAX is used."""
+    from vit_jax.devices import distributed, peers
+
+    distributed.initialize(
+        args.coordinator,
+        args.num_processes,
+        args.process_id,
+        heartbeat_timeout=args.heartbeat_timeout or peers.HEARTBEAT_TIMEOUT,
+    )

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from vit_jax import stores
 from vit_jax.commands import common
 from vit_jax.errors import UserError, some
 
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(
             f"--to {args.to} writes {' or '.join(suffixes)} files; got DST {args.dst!r}"
         )
-    if src.exists() and dst.exists() and src.samefile(dst):
+    same = src.exists() and dst.exists() and src.samefile(dst)
+    if same or (stores.address(args.src) or src) == (stores.address(args.dst) or dst):
         raise UserError(f"SRC and DST are the same file, {args.dst!r}")
 
     with _progress() as progress:

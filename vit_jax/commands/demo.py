@@ -6,6 +6,8 @@ goes on where its last checkpoint stands, and a finished one is not trained agai
 
 import argparse
 import pathlib
+import shutil
+import sys
 
 from vit_jax.commands import common
 
@@ -59,11 +61,13 @@ def run(args: argparse.Namespace) -> None:
             (f"{images}/", "ten images of the test split"),
         ],
     )
+    # `make demo` runs what lies in an environment that need not be on the path.
+    command = "vit-jax" if shutil.which("vit-jax") else sys.argv[0]
     print(
         "try next:\n"
-        f"  vit-jax predict {workdir} {images}/*.png\n"
-        f"  vit-jax convert {official} /tmp/digits.safetensors --to timm\n"
-        f"  vit-jax eval {timm} --dataset digits --tfds-data-dir {data}\n"
+        f"  {command} predict {workdir} {images}/*.png\n"
+        f"  {command} convert {official} /tmp/digits.safetensors --to timm\n"
+        f"  {command} eval {timm} --dataset digits --tfds-data-dir {data}\n"
     )
     print(f"digits test top-1: {100 * accuracy:.1f} %")
 

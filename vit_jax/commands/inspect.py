@@ -1,7 +1,7 @@
 """Say what a checkpoint is: format, model, size, head, preprocessing, where it came from.
 
-PATH is whatever `vit-jax convert` reads: a file, a directory of Hugging Face or Orbax, or the
-workdir of a run.
+PATH is whatever `vit-jax convert` reads: a file, a directory of Hugging Face or Orbax, the workdir
+of a run, an address, or a repository of the hub, hf://ORGANISATION/NAME[@REVISION][/FILE].
 """
 
 import argparse
@@ -13,6 +13,10 @@ from vit_jax.errors import UserError, some
 
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Facts
+
+
+# What a config says beside the fields of a model.
+_BESIDE = ("family", "model_name", "channels", "length")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,11 +83,17 @@ def facts(found: "Facts") -> Iterator[tuple[str, str]]:
     if found.image_size:
         yield "image size", f"{found.image_size[0]} × {found.image_size[1]} pixels"
     if found.config is not None:
-        yield "head", _head(found)
+        yield from _outputs(found, found.config)
     if found.class_names:
         yield "classes", some(found.class_names)
-    if found.preprocess:
+    if found.preprocess and (found.image_size or not found.text):
         yield "images", _images(found.preprocess, found.image_size)
+    if found.text:
+        yield "texts", _texts(found.text)
+    if found.origin:
+        yield "source", found.origin
+    if found.licence:
+        yield "licence", found.licence
     if found.skipped:
         yield (
             "skipped",
@@ -97,6 +107,8 @@ def facts(found: "Facts") -> Iterator[tuple[str, str]]:
         yield "warning", not_finite(found.not_finite)
     if found.head_is_zero:
         yield "warning", "a head of zeros tells no classes apart: do not predict with it"
+    for name, count in (found.zero_biases or {}).items():
+        yield "zeros", f"{name}: all {count} biases" if count > 1 else name
     for text in found.notes:
         yield "note", text
     if found.undecided and not found.candidates:
@@ -110,7 +122,7 @@ def _sizes(config: dict[str, Any] | None) -> str:
         return "unknown"
     from vit_jax.families.registry import get
 
-    told = {k: v for k, v in config.items() if k not in ("family", "model_name", "channels") and v}
+    told = {k: v for k, v in config.items() if k not in _BESIDE and v}
     nested = told.pop("transformer", {})
     sizes = ", ".join(f"{name} {_plain(value)}" for name, value in {**told, **nested}.items())
     return f"{get(config).title} of sizes of its own: {sizes}"
@@ -121,6 +133,19 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict) and set(value) == {"size"}:
         return "×".join(map(str, value["size"]))
     return str(value)
+
+
+def _outputs(found: "Facts", config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What it gives: its towers, or its head."""
+    from vit_jax.families.registry import get
+
+    parts = get(config).parts(config)
+    for branch, part in parts.items():
+        outputs = found.shapes.get(f"{branch}/head/kernel")
+        head = "no head" if outputs is None else f"a head of {outputs[-1]} outputs"
+        yield f"tower {branch}", f"{get(part).title}, {head}"
+    if not parts:
+        yield "head", _head(found)
 
 
 def _head(found: "Facts") -> str:
@@ -137,8 +162,14 @@ def _images(preprocess: Any, image_size: tuple[int, int] | None) -> str:
     how = "squashed" if p.resize == "squash" else "shorter side resized"
     crop = f", centre {p.crop:.4g} kept" if p.crop != 1 else ""
     smooth = "antialiased" if p.antialias else "not antialiased"
+    smooth += ", cut off to whole numbers" if p.truncate else ""
     mean, std = (" ".join(f"{x:.4g}" for x in xs) for xs in (p.mean, p.std))
     return f"{size}, {how}{crop}, {p.method}, {smooth}; mean {mean}, std {std}"
+
+
+def _texts(text: Any) -> str:
+    vocabulary = f", vocabulary {text.vocabulary}" if text.vocabulary else ""
+    return f"{text.length} tokens, tokenizer {text.kind}{vocabulary}"
 
 
 def _history(found: "Facts") -> Iterator[str]:
@@ -148,8 +179,9 @@ def _history(found: "Facts") -> Iterator[str]:
             source, steps = record["source"], record["steps"]
             done = "".join(f"; {step}" for step in steps)
             done += "".join(f"; note: {note}" for note in record.get("notes", ()))
+            name = source.get("origin", source["file"])
             yield (
-                f"{source['file']} ({source['format']}, {source['layout']}) by {record['tool']}"
+                f"{name} ({source['format']}, {source['layout']}) by {record['tool']}"
                 f"{done}; sha256 {source['sha256']}"
             )
         except (KeyError, TypeError):

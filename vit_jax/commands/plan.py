@@ -1,4 +1,4 @@
-"""Compile the train step for any TPU slice, without one, and say what it will cost.
+"""Compile the train step for any TPU slices, without them, and say what it will cost.
 
   vit-jax plan --config configs/vit_s16_i1k.py --topology v5e:4x4 --set batch=2048
 
@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", required=True, metavar="FILE.py[:ARGUMENT]", help="file with get_config()"
     )
-    parser.add_argument("--topology", metavar="NAME", help="a TPU slice, such as v5e:16x16")
+    parser.add_argument(
+        "--topology", metavar="NAME", help="a TPU slice, such as v5e:16x16, or several: 2*v5e:16x16"
+    )
     parser.add_argument(
         "--set",
         action="append",

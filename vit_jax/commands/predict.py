@@ -2,7 +2,8 @@
 
 MODEL is the workdir of a training run, an official-style .npz, or a .safetensors that vit-jax
 wrote. Images are files, folders with their subfolders, text files (.txt, .lst, .list) of paths, or
-`-` for paths on standard input; or the images of --dataset.
+`-` for paths on standard input; tar files of samples (WebDataset); a table, an .npz, a prepared
+dataset or a TFDS name; or those of --dataset, whatever it looks like. Labels are not read.
 
 The result is a table for each image in a terminal, and otherwise one line an image, in their
 order: path, class and probability with tabs between them. An image that cannot be read has a line
@@ -16,7 +17,7 @@ import argparse
 import contextlib
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.commands import common
@@ -25,7 +26,7 @@ from vit_jax.evaluate import rows
 
 if TYPE_CHECKING:
     from vit_jax.evaluate.predictions import Item, Prediction
-    from vit_jax.inference import LoadedModel
+    from vit_jax.inference import Classifier
 
 TEXT = "text"
 _FEW = 20  # images whose tables fit a terminal
@@ -46,15 +47,25 @@ _RANKED = ("label", "class", "probability")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_model_arguments(parser)
+    add_image_arguments(parser)
+    common.add_json_option(parser)
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to classify, and what to write of it."""
     # Not "*", of which argparse takes none where an option stands between MODEL and the images.
     images = parser.add_argument(
-        "images", nargs="+", default=[], metavar="IMAGE", help="files, folders, lists, or -"
+        "images",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="files, folders, lists, -, tar files, or a dataset",
     )
     images.required = False
     parser.add_argument(
         "--dataset",
         metavar="NAME_OR_PATH",
-        help="in place of IMAGE: a dataset as `vit-jax eval` takes it; its labels are not read",
+        help="in place of IMAGE: a dataset as `vit-jax eval` takes it",
     )
     parser.add_argument(
         "--split", help="of the dataset (test; of a file or a folder of classes, all that is in it)"
@@ -82,10 +93,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(skip), or the end of the command (raise)",
     )
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="images at once (32)")
-    common.add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    def load() -> "Classifier":
+        return common.load_model(args, common.checkpoint(args.model_path, args.checkpoint))
+
+    classify(args, load)
+
+
+def classify(args: argparse.Namespace, load: "Callable[[], Classifier]") -> None:
+    """Writes the classes of the images that the arguments of `add_image_arguments` name.
+
+    The model is loaded when these are known to make sense.
+    """
     _check(args)
     items, count = _items(args)  # cheap, so before the model is read
     form = _format(args, count)
@@ -93,12 +114,12 @@ def run(args: argparse.Namespace) -> None:
 
     from vit_jax.evaluate import predictions
 
-    loaded = common.load_model(args, common.checkpoint(args.model_path, args.checkpoint))
+    loaded = load()
     found = predictions.predict(loaded, items, top=top, batch=args.batch)
     if args.output is not None or not sys.stdout.isatty():  # else the lines themselves show it
         found = common.progress(found, count, "predicting")
     failures = _Failures(args.on_error)
-    with _writer(args, form, min(top, loaded.weights.model.num_classes), loaded) as write:
+    with _writer(args, form, min(top, loaded.num_classes), loaded) as write:
         for prediction in failures.watched(found):
             write(prediction)
         failures.report(count)
@@ -124,17 +145,15 @@ def _check(args: argparse.Namespace) -> None:
 def _items(args: argparse.Namespace) -> "tuple[Iterator[Item], int]":
     """The images, to be read one by one, and their number."""
     from vit_jax.evaluate import predictions
+    from vit_jax.input_pipeline import inputs
 
     if args.dataset is not None:
         from vit_jax.input_pipeline.sources import open_source
 
         source = open_source(args.dataset, args.split, data_dir=args.tfds_data_dir, labelled=False)
-        return predictions.of_source(source), len(source)
-
-    from vit_jax.input_pipeline.inputs import image_paths
-
-    paths = image_paths(args.images)
-    return predictions.of_files(paths), len(paths)
+    else:
+        source = inputs.open_images(args.images, args.split, data_dir=args.tfds_data_dir)
+    return predictions.of_source(source), len(source)
 
 
 def _format(args: argparse.Namespace, count: int) -> str:
@@ -159,7 +178,7 @@ def _format(args: argparse.Namespace, count: int) -> str:
 
 
 @contextlib.contextmanager
-def _writer(args: argparse.Namespace, form: str, top: int, loaded: "LoadedModel"):
+def _writer(args: argparse.Namespace, form: str, top: int, loaded: "Classifier"):
     """A function that writes a prediction."""
     if form == TEXT:
         yield lambda prediction: _print_table(prediction, loaded)
@@ -207,12 +226,12 @@ def _place(content: str) -> int:
 
 
 def _row(
-    prediction: "Prediction", columns: Mapping[str, str], loaded: "LoadedModel"
+    prediction: "Prediction", columns: Mapping[str, str], loaded: "Classifier"
 ) -> dict[str, Any]:
     return {name: _value(prediction, content, loaded) for name, content in columns.items()}
 
 
-def _value(prediction: "Prediction", content: str, loaded: "LoadedModel") -> Any:
+def _value(prediction: "Prediction", content: str, loaded: "Classifier") -> Any:
     base, place = _base(content), _place(content) - 1
     if base not in _RANKED:
         return getattr(prediction, base) or None
@@ -229,7 +248,7 @@ def _finite(probability: float) -> float | None:
     return probability if math.isfinite(probability) else None
 
 
-def _nested(prediction: "Prediction", loaded: "LoadedModel") -> dict[str, Any]:
+def _nested(prediction: "Prediction", loaded: "Classifier") -> dict[str, Any]:
     ranked = zip(prediction.labels, prediction.probabilities, strict=True)
     found: list[dict[str, Any]] = [
         {
@@ -244,7 +263,7 @@ def _nested(prediction: "Prediction", loaded: "LoadedModel") -> dict[str, Any]:
     return {"image": prediction.path, "predictions": found, **error}
 
 
-def _print_table(prediction: "Prediction", loaded: "LoadedModel") -> None:
+def _print_table(prediction: "Prediction", loaded: "Classifier") -> None:
     print(prediction.path)
     if prediction.error:
         print(f" {prediction.error}\n")

@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", required=True, metavar="FILE.py[:ARGUMENT]", help="file with get_config()"
     )
     parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="where checkpoints and metrics go"
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="where checkpoints and metrics go: a folder, or an address such as gs://bucket/run",
     )
     # Documented above; the rest of the arguments reach `args.rest` untouched.
     parser.set_defaults(rest=())

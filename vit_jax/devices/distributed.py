@@ -6,6 +6,7 @@ that a run on one host waits for nobody, and turns its failures into readable me
 
 import glob
 import importlib.util
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -13,7 +14,9 @@ from typing import Any
 
 import jax
 
+from vit_jax.devices import peers
 from vit_jax.errors import UserError
+from vit_jax.ranges import above
 
 # JAX's own time limit ends the process without a readable message, so it is set to a day, and
 # `initialize` applies a shorter limit of its own.
@@ -26,6 +29,7 @@ def initialize(
     process_id: int | None = None,
     *,
     timeout: float = 300.0,
+    heartbeat_timeout: float = peers.HEARTBEAT_TIMEOUT,
 ) -> None:
     """Joins the other processes of this run, if it has any; must be called before JAX is used.
 
@@ -37,10 +41,13 @@ def initialize(
       num_processes: The number of processes.
       process_id: The number of this process, counted from 0.
       timeout: The number of seconds to wait for the other processes.
+      heartbeat_timeout: The number of seconds without a sign of life after which another process
+        counts as lost; this one then ends with the status `LOST_PEER`, wherever it is.
 
     Raises:
       UserError: for settings that do not fit together, and if the processes do not meet in time.
     """
+    above(0, also=()).require("--heartbeat_timeout", heartbeat_timeout)
     given = _given(coordinator, num_processes, process_id, os.environ)
     if given.get("num_processes") == 1 or not (given or _in_cluster(os.environ)):
         return
@@ -48,12 +55,20 @@ def initialize(
     if len(given) == 3:
         given["cluster_detection_method"] = "deactivate"
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    given |= {
+        "initialization_timeout": _JAX_TIMEOUT,
+        # JAX's own watch is a reserve, see `peers`.
+        "heartbeat_timeout_seconds": math.ceil(4 * heartbeat_timeout) + 60,
+        "shutdown_timeout_seconds": math.ceil(peers.shutdown_timeout(heartbeat_timeout)),
+    }
+
+    def join() -> None:
+        with peers.behind_a_relay():
+            jax.distributed.initialize(**given)
+
     try:
-        _within(
-            timeout,
-            lambda: jax.distributed.initialize(**given, initialization_timeout=_JAX_TIMEOUT),
-            _describe(given, timeout),
-        )
+        _within(timeout, join, _describe(given, timeout))
+        peers.watch(heartbeat_timeout)
     except (ValueError, RuntimeError, OSError) as error:
         if isinstance(error, UserError):
             raise

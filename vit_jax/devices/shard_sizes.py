@@ -1,8 +1,9 @@
-"""Checks whether the mesh axis 'fsdp' splits most of the parameters into shards of useful size."""
+"""Sizes of shards, and whether 'fsdp' splits most of the parameters into shards of useful size."""
 
 import math
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from vit_jax.devices.sharding import MIN_SIZE
@@ -10,6 +11,14 @@ from vit_jax.tree import arrays
 
 # A TPU stores arrays in tiles of 8 rows, and pads a shard of fewer rows to 8.
 LEAST_ROWS = 8
+
+
+def bytes_a_device(tree: Any, shardings: Any) -> int:
+    """Bytes of the arrays or shapes in `tree` on each device that `shardings` split them over."""
+    return sum(
+        math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(shardings), strict=True)
+    )
 
 
 def unsplit(params: Any, shardings: Any, mesh: Mesh) -> str | None:

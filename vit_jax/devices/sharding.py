@@ -7,10 +7,9 @@ and hidden units (Shoeybi et al. 2019, arXiv:1909.08053). The compiler inserts t
 """
 
 import collections
-import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.checkpoint.stacked import stacked_names
+from vit_jax.devices.ahead import Ahead
 from vit_jax.errors import UserError, suggest
 from vit_jax.layers.axes import AXES, BATCH_AXES
 from vit_jax.tree import arrays, unflatten
@@ -28,6 +28,13 @@ from vit_jax.tree import arrays, unflatten
 # and the first rule that matches the whole name decides.
 Rule = tuple[str, tuple[str | None, ...] | str]
 RULES: tuple[Rule, ...] = (
+    # BERT's layers have names of their own, and the heads of its attention share an axis.
+    (r".*/attention_layer/(query|key|value)/kernel", ("fsdp", "model")),
+    (r".*/attention_layer/(query|key|value)/bias", ("model",)),
+    (r".*/attention_block/dense_layer/kernel", ("model", "fsdp")),
+    (r".*/mlp/dense_layer/kernel", ("fsdp", "model")),
+    (r".*/mlp/dense_layer/bias", ("model",)),
+    (r".*/mlp_block/dense_layer/kernel", ("model", "fsdp")),
     (r".*/(query|key|value)/kernel", ("fsdp", "model", None)),
     (r".*/(query|key|value)/bias", ("model", None)),
     (r".*/out/kernel", ("model", None, "fsdp")),
@@ -67,13 +74,58 @@ def make_mesh(sizes: Mapping[str, int] | None = None, devices: Sequence[Any] | N
             f"mesh {dict(zip(AXES, shape, strict=True))} uses {int(np.prod(shape))} of "
             f"{len(devices)} devices; let one axis be -1 to use them all"
         )
-    types = (AxisType.Auto,) * len(AXES)
+    grids = [_grid(inner, part) for inner, part in _within_slices(shape, devices)]
+    return Mesh(np.concatenate(grids), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def slices(devices: Iterable[Any]) -> list[list[Any]]:
+    """The devices of each slice, in the order of the slices' numbers.
+
+    Inside a slice, devices are joined by fast links. It is a TPU slice, or a GPU node (or several
+    nodes that NVLink joins); between slices is the data-centre network. JAX numbers them
+    (`device.slice_index`); devices without that number, such as a CPU's, are one slice.
+    """
+    found = collections.defaultdict(list)
+    for device in devices:
+        found[getattr(device, "slice_index", 0)].append(device)
+    return [found[number] for number in sorted(found)]
+
+
+def _within_slices(
+    shape: Sequence[int], devices: Sequence[Any]
+) -> list[tuple[tuple[int, ...], list[Any]]]:
+    """The shape of the mesh inside each slice, and the slice's devices.
+
+    The axis 'data' goes over the slices, because its only traffic is one sum of the gradients in
+    each step; 'fsdp' and 'model' move parameters and activations in every layer.
+
+    Raises:
+      UserError: if the slices differ in size, or 'data' is no multiple of their number.
+    """
+    parts = slices(devices)
+    sizes = sorted({len(part) for part in parts})
+    if len(sizes) > 1:
+        raise UserError(
+            f"the {len(devices)} devices are in {len(parts)} slices (TPU slices or GPU nodes) of "
+            f"different sizes, {sizes[0]} to {sizes[-1]}; a mesh needs slices of one size"
+        )
+    if shape[0] % len(parts):
+        raise UserError(
+            f"mesh {dict(zip(AXES, shape, strict=True))} does not fit {len(parts)} slices (TPU "
+            f"slices or GPU nodes) of {sizes[0]} devices: 'fsdp' and 'model' stay inside a slice, "
+            f"so that fsdp × model must divide {sizes[0]}, and 'data' be a multiple of {len(parts)}"
+        )
+    inner = (shape[0] // len(parts), *shape[1:])
+    return [(inner, part) for part in parts]
+
+
+def _grid(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of one slice, so arranged that neighbours in the mesh are neighbours in it."""
     try:
-        return jax.make_mesh(tuple(shape), AXES, axis_types=types, devices=devices)
+        return jax.make_mesh(shape, AXES, devices=devices).devices
     except NotImplementedError:
         # For example, no axis of a 16 x 16 torus gives 128 devices, so its axes must be split.
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-        return Mesh(grid, AXES, axis_types=types)
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -204,21 +256,14 @@ def place(tree: Any, shardings: Any) -> Any:
     )
 
 
-def to_devices(batches: Iterable[Any], sharding: NamedSharding, ahead: int) -> Iterator[Any]:
-    """The same batches on the devices, of which `ahead` are transferred before they are needed.
+def to_devices(batches: Iterable[Any], sharding: NamedSharding, ahead: int) -> Ahead[Any]:
+    """The same batches on the devices, of which a thread transfers `ahead` before they are needed.
 
-    Each process provides its own rows of the global batch.
+    Each process provides its own rows of the global batch. The caller closes what is returned
+    before it closes `batches`.
     """
-    batches = iter(batches)
-    ready: collections.deque[Any] = collections.deque()
 
-    def put(n: int) -> None:
-        for batch in itertools.islice(batches, n):
-            ready.append(
-                jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-            )
+    def put(batch: Any) -> Any:
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
-    put(max(ahead, 1))
-    while ready:
-        yield ready.popleft()
-        put(1)
+    return Ahead(map(put, batches), max(ahead, 1))

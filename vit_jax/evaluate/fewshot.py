@@ -139,8 +139,7 @@ def knn_votes(
     Raises:
       UserError: for a `k` that is not 1 to the number of training examples.
     """
-    if not 1 <= k <= len(train):
-        raise UserError(f"k={k} neighbours of {len(train)} training examples; expected 1 to all")
+    check_k(k, len(train))
     keys, queries = _unit(train.features), _unit(queries)
     votes = np.zeros((len(queries), train.num_classes))
     rows = max(1, _BLOCK // len(train))
@@ -151,6 +150,12 @@ def knn_votes(
         weights = np.exp(np.take_along_axis(similar, nearest, axis=-1) / temperature)
         np.add.at(block, (np.arange(len(block))[:, None], train.labels[nearest]), weights)
     return votes
+
+
+def check_k(k: int, examples: int) -> None:
+    """Raises UserError for a number of neighbours that is not 1 to that of the examples."""
+    if not 1 <= k <= examples:
+        raise UserError(f"k={k} neighbours of {examples} training examples; expected 1 to all")
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Model FLOP utilisation: what share of the devices' arithmetic goes into the model itself."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from vit_jax.families.preprocess import sides
@@ -36,16 +37,23 @@ def peak_flops(device_kind: str) -> float | None:
     return PEAKS[max(fits, key=len)] if fits else None
 
 
-def train_flops(model: Any, image_size: int | tuple[int, int], channels: int = 3) -> float | None:
+def train_flops(
+    model: Any,
+    image_size: int | tuple[int, int],
+    channels: int = 3,
+    beside: Mapping[str, tuple[int, ...]] | None = None,
+) -> float | None:
     """The FLOPs of `model` for one training image: two per multiply-add, times three passes.
 
     Recomputation that saves memory does not count (Chowdhery et al. 2022, arXiv:2204.02311,
     appendix B). The function works on shapes and computes no arrays.
 
     Args:
-      model: A linen module called as `model(images, train=False)`.
+      model: A linen module called as `model(images, train=False)`, and with what `beside` names.
       image_size: The side of a square, or (height, width), in pixels.
       channels: The number of channels of an image.
+      beside: What the model is called with by name beside an image, whole numbers: the shape of
+        each for one image.
 
     Returns:
       The number of FLOPs, or None for a model whose products cannot be counted beforehand.
@@ -54,9 +62,10 @@ def train_flops(model: Any, image_size: int | tuple[int, int], channels: int = 3
 
     image = jax.ShapeDtypeStruct((1, *sides(image_size), channels), "float32")
     # Initialising parameters involves no products, so all products are of the forward pass.
-    trace = jax.make_jaxpr(lambda x: model.init(jax.random.key(0), x, train=False))
+    others = {k: jax.ShapeDtypeStruct((1, *shape), "int32") for k, shape in (beside or {}).items()}
+    trace = jax.make_jaxpr(lambda x, y: model.init(jax.random.key(0), x, train=False, **y))
     try:
-        return 2.0 * _PASSES * count_macs(trace(image).jaxpr)
+        return 2.0 * _PASSES * count_macs(trace(image, others).jaxpr)
     except ValueError:
         return None
 

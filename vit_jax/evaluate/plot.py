@@ -1,5 +1,6 @@
-"""Draws the loss, accuracy and learning rate of runs over their steps."""
+"""Draws the figures of runs over their steps: loss, accuracy, learning rate, norms, times."""
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax import stores
 from vit_jax.checkpoint.files.archive import replacing
 from vit_jax.errors import UserError
 from vit_jax.train import metrics
@@ -18,6 +20,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _GREY, _LIGHT = "#555555", "#dddddd"
 # A curve of more points than this is drawn faintly, with its moving mean on top.
 _NOISY = 200
+# How opaque the curves of `config.evals` are beside those of the test split.
+_FAINT = 0.6
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -67,7 +71,10 @@ def names(workdirs: Sequence[str | os.PathLike]) -> list[str]:
     Raises:
       UserError: if the same run is given twice.
     """
-    paths = [pathlib.Path(os.path.abspath(workdir)) for workdir in workdirs]
+    paths = [
+        pathlib.Path(workdir if stores.is_address(workdir) else os.path.abspath(workdir))
+        for workdir in workdirs
+    ]
     if len(set(paths)) < len(paths):
         twice = next(path for path in paths if paths.count(path) > 1)
         raise UserError(f"the run {str(twice)!r} is given twice")
@@ -95,7 +102,7 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def _run(workdir: str | os.PathLike) -> list[dict[str, float]]:
-    lines = metrics.read(workdir)
+    lines = metrics.read_all(workdir)
     if not lines:
         raise UserError(f"the run {os.fspath(workdir)!r} has not logged anything yet")
     return lines
@@ -108,26 +115,71 @@ def _require_matplotlib() -> None:
         raise UserError('plots need Matplotlib: pip install "vit-jax[plot]"') from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A panel of the rows below: a title, the figure that is drawn, and one that is dotted."""
+
+    title: str
+    figure: str
+    dotted: str = ""
+    log: bool = False
+
+
+# A panel of which no run reports anything is left out.
+_PANELS = (
+    _Panel("Gradient norm", "grad_norm", log=True),
+    _Panel("Update norm (dotted: of the parameters)", "update_norm", "param_norm", log=True),
+    _Panel("Seconds a step (dotted: waiting for data)", "step_seconds", "data_wait_seconds"),
+    _Panel("FLOP utilisation", "mfu"),
+    _Panel("Peak memory, GiB", "peak_memory_gib"),
+    _Panel("Seconds of an evaluation (dotted: a save)", "eval_seconds", "save_seconds"),
+    _Panel("Skipped updates (dotted: rollbacks)", "skipped_updates", "rollbacks"),
+)
+
+
 def _figure(runs: dict[str, list[dict[str, float]]]):
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and may want a display
 
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3, sharex=True)
+    reported = {name for lines in runs.values() for line in lines for name in line}
+    panels = [panel for panel in _PANELS if {panel.figure, panel.dotted} & reported]
+    rows = 1 + -(-len(panels) // 3)
+    figure = Figure(figsize=(13, 4 * rows), layout="constrained")
+    (loss, accuracy, rate), *below = figure.subplots(rows, 3, sharex=True, squeeze=False)
+    below = [axes for row in below for axes in row]
     for place, (name, lines) in enumerate(runs.items()):
         colour = _COLOURS[place % len(_COLOURS)]
         # When all colours are used, dashes tell the runs apart.
         dashes = ("-", "--", ":", "-.")[place // len(_COLOURS) % 4]
         _noisy(loss, series(lines, "train_loss"), color=colour, linestyle=dashes, label=name)
         _marked(loss, series(lines, "loss_test"), color=colour, linestyle=":")
+        for one in _of_evaluations(lines, "loss"):
+            _marked(loss, series(lines, one), color=colour, linestyle=":", alpha=_FAINT)
+            _name_last(loss, series(lines, one), one, colour)
         percent = _percent(series(lines, "accuracy_test"))
         _marked(accuracy, percent, color=colour, linestyle=dashes)
         _name_best(accuracy, percent, colour)
+        for one in _of_evaluations(lines, "accuracy"):
+            percent = _percent(series(lines, one))
+            _marked(accuracy, percent, color=colour, linestyle=dashes, alpha=_FAINT)
+            _name_last(accuracy, percent, one, colour)
         _curve(rate, series(lines, "lr"), color=colour, linestyle=dashes)
+        for axes, panel in zip(below, panels, strict=False):
+            _noisy(axes, series(lines, panel.figure), color=colour, linestyle=dashes)
+            _marked(axes, series(lines, panel.dotted), color=colour, linestyle=":")
     _finish(loss, "Loss", kinds=True)
-    _finish(accuracy, "Top-1 accuracy on test, %")
+    only_test = not any(_of_evaluations(lines, "accuracy") for lines in runs.values())
+    _finish(accuracy, f"Top-1 accuracy{' on test' * only_test}, %")
     _within_percent(accuracy)
     _finish(rate, "Learning rate")
     rate.set_ylim(bottom=0)
+    for axes, panel in zip(below, panels, strict=False):
+        _finish(axes, panel.title)
+        if panel.log:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+    for axes in below[len(panels) :]:
+        axes.set_visible(False)
     if len(runs) == 1:
         figure.suptitle(next(iter(runs)), x=0.01, ha="left", color=_GREY)
     else:
@@ -147,7 +199,7 @@ def _within_percent(axes) -> None:
         line.set_clip_on(False)
 
 
-def _noisy(axes, points: Series, *, label: str, **style) -> None:
+def _noisy(axes, points: Series, *, label: str | None = None, **style) -> None:
     steps, values = points
     if len(steps) > _NOISY and np.isfinite(values).all():
         axes.plot(steps, values, alpha=0.2, linewidth=0.8, **style)
@@ -182,11 +234,35 @@ def _name_best(axes, points: Series, colour: str) -> None:
     )
 
 
+def _of_evaluations(lines: Sequence[dict[str, float]], figure: str) -> list[str]:
+    """The names 'NAME/FIGURE' that the evaluations of `config.evals` report, in their order."""
+    return sorted({name for line in lines for name in line if name.endswith(f"/{figure}")})
+
+
+def _name_last(axes, points: Series, figure: str, colour: str) -> None:
+    """Writes the evaluation's name at the end of its curve."""
+    steps, values = points
+    if not np.isfinite(values[-1]):
+        return
+    axes.annotate(
+        figure.rpartition("/")[0],
+        (steps[-1], values[-1]),
+        xytext=(0, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=colour,
+        fontsize=8,
+    )
+
+
 def _finish(axes, title: str, kinds: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_title(title, pad=16)  # a figure that is named at the upper end fits below it
     axes.set_xlabel("step")
+    # Panels that share their steps say them in the lowest row only, which need not be full.
+    axes.tick_params(axis="x", labelbottom=True)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(_steps)
     axes.margins(x=0.02)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ import numpy as np
 from vit_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from vit_jax.inference import LoadedModel
+    from vit_jax.inference import Classifier, ImageReader
     from vit_jax.input_pipeline.records import Record, Source
 
 T = TypeVar("T")
@@ -46,58 +46,97 @@ class Prediction:
     error: str = ""
 
 
-class _Read(NamedTuple):
-    """An image as it was read; None with the reason where it could not be."""
+class Read(NamedTuple):
+    """An image as it was read.
+
+    Attributes:
+      number: Place of the image in the stream, from 1.
+      name: The path of its file, or what its dataset calls it.
+      image: float32 [height, width, channels]; None where it could not be read.
+      error: Why it could not be read; else ''.
+      beside: What else its record holds.
+    """
 
     number: int
     name: str
     image: np.ndarray | None
     error: str
+    beside: Mapping[str, Any]
 
 
-def of_files(paths: Iterable[str]) -> Iterator[Item]:
-    """The image files of these paths."""
-    from vit_jax.input_pipeline.records import read_image
-
-    for path in paths:
-        yield Item(path, lambda path=path: {"image": read_image(path), "label": 0, "name": path})
-
-
-def of_source(source: "Source") -> Iterator[Item]:
-    """The images of a dataset, in its order."""
-    for index in range(len(source)):
-        yield Item(f"example {index}", lambda index=index: source[index])
+def of_source(source: "Source", indices: Iterable[int] | None = None) -> Iterator[Item]:
+    """The images of a dataset, in its order, or those of the given numbers in theirs."""
+    names = getattr(source, "names", None)  # which some sources know before they read a record
+    for index in range(len(source)) if indices is None else indices:
+        name = f"example {index}" if names is None else names[index]
+        yield Item(name, lambda index=index: source[index])
 
 
 def predict(
-    loaded: "LoadedModel", items: Iterable[Item], *, top: int = 1, batch: int = 32
+    loaded: "Classifier", items: Iterable[Item], *, top: int = 1, batch: int = 32
 ) -> Iterator[Prediction]:
     """The `top` likeliest classes of each image, in the order of `items`.
 
-    Threads read the next images while the model computes; about four batches of images are held at
-    a time. An image that is missing or damaged gets a prediction without classes.
+    An image that is missing or damaged gets a prediction without classes.
 
     Args:
-      loaded: The model.
-      items: Images, taken one by one.
+      loaded, items, batch: As for `rows`.
       top: How many classes of each; a model with fewer gives all.
+    """
+    for read, row in rows(loaded, items, batch=batch):
+        if row is None:
+            yield Prediction(read.number, read.name, error=read.error)
+            continue
+        probabilities = loaded.probabilities_of(row)
+        labels = (-probabilities).argsort(kind="stable")[:top]
+        given = map(float, probabilities[labels])
+        yield Prediction(read.number, read.name, tuple(map(int, labels)), tuple(given))
+
+
+def rows(
+    reader: "ImageReader", items: Iterable[Item], *, batch: int = 32
+) -> Iterator[tuple[Read, np.ndarray | None]]:
+    """Each image with its row of what the model gives, in the order of `items`.
+
+    An image that is missing or damaged has no row.
+
+    Args:
+      reader, items, batch: As for `batches`.
+    """
+    for reads, found in batches(reader, items, batch=batch):
+        yield from _with_rows(reads, found)
+
+
+def batches(
+    reader: "ImageReader", items: Iterable[Item], *, batch: int = 32
+) -> Iterator[tuple[list[Read], Any]]:
+    """The images in their order, in parts, each with what the model gives for those it could read.
+
+    Threads read the next images while the model computes; about four batches of images are held at
+    a time. What the model gives may still be computed when it comes; its rows are those of the
+    part's readable images in their order, and filling behind them. A part without a readable image
+    has None.
+
+    Args:
+      reader: The model.
+      items: Images, taken one by one.
       batch: Images that pass through the model at once; fewer if there are fewer in all.
     """
     numbered = enumerate(items, 1)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
-        images = _ahead(pool, lambda item: _read(loaded, *item), numbered, window=2 * batch)
-        waiting: tuple[list[_Read], Any] | None = None
+        images = _ahead(pool, lambda item: _read(reader, *item), numbered, window=2 * batch)
+        waiting: tuple[list[Read], Any] | None = None
         size = None
         for reads in _groups(images, batch):
             good = [read.image for read in reads if read.image is not None]
             size = size or min(batch, max(len(good), 1))
             # Dispatched, and waited for only after the next batch is: the device is never idle.
-            logits = loaded.dispatch(_filled(good, size)) if good else None
+            found = reader.dispatch(_filled(good, size)) if good else None
             if waiting is not None:
-                yield from _ranked(*waiting, top)
-            waiting = reads, logits
+                yield waiting
+            waiting = reads, found
         if waiting is not None:
-            yield from _ranked(*waiting, top)
+            yield waiting
 
 
 def _ahead(
@@ -112,18 +151,19 @@ def _ahead(
         yield done
 
 
-def _read(loaded: "LoadedModel", number: int, item: Item) -> _Read:
+def _read(reader: "ImageReader", number: int, item: Item) -> Read:
     name = item.name
     try:
-        record = item.read()
+        record: dict[str, Any] = {**item.read()}
         name = record.get("name", name)
-        pixels = loaded.decode(record)
+        pixels = reader.decode(record)
     except UserError as error:
-        return _Read(number, name, None, str(error))
-    return _Read(number, name, loaded.preprocess(pixels), "")
+        return Read(number, name, None, str(error), {})
+    del record["image"]
+    return Read(number, name, reader.preprocess(pixels), "", record)
 
 
-def _groups(reads: Iterable[_Read], batch: int) -> Iterator[list[_Read]]:
+def _groups(reads: Iterable[Read], batch: int) -> Iterator[list[Read]]:
     """The images in parts of `batch` good ones, with the others between them."""
     group, good = [], 0
     for read in reads:
@@ -143,16 +183,17 @@ def _filled(images: list[np.ndarray], size: int) -> np.ndarray:
     return filled
 
 
-def _ranked(reads: list[_Read], logits: Any, top: int) -> Iterator[Prediction]:
-    rows = iter(() if logits is None else softmax(np.asarray(logits)))
+def _with_rows(reads: list[Read], found: Any) -> Iterator[tuple[Read, np.ndarray | None]]:
+    computed = iter(() if found is None else np.asarray(found))
     for read in reads:
-        if read.image is None:
-            yield Prediction(read.number, read.name, error=read.error)
-            continue
-        row = next(rows)
-        best = (-row).argsort(kind="stable")[:top]
-        labels, probabilities = map(int, best), map(float, row[best])
-        yield Prediction(read.number, read.name, tuple(labels), tuple(probabilities))
+        yield read, None if read.image is None else next(computed)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """The probability of each class on its own, in float64."""
+    # Of the two forms the one whose exponential cannot overflow.
+    small = np.exp(-np.abs(logits.astype(np.float64)))
+    return np.where(logits >= 0, 1, small) / (1 + small)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

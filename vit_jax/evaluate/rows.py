@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from vit_jax import json_text
+from vit_jax import json_text, stores
 from vit_jax.errors import UserError, suggest
 
 Row = Mapping[str, Any]
@@ -43,6 +43,9 @@ def check(form: str, path: str | None) -> None:
     if path is None:
         if form == "parquet":
             raise UserError("Parquet is no text: give a file, --output FILE.parquet")
+        return
+    if stores.is_address(path):
+        stores.path(path)  # what reads and writes it must be installed
         return
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path):

@@ -16,6 +16,11 @@ KINDS = (
     "collective-permute",
     "collective-broadcast",
 )
+# What is added to the kind of a collective between TPU slices, which the compiler makes of the
+# one over all devices: inside each slice a part of it remains, and each chip hands its share to a
+# runtime (named Megascale) that exchanges it over the data-centre network.
+BETWEEN_SLICES = " between slices"
+_MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Collective:
     """One collective operation.
 
     Attributes:
-      kind: One of `KINDS`.
+      kind: One of `KINDS`; between slices with `BETWEEN_SLICES` after it.
       payload: Bytes of its inputs or of its outputs, whichever are more, without padding.
       channel: Name that all instructions of the collective share; '' if it has no channel.
     """
@@ -41,6 +46,10 @@ def collective(
     On TPU a collective may begin in one fusion, go on in other fusions that compute something else
     meanwhile, and end in yet another fusion. All of these fusions name the collective's channel.
     """
+    if (between := _MEGASCALE.search(instruction.attributes)) and instruction.opcode == "send":
+        kind = between[1].lower().replace("_", "-") + BETWEEN_SLICES
+        sent = sum(array.payload for array in hlo.inputs(instruction, computation))
+        return Collective(kind, sent, "")
     found = list(_within(instruction, computation, module))
     if not found:
         return None

@@ -12,16 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vit_jax.devices.shard_sizes import unsplit
+from vit_jax.devices.shard_sizes import bytes_a_device, unsplit
 from vit_jax.devices.sharding import make_mesh
 from vit_jax.errors import UserError
 from vit_jax.evaluate.flops import train_flops
-from vit_jax.input_pipeline.recipes import image_shape
+from vit_jax.input_pipeline import recipes
 from vit_jax.plan import traffic
 from vit_jax.plan.chips import chip
 from vit_jax.plan.report import Memory, Plan
 from vit_jax.plan.waiting import interruptible
 from vit_jax.train import engine as engine_lib
+from vit_jax.train.optimizers import matrix_flops
+from vit_jax.train.resolved import resolved
 from vit_jax.train.state import TrainState
 
 ADVICE = (
@@ -66,10 +68,11 @@ def build(config: Any, mesh: Mesh, num_classes: int) -> engine_lib.Engine:
     """
     if config.model is None:
         raise UserError("--config.model is not set")
-    if not config.total_steps:
-        config = config.copy_and_resolve_references()
-        config.total_steps = config.warmup_steps + 1  # No shape in the compiled step depends on it.
-    return engine_lib.build(config, mesh, num_classes)
+    # No shape in the compiled step depends on the length of the run or of an epoch.
+    config = config.copy_and_resolve_references().unlock()
+    with config.ignore_type():
+        config.total_steps = config.total_steps or 10**9
+    return engine_lib.build(resolved(config, epoch_images=10**6), mesh, num_classes)
 
 
 def shapes(engine: engine_lib.Engine) -> TrainState:
@@ -93,12 +96,15 @@ def lower(config: Any, devices: Sequence[Any], num_classes: int) -> Lowered:
     Raises:
       UserError: for a config that `train` would refuse.
     """
+    recipes.check(config.pp)
     mesh = make_mesh(config.mesh, devices)
     engine = build(config, mesh, num_classes)
     state = shapes(engine)
+    kind = jnp.uint8 if recipes.ends_in_pixels(config.pp, train=True) else jnp.float32
+    numbers = engine.task.beside or {"label": ()}
     batch = {
-        "image": jax.ShapeDtypeStruct((config.batch, *image_shape(config.pp)), jnp.float32),
-        "label": jax.ShapeDtypeStruct((config.batch, num_classes), jnp.float32),
+        "image": jax.ShapeDtypeStruct((config.batch, *recipes.image_shape(config.pp)), kind),
+        **{k: jax.ShapeDtypeStruct((config.batch, *x), jnp.int32) for k, x in numbers.items()},
     }
     problem = unsplit(state.params, engine.shardings.params, mesh)
     notes = [problem] if problem else []
@@ -106,7 +112,7 @@ def lower(config: Any, devices: Sequence[Any], num_classes: int) -> Lowered:
         notes.append("the teacher of config.distill is not part of this plan")
     with _quiet():
         lowered = engine.train_step.lower(state, batch, jax.eval_shape(jax.random.key, 0))
-    image_flops = train_flops(engine.model, config.pp.crop, config.pp.channels)
+    image_flops = train_flops(engine.model, config.pp.crop, config.pp.channels, engine.task.beside)
     return Lowered(engine, state, lowered, image_flops, tuple(notes))
 
 
@@ -145,6 +151,8 @@ def compile_step(step: Lowered, config: Any, topology: str | None) -> Plan:
         traffic=traffic.count(compiled.as_text()),
         compile_seconds=seconds,
         notes=step.notes,
+        optimizer_bytes=bytes_a_device(step.state.opt_state, step.engine.shardings.opt_state),
+        optimizer_flops=matrix_flops(config, step.state.params),
     )
 
 

@@ -101,19 +101,19 @@ def _doublings(points: list[tuple[int, int]], fits: Try) -> int:
 
 
 def _fewest_chips(compiler: Compiler, config: Any, name: str | None) -> Found:
-    family = (name or "").partition(":")[0]
-    for shape in topology.KNOWN[family]:
+    kind, places = topology.family(name or "")
+    for place in places:
         try:
-            compiler.move(f"{family}:{shape}")
+            compiler.move(place)
         except Undivided as problem:
-            compiler.say(f"{family}:{shape}: {problem}", True)
+            compiler.say(f"{place}: {problem}", True)
             continue
         tried = compiler.compile(_most_sparing(compiler, config), compiler.parts)
         if tried.fits:
             return _fastest(compiler, tried, compiler.parts)
     raise UserError(
-        f"batch={config.batch} fits no slice of {family} that is known here, sparing all that can "
-        "be spared; a smaller batch may, or another family"
+        f"batch={config.batch} fits no slice of {kind} that is known here, sparing all that can be "
+        "spared; a smaller batch may, or another family"
     )
 
 

@@ -181,8 +181,10 @@ def outputs(instruction: Instruction, computation: Computation) -> tuple[Array, 
     its state, which are left out here.
     """
     made = instruction.arrays
-    if instruction.opcode == "copy-start":
+    if instruction.opcode in ("copy-start", "recv"):
         return made[:1]
+    if instruction.opcode == "send":
+        return ()
     if instruction.opcode in ("all-gather-start", "collective-permute-start", "slice-start"):
         count = len(inputs(instruction, computation))
         return made[count : 2 * count]

@@ -40,6 +40,9 @@ class Plan:
       image_flops: Floating point operations of the model for one training image, without what is
         recomputed.
       compile_seconds: On this machine.
+      optimizer_bytes: Bytes of the optimizer's state on one device, part of the arguments.
+      optimizer_flops: Floating point operations of an update's matrix products, if no axis of the
+        mesh splits the matrices.
     """
 
     topology: str
@@ -54,6 +57,8 @@ class Plan:
     compile_seconds: float
     limit: float | None = None
     notes: tuple[str, ...] = ()
+    optimizer_bytes: int = 0
+    optimizer_flops: float = 0.0
 
     @property
     def chip(self) -> Chip:
@@ -71,11 +76,12 @@ class Plan:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Least time of a step by each limit that is known: compute, hbm, cycles."""
+        """Least time of a step by each limit that is known: compute, hbm, cycles, network."""
         limits = {
             "compute": (self.flops, self.chip.flops),
             "hbm": (self.traffic.hbm_bytes, self.chip.bandwidth),
             "cycles": (self.traffic.cycles or None, self.chip.clock),
+            "network": (self.traffic.bytes_between_slices, self.chip.network),
         }
         return {k: work / speed for k, (work, speed) in limits.items() if work and speed}
 
@@ -99,6 +105,7 @@ class Plan:
             "hbm_bytes": self.limit,
             "fits": self.fits,
             "flops": self.flops,
+            "optimizer": {"bytes": self.optimizer_bytes, "flops": self.optimizer_flops},
             "hbm_traffic": self.traffic.hbm_bytes,
             "cycles": self.traffic.cycles,
             "instructions_not_understood": self.traffic.unread,
@@ -129,7 +136,13 @@ def lines(plan: Plan) -> list[str]:
     ]
     if plan.flops:
         text.append(f"  FLOPs        {plan.flops / 1e12:.3g} T, of the model alone")
+    if plan.optimizer_bytes:
+        text.append(f"  optimizer    {optimizer_cost(plan)}")
     text.append(f"  HBM traffic  {_gb(plan.traffic.hbm_bytes)} GB")
+    if between := plan.traffic.bytes_between_slices:
+        speed = plan.chip.network
+        known = f" at {speed / 1e9:.4g} GB/s" if speed else "; its speed is not known here"
+        text.append(f"  network      {_gb(between)} GB between slices{known}")
     if plan.seconds:
         text.append(f"  time         {least_time(plan)}")
     if plan.utilisation_bound is not None:
@@ -139,7 +152,12 @@ def lines(plan: Plan) -> list[str]:
 
 def least_time(plan: Plan) -> str:
     """By each limit that is known."""
-    names = {"compute": "FLOPs at peak", "hbm": "HBM traffic", "cycles": "estimated cycles"}
+    names = {
+        "compute": "FLOPs at peak",
+        "hbm": "HBM traffic",
+        "cycles": "estimated cycles",
+        "network": "between slices",
+    }
     limits = ", ".join(f"{names[k]} {1e3 * s:.1f}" for k, s in plan.seconds.items())
     return f"at least {1e3 * max(plan.seconds.values()):.1f} ms ({limits})"
 
@@ -157,6 +175,14 @@ def memory_parts(plan: Plan) -> str:
     """What it is needed for."""
     parts = dataclasses.asdict(plan.memory).items()
     return ", ".join(f"{name} {_gb(size)}" for name, size in parts)
+
+
+def optimizer_cost(plan: Plan) -> str:
+    """The optimizer's state, and what its matrix products add to the FLOPs of the model."""
+    state = f"state {_gb(plan.optimizer_bytes)} GB"
+    if not plan.optimizer_flops:
+        return state
+    return f"{state}; {plan.optimizer_flops / 1e12:.3g} T FLOPs more, unless fsdp or model split it"
 
 
 def class_table(plan: Plan) -> tuple[list[str], list[list[str]]]:
@@ -188,6 +214,11 @@ def caveats(plan: Plan) -> list[str]:
     text = [*plan.notes, _TIMES if traffic.cycles else _COMPILED, _TRAFFIC]
     if traffic.kernels_unknown and traffic.cycles:
         text.append(f"{traffic.kernels_unknown} runs of kernels have no estimate of cycles.")
+    if traffic.bytes_between_slices:
+        text.append(
+            "Between slices counts what a device hands to the data-centre network; over more than "
+            "two slices a sum moves up to twice as much."
+        )
     if traffic.unknown_loops:
         text.append(f"{traffic.unknown_loops} loops of unknown length are counted once.")
     if traffic.unread:

@@ -1,4 +1,4 @@
-"""Devices that need not exist: a TPU slice by name, for its compiler alone."""
+"""Devices that need not exist: one or several TPU slices by name, for their compiler alone."""
 
 import contextlib
 import os
@@ -19,6 +19,9 @@ KNOWN = {
     "v6e": ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     "tpu7x": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
 }
+# What JAX shows as one device of a v4 is a chip, whose two cores work as one.
+_CHIP_CONFIG = {"v4": {"chip_config_name": "megacore"}}
+_NAME = re.compile(r"(?:(\d+)\*)?([a-z]\w*):(\d+(?:x\d+){1,2})")
 # The compiler alone: no metadata server, no lock on chips that are not there, no words about it.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -31,23 +34,23 @@ _ENVIRONMENT = {
 
 
 def devices(name: str | None) -> Sequence[Any]:
-    """The devices of a topology such as 'v5e:4x4'; this machine's for None.
+    """The devices of a topology such as 'v5e:4x4' or '2*v5e:4x4'; this machine's for None.
 
     Raises:
       UserError: for a topology that the compiler does not know, or without the compiler.
     """
     if name is None:
         return jax.devices()
-    family, _, shape = name.partition(":")
-    if family not in KNOWN or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
-        raise _unknown(name)
+    count, family, shape = _parsed(name)
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     _require_libtpu()
     from jax.experimental import topologies
 
+    options = {"num_slices": count} if count > 1 else {}
+    options |= _CHIP_CONFIG.get(family, {})
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        return topologies.get_topology_desc(f"{family}:{shape}", "tpu", **options).devices
     except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         if "lockfile" in reason:
@@ -56,6 +59,27 @@ def devices(name: str | None) -> Sequence[Any]:
                 "have it, with ALLOW_MULTIPLE_LIBTPU_LOAD=1 in the environment"
             ) from error
         raise _unknown(name, reason) from error
+
+
+def family(name: str) -> tuple[str, list[str]]:
+    """What comes before the shape in a topology's name, and all known names that begin with it.
+
+    For '2*v5e:4x4' they are '2*v5e', and '2*v5e:2x2' to '2*v5e:16x16', the smallest first.
+    """
+    start = name.partition(":")[0]
+    return start, [f"{start}:{shape}" for shape in KNOWN[_parsed(name)[1]]]
+
+
+def _parsed(name: str) -> tuple[int, str, str]:
+    """Number of slices, family and shape of one slice.
+
+    Raises:
+      UserError: for a name that is not so made, or an unknown family.
+    """
+    found = _NAME.fullmatch(name)
+    if not found or found[2] not in KNOWN or (found[1] and int(found[1]) < 1):
+        raise _unknown(name)
+    return int(found[1] or 1), found[2], found[3]
 
 
 def _require_libtpu() -> None:
@@ -70,11 +94,11 @@ def _require_libtpu() -> None:
 
 
 def _unknown(name: str, reason: str = "") -> UserError:
-    family = name.partition(":")[0]
+    family = name.partition(":")[0].rpartition("*")[2]
     families = {family: KNOWN[family]} if family in KNOWN else KNOWN
     known = "; ".join(f"{family}: {', '.join(shapes)}" for family, shapes in families.items())
     because = f" ({reason})" if reason else ""
     return UserError(
-        f"unknown topology {name!r}{because}; expected family:shape, such as v5e:4x4. "
-        f"Known: {known}"
+        f"unknown topology {name!r}{because}; expected family:shape, such as v5e:4x4, or "
+        f"2*v5e:4x4 for two slices. Known: {known}"
     )

@@ -11,7 +11,7 @@ import functools
 import re
 
 from vit_jax.plan import hlo
-from vit_jax.plan.collectives import Collective, collective
+from vit_jax.plan.collectives import BETWEEN_SLICES, Collective, collective
 from vit_jax.plan.hlo import Array, Computation, Instruction, Module
 
 # Operations that move nothing themselves. An operation that ends in -done was counted at its start.
@@ -31,7 +31,17 @@ _FREE = frozenset(
     ]
 )
 _SLICES = ("slice", "dynamic-slice")
-_MOVES = {"parameter", "copy", "bitcast", "transpose", "convert", "reshape", "tuple"}
+_MOVES = {
+    "parameter",
+    "copy",
+    "bitcast",
+    "transpose",
+    "convert",
+    "reshape",
+    "tuple",
+    "send",
+    "recv",
+}
 _PRODUCTS = {"dot", "convolution"}
 # Custom calls that name memory and move nothing.
 _VIEWS = ("ConcatBitcast", "SliceBitcast", "AllocateBuffer")
@@ -63,8 +73,9 @@ class Traffic:
 
     Attributes:
       classes: By class: 'matrix products', 'reductions', 'elementwise', 'moves', 'kernels' and the
-        names of `collectives.KINDS`.
-      collectives: Kind -> (times, payload in bytes: the larger of what goes in and comes out).
+        kinds of collectives.
+      collectives: Kind (`Collective.kind`) -> (times, payload in bytes: the larger of what goes in
+        and comes out; between slices, what a device sends).
       unknown_loops: Number of loops whose number of turns is not known; they count as one turn.
       kernels_unknown: Number of runs of kernels without an estimate of cycles.
       unread: Number of instructions that were not understood (`Module.unread`).
@@ -83,6 +94,12 @@ class Traffic:
     @property
     def cycles(self) -> int:
         return sum(work.cycles for work in self.classes.values())
+
+    @property
+    def bytes_between_slices(self) -> int:
+        """Bytes that the device sends into the data-centre network."""
+        found = self.collectives.items()
+        return sum(size for kind, (_, size) in found if kind.endswith(BETWEEN_SLICES))
 
     def most_expensive(self) -> list[tuple[str, Work]]:
         """The classes, by cycles and then by traffic."""

@@ -32,16 +32,17 @@ from vit_jax.devices.sharding import (
 from vit_jax.errors import UserError
 from vit_jax.layers.attention import choice
 from vit_jax.layers.attention.choice import attending
-from vit_jax.train import distill, profiling
+from vit_jax.train import distill, health, objectives, token_labels, trackers
+from vit_jax.train.actions import profiling
 from vit_jax.train.ema import ema_decay, update_ema
-from vit_jax.train.losses import get_loss, of_heads
+from vit_jax.train.inputs import Inputs
 from vit_jax.train.mixing import Mixing
-from vit_jax.train.optimizers import make_optimizer
-from vit_jax.train.parameter_rules import stop_frozen
+from vit_jax.train.optimizers import has_average, make_optimizer
+from vit_jax.train.parameter_rules import freeze_rules, stop_frozen
 from vit_jax.train.sam import LossAndGrad, gsam_rho, sam_gradient
 from vit_jax.train.schedules import Schedule, create_learning_rate_schedule
 from vit_jax.train.state import TrainState, init_state
-from vit_jax.train.step import Objective, make_eval_step, make_train_step
+from vit_jax.train.step import make_eval_step, make_train_step
 from vit_jax.train.teacher import Teacher
 
 
@@ -59,7 +60,9 @@ class Engine:
       init: `key -> state`, which makes a fresh state in `shardings`.
       train_step: `(state, batch, key) -> (state, scalars)`, which consumes the state it is given.
         A teacher's variables are already part of this function.
-      eval_step: `(variables, batch) -> figures`, see `make_eval_step`.
+      eval_step: `(variables, batch) -> figures`, see `make_eval_step`; None for a task that is
+        judged by pairs.
+      task: What the run learns.
     """
 
     mesh: Mesh
@@ -70,7 +73,8 @@ class Engine:
     batch: NamedSharding
     init: Callable[[jax.Array], TrainState]
     train_step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
-    eval_step: Callable[[Any, Any], dict[str, jax.Array]]
+    eval_step: Callable[[Any, Any], dict[str, jax.Array]] | None
+    task: objectives.Task
 
 
 def build(
@@ -88,9 +92,11 @@ def build(
       UserError: for a setting that does not fit the model or the mesh.
     """
     check(config, mesh)
+    task = objectives.get_task(config, num_classes)
     model = models.from_config(
-        {**config.model, "dtype": jnp.dtype(config.dtype)}, num_classes=num_classes
+        {**config.model, "dtype": jnp.dtype(config.dtype)}, num_classes=task.outputs
     )
+    task.check(model)
     rate = create_learning_rate_schedule(
         config.total_steps,
         config.base_lr,
@@ -98,6 +104,7 @@ def build(
         config.warmup_steps,
         timescale=config.lr_timescale,
         cooldown_steps=config.cooldown_steps,
+        cooldown_type=config.cooldown_type,
     )
     tx = make_optimizer(config, rate)
     init = functools.partial(
@@ -106,10 +113,13 @@ def build(
         tx,
         image_size=config.pp.crop,
         channels=config.pp.channels,
+        beside=task.beside,
+        fresh=task.fresh,
         head_bias=config.init_head_bias,
         ema=config.ema.decay > 0,
     )
     abstract = jax.eval_shape(init, jax.random.key(0))
+    _check_average(abstract, config.optim)
     shardings = state_shardings(abstract, mesh, config)
     if problem := unsplit(abstract.params, shardings.params, mesh):
         logging.warning(problem)
@@ -118,17 +128,23 @@ def build(
     full, split = replicated(mesh), split_batch(mesh)
     attention = attending(config.attend, mesh)
     options = compiler_options(mesh, gather_whole=config.gather_whole)
+    inputs = Inputs.of(config.pp, num_classes)
     train_step = make_train_step(
         model,
         tx,
+        inputs=lambda batch: task.targets(inputs(batch)),
         accum_steps=config.accum_steps,
-        objective=_objective(config),
+        objective=task.loss,
         mixing=Mixing(**config.mixing),
+        draw=task.draw,
         teach=None if teacher is None else teacher.logits,
-        trained=functools.partial(stop_frozen, rules=config.freeze_rules),
+        trained=functools.partial(stop_frozen, rules=freeze_rules(config)),
         sharpen=_sharpen(config, rate),
         sharpen_parts=config.sam.per_part,
         average=_average(config),
+        skip=config.on_nonfinite == "skip",
+        by_block=config.log_norms_every > 0,
+        exchange=task.exchange,
     )
     lessons = () if teacher is None else (_placed(teacher.variables, mesh),)
     compiled = jax.jit(
@@ -148,27 +164,24 @@ def build(
         init=jax.jit(init, out_shardings=shardings),
         # Without a teacher this is the jitted function itself, which `vit-jax plan` lowers.
         train_step=functools.partial(_taught, compiled, lessons) if lessons else compiled,
-        eval_step=jax.jit(
+        eval_step=None
+        if task.judge is None
+        else jax.jit(
             attention(
                 make_eval_step(
                     model,
-                    loss=get_loss(config.loss),
+                    inputs=inputs,
+                    judge=task.judge,
                     shards=batch_shards(mesh),
                     rows=config.batch_eval_device,
                 )
             ),
-            in_shardings=(shardings.best_variables, split),
+            in_shardings=(shardings.variables, split),
             out_shardings=full,
             compiler_options=options,
         ),
+        task=task,
     )
-
-
-def _objective(config: ConfigDict) -> Objective:
-    loss = get_loss(config.loss, config.label_smoothing)
-    if config.distill.kind == "none":
-        return of_heads(loss)
-    return distill.distilled(loss, config.distill.kind, config.distill.alpha, config.distill.tau)
 
 
 def _placed(variables: Any, mesh: Mesh) -> Any:
@@ -220,10 +233,25 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     check_batch("batch", config.batch, mesh, config.accum_steps)
     check_batch("batch_eval", config.batch_eval, mesh)
     profiling.check(config.profile)
+    health.check(config)
+    trackers.check(config.trackers)
     distill.check(config.distill.kind, config.distill.alpha, config.distill.tau)
-    if config.keep_best not in (None, "accuracy_test", "loss_test"):
+    token_labels.of_config(config)
+
+
+def _check_average(abstract: TrainState, optim: str) -> None:
+    """Raises UserError if an optimizer that averages the parameters meets what it cannot average.
+
+    The running statistics are those of the parameters that are trained, not of their average.
+    """
+    if has_average(abstract.opt_state) and (abstract.ema is not None or abstract.batch_stats):
         raise UserError(
-            f"keep_best={config.keep_best!r}; expected None, 'accuracy_test' or 'loss_test'"
+            f"optim={optim!r} evaluates its own average of the parameters, which "
+            + (
+                "a second moving average cannot replace: set ema.decay=0"
+                if abstract.ema is not None
+                else "the running statistics of this model's BatchNorms do not fit: use 'adamw'"
+            )
         )
 
 

@@ -1,41 +1,46 @@
 """The training loop."""
 
 import contextlib
-import dataclasses
-import math
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
-from etils import epath
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from vit_jax import checkpoint, input_pipeline
-from vit_jax.checkpoint import names
+from vit_jax import input_pipeline
 from vit_jax.configs import common
-from vit_jax.devices.sharding import make_mesh, place, to_devices
-from vit_jax.errors import Preempted, UserError, some
+from vit_jax.devices import peers
+from vit_jax.devices.sharding import make_mesh, to_devices
+from vit_jax.errors import UserError, some
 from vit_jax.evaluate import flops
-from vit_jax.evaluate.evaluation import evaluate
-from vit_jax.families.preprocess import sides
+from vit_jax.evaluate.kinds import Setting
+from vit_jax.train import branching, starts
 from vit_jax.train import engine as engine_lib
-from vit_jax.train import run_info
+from vit_jax.train import evaluations as evaluations_lib
+from vit_jax.train.actions import Step
+from vit_jax.train.actions.evaluating import Evaluating
+from vit_jax.train.actions.health import Health
+from vit_jax.train.actions.profiling import Profiler
+from vit_jax.train.actions.reporting import Reporting
+from vit_jax.train.actions.saving import Saving
+from vit_jax.train.actions.stopping import Stopping
+from vit_jax.train.actions.watchdog import Watchdog
+from vit_jax.train.beginning import first_history, first_state
+from vit_jax.train.cadence import saves
 from vit_jax.train.checkpointing import Checkpoints
+from vit_jax.train.clock import Clock
+from vit_jax.train.health import RollBack
 from vit_jax.train.log import RunLog
 from vit_jax.train.preemption import Preemption
-from vit_jax.train.pretrained import find_pretrained
-from vit_jax.train.profiling import Profiler
-from vit_jax.train.run_lock import run_lock
+from vit_jax.train.pretrained import find_all
+from vit_jax.train.resolved import resolved
 from vit_jax.train.same_config import require_same_classes, require_same_config
 from vit_jax.train.state import TrainState
 from vit_jax.train.teacher import load_teacher
-from vit_jax.tree import arrays
-from vit_jax.variables import named
+from vit_jax.train.trackers import Trackers
+from vit_jax.train.workdir import opened
 
 
 def train_and_evaluate(
@@ -46,7 +51,7 @@ def train_and_evaluate(
     Args:
       config: A config as `vit_jax.configs.common` documents it; missing fields take their defaults.
       workdir: The folder that receives `checkpoint_N`, `metrics.jsonl`, TensorBoard events and
-        `run.json`.
+        `run.json`; or its address, `gs://…` or `s3://…`.
       allow_other_config: Whether to continue a run whose config differs from `config`.
 
     Returns:
@@ -54,178 +59,119 @@ def train_and_evaluate(
       model with running statistics it is {'params': parameters, 'batch_stats': statistics}.
 
     Raises:
-      UserError: for bad input or another run in `workdir`, before any long work; and for a loss
-        that is not finite.
+      UserError: for bad input or another run in `workdir`, before any long work.
+      Diverged: if updates are not finite, or the loss rises, more often than the config allows.
       Preempted: after SIGTERM, once the state is saved.
     """
-    started = time.monotonic()
+    clock = Clock()
     config = common.with_defaults(config)
     _require_set(config)
     mesh = make_mesh(config.mesh)
     engine_lib.check(config, mesh)
-    pretrained = find_pretrained(config)
-    make_workdir(workdir)
-    with _one_run(workdir):
-        return _train(config, mesh, workdir, pretrained, started, allow_other_config)
+    branching.check(config, workdir)
+    pretrained = {} if config.resume_from else find_all(config)
+    with opened(workdir) as folder:
+        return _train(config, mesh, folder, pretrained, clock, allow_other_config)
 
 
 def _train(
     config: ConfigDict,
     mesh: jax.sharding.Mesh,
     workdir: str | os.PathLike,
-    pretrained: os.PathLike | None,
-    started: float,
+    pretrained: Mapping[str, os.PathLike],
+    clock: Clock,
     allow_other_config: bool,
 ) -> Mapping[str, Any]:
-    """`train_and_evaluate` after the checks of its arguments; it began at the time `started`."""
+    """`train_and_evaluate` after the checks of its arguments."""
     ds_train, ds_test = input_pipeline.get_datasets(
-        config, process_index=jax.process_index(), process_count=jax.process_count()
+        config,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        compact=True,
     )
+    config = resolved(config, ds_train.num_examples)
     teacher = load_teacher(config, ds_train.class_names)
     engine = engine_lib.build(config, mesh, ds_train.num_classes, teacher)
+    hosts = jax.process_index(), jax.process_count()
+    setting = Setting(config, engine, ds_train.class_names, *hosts)
+    evaluations = evaluations_lib.of_run(setting, ds_test)
     init_key, train_key = jax.random.split(jax.random.key(config.seed))
 
-    keep = config.keep_checkpoints, config.keep_best
+    keep = config.keep_checkpoints, config.keep_best, config.keep_every
     with Checkpoints(workdir, *keep) as checkpoints, Preemption() as preemption:
         if checkpoints.latest_step is not None and not allow_other_config:
             require_same_config(config, workdir)
             require_same_classes(ds_train.class_names, workdir)
-        state = engine.init(init_key)
-        if pretrained and checkpoints.latest_step is None:
-            variables = _pretrained(pretrained, state, config, engine)
-            # The moving average also starts from the pretrained variables, but as a copy, because
-            # the step donates both and one buffer cannot be donated twice.
-            ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
-            state = dataclasses.replace(state, **variables, ema=ema)
-        state = checkpoints.restore(like=state)
-        first_step = int(state.step)
-        image_flops = None
-        if flops.peak_flops(jax.devices()[0].device_kind):  # Counting FLOPs takes a second.
-            image_flops = flops.train_flops(engine.model, config.pp.crop, config.pp.channels)
-        log = RunLog(workdir, first_step, config.total_steps, image_flops)
-        profiler = Profiler(workdir, config.profile)
+        state = first_state(setting, init_key, checkpoints, pretrained)
+        first = int(state.step)
+        log = RunLog(workdir, first, config.total_steps, _image_flops(config, engine))
         if jax.process_index() == 0:
-            run_info.save(run_info.RunInfo.of(config, ds_train.class_names), workdir)
+            info = starts.record(config, ds_train.class_names, workdir, step=first, mesh=mesh)
+            log.track(Trackers(config.trackers, workdir, info.config, info.starts[-1]))
         log.say(f"training on {ds_train.summary}")
-        log.say(f"testing on {ds_test.summary}")
-        if first_step >= config.total_steps:
-            log.say(_finished(workdir, first_step))
-        clock = Clock(first_step)
-        with log, profiler, contextlib.closing(ds_train.iterate(first_step)) as stream:
-            batches = to_devices(stream, engine.batch, config.prefetch)
-            for step in range(first_step + 1, config.total_steps + 1):
-                profiler.before(step)
-                if step == first_step + 1:
-                    log.say("compiling the first step …")
-                state, scalars = engine.train_step(state, next(batches), train_key)
-                profiler.after(step, scalars)
-                if step == first_step + 1:
-                    jax.block_until_ready(scalars)
-                    log.first_step(step, time.monotonic() - started)
-                    if not _due(step, config.progress_every, config.total_steps):
-                        clock = Clock(step)  # The first speed that is reported has no compilation.
-                stopping = preemption.after(step)
-                figures = None
+        for one in evaluations:
+            log.say(f"evaluating {one.name} on {one.evaluator.summary}")
+        health = Health(config, first_history(config, checkpoints), checkpoints, log)
+        evaluating = Evaluating(evaluations, preemption.until_asked, log, clock, health)
+        due = saves(config.checkpoint_every, config.keep_every, config.total_steps, first)
+        actions = (
+            health,
+            Profiler(workdir, config.profile),
+            Reporting(config, log, clock, health, engine.rate, mesh.size),
+            evaluating,
+            Saving(checkpoints, due, log, clock, health),
+            Watchdog(config.watchdog, clock, preemption),
+            Stopping(),
+        )
 
-                if _due(step, config.progress_every, config.total_steps):
-                    loss = float(scalars["loss"])
-                    _require_finite(loss, step, state, checkpoints)
-                    speed = config.batch * clock.steps_per_second(step)
-                    log.train(step, loss, float(engine.rate(step - 1)), speed, mesh.size)
+        def train_on(state: TrainState) -> TrainState:
+            """Trains until the end; raises RollBack when the run must go back before it goes on."""
+            first = int(state.step)
+            with (
+                ds_train.iterate(first + health.history.offset) as stream,
+                to_devices(stream, engine.batch, config.prefetch) as batches,
+            ):
+                clock.restart(first)
+                for number in range(first + 1, config.total_steps + 1):
+                    for action in actions:
+                        action.before(number)
+                    with clock.waiting():
+                        batch = next(batches)
+                    peers.begin_step()  # Dispatching may wait for the other processes.
+                    with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                        state, scalars = engine.train_step(state, batch, train_key)
+                    step = Step(number, config.total_steps, state, scalars, preemption.asked())
+                    for action in actions:
+                        action.after(step)
+            return state
 
-                if _due(step, config.eval_every, config.total_steps):
-                    with clock.paused():
-                        result = evaluate(engine, state.best_variables, ds_test, config.prefetch)
-                    log.evaluation(step, result)
-                    figures = result.figures
-
-                if stopping or _due(step, config.checkpoint_every, config.total_steps):
-                    _require_finite(float(scalars["loss"]), step, state, checkpoints)
-                    with clock.paused():
-                        checkpoints.save(state, figures)
-                if stopping:
-                    raise Preempted(step)
-    if damaged := [*ds_train.errors, *ds_test.errors]:
+        with contextlib.ExitStack() as stack:
+            for entered in (log, *actions):
+                stack.enter_context(entered)
+            evaluating.catch_up(first, config.total_steps, state, checkpoints)
+            if first >= config.total_steps:
+                log.say(_finished(workdir, first))
+            while int(state.step) < config.total_steps:
+                try:
+                    state = train_on(state)
+                    continue
+                except RollBack as bad:
+                    # The traceback would keep the bad state in memory beside the one that is read.
+                    cause = bad.with_traceback(None)
+                checkpoints.wait()
+                state = first_state(setting, init_key, checkpoints, pretrained)
+                log.go_back(int(state.step))
+                health.go_back(first_history(config, checkpoints), int(state.step), cause)
+    if damaged := [*ds_train.errors, *evaluations_lib.damaged(evaluations)]:
         logging.warning("%d damaged images were skipped: %s", len(damaged), some(damaged, 20))
     return state.trained
 
 
-class Clock:
-    """Measures training steps per second, without the time of evaluations and checkpoints."""
-
-    def __init__(self, step: int):
-        self._step, self._since = step, time.monotonic()
-        self._pause_began = 0.0
-
-    def steps_per_second(self, step: int) -> float:
-        """The mean speed since the previous call, or since the clock was made."""
-        now = time.monotonic()
-        speed = (step - self._step) / max(now - self._since, 1e-9)
-        self._step, self._since = step, now
-        return speed
-
-    def paused(self):
-        """A context manager whose time does not count."""
-        return self
-
-    def __enter__(self):
-        self._pause_began = time.monotonic()
-
-    def __exit__(self, *exc_info):
-        self._since += time.monotonic() - self._pause_began
-
-
-def make_workdir(workdir: str | os.PathLike) -> None:
-    """Makes the folder `workdir`.
-
-    Raises:
-      UserError: if files cannot be written to it, or if it is an address.
-    """
-    if "://" in os.fspath(workdir):
-        raise UserError(
-            f"--workdir={workdir} is an address; a run appends to its metrics and locks its "
-            "folder, which takes a file system. Mount the bucket, for example with gcsfuse, and "
-            "give the folder where it is mounted"
-        )
-    path = epath.Path(workdir)
-    probe = path / f".writable_{jax.process_index()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as e:
-        raise UserError(f"cannot write to --workdir={workdir}: {e.strerror or e}") from e
-
-
-@contextlib.contextmanager
-def _one_run(workdir: str | os.PathLike) -> Iterator[None]:
-    """Keeps other runs out of `workdir` while the block runs.
-
-    The first process holds the lock for all of them; if it is refused, all of them stop.
-
-    Raises:
-      UserError: if another run is in `workdir`.
-    """
-    with contextlib.ExitStack() as stack:
-        refused = None
-        if jax.process_index() == 0:
-            try:
-                stack.enter_context(run_lock(workdir))
-            except UserError as error:
-                refused = error
-        if jax.process_count() > 1:
-            others = multihost_utils.broadcast_one_to_all(jnp.asarray(refused is not None))
-            if bool(others) and refused is None:
-                refused = UserError(
-                    f"process 0 was refused --workdir={workdir}, and says why; all stop"
-                )
-        if refused is not None:
-            raise refused
-        yield
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return step == last or bool(every and step % every == 0)
+def _image_flops(config: ConfigDict, engine: engine_lib.Engine) -> float | None:
+    """The FLOPs of one training image; None where the peak of the devices is not known."""
+    if flops.peak_flops(jax.devices()[0].device_kind) is None:
+        return None  # Counting takes a second, and utilisation is unknown anyway.
+    return flops.train_flops(engine.model, config.pp.crop, config.pp.channels, engine.task.beside)
 
 
 def _finished(workdir: str | os.PathLike, step: int) -> str:
@@ -242,41 +188,3 @@ def _require_set(config: ConfigDict) -> None:
     for field in ("dataset", "model", "total_steps"):
         if config[field] in (None, ""):
             raise UserError(f"--config.{field} is not set")
-
-
-def _require_finite(loss: float, step: int, state: TrainState, checkpoints: Checkpoints) -> None:
-    """Raises UserError for a NaN or infinite loss, before the run overwrites a good checkpoint."""
-    if math.isfinite(loss):
-        return
-    checkpoints.wait()
-    flat = arrays(jax.tree.map(lambda x: bool(jnp.isfinite(x).all()), named(state.variables)))
-    bad = [name for name, finite in flat.items() if not finite]
-    good = checkpoints.latest_step
-    raise UserError(
-        f"the loss is {loss} at step {step}. "
-        + (
-            f"{len(bad)} of {len(flat)} parameters are not finite after it, the first {bad[0]}. "
-            if bad
-            else "All parameters are still finite: the forward pass or the batch is at fault. "
-        )
-        + (f"The last good checkpoint is that of step {good}. " if good else "No checkpoint yet. ")
-        + "A lower base_lr, a longer warm-up or a smaller grad_norm_clip may help."
-    )
-
-
-def _pretrained(
-    path: os.PathLike, state: TrainState, config: ConfigDict, engine: engine_lib.Engine
-) -> dict[str, Any]:
-    """The `variables` of a state, read from the checkpoint `path`."""
-    # The fresh parameters say which names and shapes are needed, and their head is used if the
-    # checkpoint's head has another number of classes.
-    fresh = multihost_utils.process_allgather(state.variables, tiled=True)
-    height, width = sides(config.pp.crop)
-    oblong = height != width  # of a square the parameters tell the grid
-    variables = checkpoint.load_pretrained(
-        pretrained_path=path,
-        init_params=fresh,
-        model_config=config.model,
-        new_grid=names.grid_of(config.model, (height, width)) if oblong else None,
-    )
-    return place(variables, engine.shardings.variables)

@@ -1,15 +1,21 @@
 """A run's numbers on disk: `metrics.jsonl`, with one line per report, and TensorBoard events."""
 
 import contextlib
+import glob
+import itertools
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 
+from vit_jax import stores
 from vit_jax.errors import UserError
 
 _FILE = "metrics.jsonl"
+EVALS = "evals"  # In its folders lie the metrics that `vit-jax eval --watch` makes of a run.
+_FILES = itertools.count()
 
 
 class MetricWriter:
@@ -25,12 +31,12 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike, first_step: int):
-        self._workdir = pathlib.Path(workdir)
-        path = self._workdir / _FILE
+        self._where, folder = str(workdir), pathlib.Path(workdir)
+        path = folder / _FILE
         try:
             _cut_back(path, first_step)
             self._file = path.open("a", encoding="utf-8")
-            self._events = _Events(self._workdir, first_step)
+            self._events = _Events(folder, first_step)
         except OSError as error:
             raise self._not_written(error) from error
 
@@ -53,7 +59,7 @@ class MetricWriter:
 
     def _not_written(self, error: OSError) -> UserError:
         reason = error.strerror or error
-        return UserError(f"cannot write the metrics of {self._workdir}: {reason}")
+        return UserError(f"cannot write the metrics of {self._where}: {reason}")
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
@@ -62,33 +68,60 @@ def read(workdir: str | os.PathLike) -> list[dict[str, float]]:
     Raises:
       UserError: for a folder without readable metrics.
     """
-    path = pathlib.Path(workdir) / _FILE
     try:
-        return [line for _, line in _whole_lines(path)]
+        content = stores.read_bytes(stores.join(workdir, _FILE))
+        return [line for _, line in _whole_lines(content)]
     except OSError as error:
         raise UserError(
             f"{workdir} is not the workdir of a run: no readable {_FILE} ({error.strerror})"
         ) from error
 
 
+def read_all(workdir: str | os.PathLike) -> list[dict[str, float]]:
+    """The lines of `read`, and after them those that `vit-jax eval --watch` made of the run.
+
+    Raises:
+      UserError: for a folder without readable metrics.
+    """
+    where = workdir if stores.is_address(workdir) else glob.escape(os.fspath(workdir))
+    watched = stores.matching(stores.join(where, EVALS, "*", _FILE))
+    folders = [workdir, *(file.rpartition("/")[0] for file in sorted(watched))]
+    return [line for folder in folders for line in read(folder)]
+
+
 def _cut_back(path: pathlib.Path, last_step: int) -> None:
     """Removes the lines after `last_step`; the file is replaced as a whole."""
     if not path.exists():
         return
-    kept = [text + "\n" for text, line in _whole_lines(path) if line["step"] <= last_step]
+    kept = [
+        text + "\n" for text, line in _whole_lines(path.read_bytes()) if line["step"] <= last_step
+    ]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     temporary.replace(path)
 
 
-def _whole_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, float]]]:
+def _whole_lines(content: bytes) -> Iterator[tuple[str, dict[str, float]]]:
     """Each line as text and as parsed JSON, up to the first line that is broken off."""
     # Bytes of half a character are replaced, so that such a line fails to parse like any torn line.
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in content.decode("utf-8", errors="replace").splitlines():
         try:
             yield text, json.loads(text)
         except ValueError:
             return
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Lets no package import torch, which tensorboardX does wherever it is: that takes seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # pyright: ignore
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 class _Events:
@@ -100,12 +133,15 @@ class _Events:
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
-        from tensorboardX.event_file_writer import EventsWriter
+        with _without_torch():
+            from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog  # pyright: ignore
 
         # The file's name contains the time in seconds. The process number is added so that two
-        # runs started within the same second do not share a file.
-        self._file = EventsWriter(str(workdir / "events"), filename_suffix=f".{os.getpid()}")
+        # runs started within the same second do not share a file, and a count because a run that
+        # goes back to an earlier step begins another file.
+        suffix = f".{os.getpid()}.{next(_FILES)}"
+        self._file = EventsWriter(str(workdir / "events"), filename_suffix=suffix)
         # A session's start tells TensorBoard to drop what earlier files hold of later steps.
         self._write(first_step + 1, session_log=SessionLog(status=SessionLog.START))
 

@@ -14,6 +14,10 @@ import jax.numpy as jnp
 
 from vit_jax.configs import common
 
+# Labels that token labelling has beside 'label': of the image [N, K] and of its patches [N, T, K].
+IMAGE_LABEL, TOKEN_LABELS = "label_image", "label_tokens"
+MIX = "mix"  # The patches that MixToken exchanges, bool [rows, columns].
+
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
@@ -49,18 +53,20 @@ class Mixing:
         return self.probability > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     def __call__(self, key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Mixes 'image' [N, H, W, C] and 'label' [N, K], both floating-point.
+        """Mixes 'image' [N, H, W, C] and the labels, 'label' [N, K] above all, all floating-point.
 
-        The other arrays of the batch are returned as they are.
+        The other arrays of the batch are returned as they are. CutMix mixes the labels of patches
+        by its share, wherever its box lies, as the released code of token labelling does.
         """
         if not self.on:
             return dict(batch)
-        image, label = batch["image"], batch["label"]
+        image = batch["image"]
         pixels, share = self.weights(key, *image.shape[:3])
+        labels = {x: batch[x] for x in ("label", IMAGE_LABEL, TOKEN_LABELS) if x in batch}
         return {
             **batch,
             "image": _mix(image, pixels[..., None]),
-            "label": _mix(label, share[:, None]),
+            **{name: _mix(x, _like(share, x)) for name, x in labels.items()},
         }
 
     def weights(
@@ -79,32 +85,37 @@ class Mixing:
         if self.cutmix_alpha:
             switch = self.switch if self.mixup_alpha else 1.0
             chosen = jax.random.bernoulli(switch_key, switch, (draws,))
-            outside, area = _box(cutmix_key, self.cutmix_alpha, draws, height, width)
-            pixels = jnp.where(chosen[:, None, None], outside, pixels)
+            inside = random_box(cutmix_key, self.cutmix_alpha, draws, height, width)
+            # The share is computed from the box after clipping at the border, as in the paper's
+            # code, and not from the drawn λ.
+            area = 1.0 - inside.sum((1, 2)) / (height * width)
+            pixels = jnp.where(chosen[:, None, None], (~inside).astype(jnp.float32), pixels)
             share = jnp.where(chosen, area, share)
         mixed = jax.random.bernoulli(on_key, self.probability, (draws,))
         return jnp.where(mixed[:, None, None], pixels, 1.0), jnp.where(mixed, share, 1.0)
 
 
-def _box(
-    key: jax.Array, alpha: float, n: int, height: int, width: int
-) -> tuple[jax.Array, jax.Array]:
-    """1.0 outside and 0.0 inside a random box, [n, height, width]; the share outside it, [n]."""
+def random_box(key: jax.Array, alpha: float, n: int, height: int, width: int) -> jax.Array:
+    """True inside `n` random boxes, [n, height, width].
+
+    A box has ⌊√(1 - λ) side⌋ of each side, λ ~ Beta(α, α), and is clipped at the border about a
+    centre that is uniform (CutMix; MixToken draws its boxes of patches in the same way).
+    """
     share_key, y_key, x_key = jax.random.split(key, 3)
     side = jnp.sqrt(1.0 - jax.random.beta(share_key, alpha, alpha, (n,)))
 
-    def interval(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    def interval(key: jax.Array, size: int) -> jax.Array:
         half = (side * size).astype(jnp.int32) // 2
         centre = jax.random.randint(key, (n,), 0, size)
         low, high = jnp.clip(centre - half, 0, size), jnp.clip(centre + half, 0, size)
         at = jnp.arange(size)[None, :]
-        return (low[:, None] <= at) & (at < high[:, None]), high - low
+        return (low[:, None] <= at) & (at < high[:, None])
 
-    (rows, tall), (columns, wide) = interval(y_key, height), interval(x_key, width)
-    outside = ~(rows[:, :, None] & columns[:, None, :])
-    # The share is computed from the box after clipping at the border, as in the paper's code, and
-    # not from the drawn λ.
-    return outside.astype(jnp.float32), 1.0 - tall * wide / (height * width)
+    return interval(y_key, height)[:, :, None] & interval(x_key, width)[:, None, :]
+
+
+def _like(share: jax.Array, x: jax.Array) -> jax.Array:
+    return share.reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def _mix(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -11,17 +11,25 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from vit_jax.checkpoint.stacked import stacked_names
 from vit_jax.configs import common
 from vit_jax.errors import UserError
+from vit_jax.families import registry
 
 T = TypeVar("T")
 Rules = Sequence[tuple[str, T]]
 
 _BLOCK = r"(?:.*/)?(?:encoderblock|MixerBlock)_{}/.*"
-_EMBEDDING = r"(?:cls|embedding|stem|conv_root|gn_root|block\d+|Transformer/posembed_input)(?:/.*)?"
-_OUTPUT = r"(?:.*/)?(?:encoder_norm|pre_head_layer_norm|pre_logits|head)/.*"
+_EMBEDDING = (
+    r"(?:cls|dist|registers|mask_token|embedding|stem\w*|tokenizer|tokens_\d+|positions_\d+|conv_root|gn_root|block\d+|"
+    r"(?:Transformer/)?posembed_\w+)(?:/.*)?"
+)
+_OUTPUT = (
+    r"(?:.*/)?(?:encoder_norm|pre_head_layer_norm|fc_norm|pre_logits|attention_pool|"
+    r"layerwise_attention|head\w*)/.*"
+)
 
 
 def parse_rules(rules: Rules[T], field: str) -> list[tuple[re.Pattern[str], T]]:
@@ -40,13 +48,16 @@ def parse_rules(rules: Rules[T], field: str) -> list[tuple[re.Pattern[str], T]]:
     return parsed
 
 
-def match_rules(rules: Rules[T], names: Iterable[str], field: str) -> dict[str, T]:
+def match_rules(
+    rules: Rules[T], names: Iterable[str], field: str, *, partly: bool = False
+) -> dict[str, T]:
     """The value of each name by the first rule that matches the whole name.
 
     Args:
       rules: The rules in their order.
       names: The parameters' names.
       field: The config field that holds the rules, for error messages.
+      partly: Whether `names` are a part of the model's, in which a rule may decide nothing.
 
     Raises:
       UserError: for a name that no rule matches, and for a rule that decides nothing, because it
@@ -68,6 +79,8 @@ def match_rules(rules: Rules[T], names: Iterable[str], field: str) -> dict[str, 
         raise UserError(
             f"{field}: no rule matches {_some(uncovered)}; add a rule for the rest, ('.*', value)"
         )
+    if partly:
+        return values
     idle = [pattern for i, pattern in enumerate(patterns) if i not in deciding]
     if missing := [p.pattern for p in idle if not any(p.fullmatch(name) for name in names)]:
         raise UserError(f"{field}: no parameter matches {_some(missing)}; there are {_some(names)}")
@@ -79,11 +92,11 @@ def match_rules(rules: Rules[T], names: Iterable[str], field: str) -> dict[str, 
     return values
 
 
-def per_parameter(rules: Rules[float], params: Any, field: str) -> Any:
+def per_parameter(rules: Rules[float], params: Any, field: str, *, partly: bool = False) -> Any:
     """A tree like `params` that holds one number for every leaf, as the rules say.
 
     For a leaf of stacked blocks [L, …] whose layers have different values, it holds an array
-    [L, 1, …] of the same rank.
+    [L, 1, …] of the same rank. With `partly`, a rule may decide nothing, see `match_rules`.
 
     Raises:
       UserError: as `match_rules` does, and for a value that is neither a number nor a bool.
@@ -94,7 +107,7 @@ def per_parameter(rules: Rules[float], params: Any, field: str) -> Any:
     leaves, treedef = _named_leaves(params)
     stored = stacked_names({name: leaf.shape for name, leaf in leaves.items()})
     layers: dict[str, list[float]] = {name: [] for name in leaves}
-    for name, value in match_rules(rules, stored, field).items():
+    for name, value in match_rules(rules, stored, field, partly=partly).items():
         layers[stored[name][0]].append(value)
     return treedef.unflatten(
         values[0] if len(set(values)) == 1 else np.reshape(values, (-1,) + (1,) * (leaf.ndim - 1))
@@ -114,11 +127,13 @@ def layer_decay_rules(decay: float, params: Any) -> list[tuple[str, float]]:
     """Rules for learning-rate multipliers that shrink by `decay` per layer from the head down.
 
     The embedding (patches, class token, positions) is layer 0, block i of L is layer i + 1, and
-    the final norm and the head are layer L + 1: the multiplier is decay^(L + 1 - layer) (BEiT, Bao
-    et al. 2022, arXiv:2106.08254, appendix, "layer-wise learning rate decay").
+    what comes after the blocks (norm, pooling, heads) is layer L + 1: the multiplier is
+    decay^(L + 1 - layer) (BEiT, Bao et al. 2022, arXiv:2106.08254, appendix, "layer-wise learning
+    rate decay").
 
     Raises:
-      UserError: for a decay outside (0, 1], or parameters without blocks.
+      UserError: for a decay outside (0, 1], or parameters without blocks. Where blocks stand in
+        stages, or parts beside them, no rule matches those, which is an error too.
     """
     common.check({"layer_decay": decay})
     leaves, _ = _named_leaves(params)
@@ -147,6 +162,15 @@ def stop_frozen(params: Any, rules: Rules[bool]) -> Any:
         return jax.lax.stop_gradient(p) if frozen else p
 
     return jax.tree.map(stop, params, per_parameter(rules, params, "freeze_rules"))
+
+
+def freeze_rules(config: ConfigDict) -> Rules[bool]:
+    """The rules of a run's config, after those for what the model's family never trains."""
+    if not config.get("model"):
+        return config.freeze_rules
+    fields = config.model.to_dict()
+    never = [(pattern, True) for pattern in registry.get(fields).frozen(fields)]
+    return [*never, *config.freeze_rules]
 
 
 def _named_leaves(params: Any) -> tuple[dict[str, Any], Any]:

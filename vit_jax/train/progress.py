@@ -87,21 +87,30 @@ class RunProgress:
             self._last_line = now
             self._line(self._figures)
 
-    def evaluated(self, step: int, *, accuracy: float, loss: float) -> None:
-        """Shows figures of an evaluation: a line of its own where there is no terminal.
+    def evaluated(self, step: int, name: str, figures: Mapping[str, float]) -> None:
+        """Shows the accuracy and the loss of an evaluation: a line where there is no terminal.
 
         Args:
           step: The number of steps done.
-          accuracy: The top-1 accuracy, 0 to 1.
-          loss: The loss on the test images.
+          name: The name of the evaluation.
+          figures: Its figures. Names with 'accuracy' are shares of 0 to 1; the first is shown.
         """
-        top1 = ("top-1", f"{accuracy:.2%}")
-        if self._console.is_terminal:
-            self._figures["accuracy"] = top1
-            self._show(step)
-        else:
+        shown = {}
+        for kind, what, form in (
+            ("loss", "loss", ".4f"),
+            ("accuracy", "top-1", ".2%"),
+            ("@1", "recall@1", ".2%"),
+        ):
+            if found := [value for key, value in figures.items() if kind in key]:
+                shown[kind] = what, format(found[0], form)
+        if not self._console.is_terminal:
             self._step = step
-            self._line({"what": ("test:", ""), "loss": ("loss", f"{loss:.4f}"), "accuracy": top1})
+            self._line({"what": (f"{name}:", ""), **shown})
+        elif "accuracy" in shown:
+            what, value = shown["accuracy"]
+            own = name == "test"
+            self._figures["accuracy" if own else name] = (what if own else name, value)
+            self._show(step)
 
     def say(self, text: str) -> None:
         """Prints one line above the bar."""

@@ -8,11 +8,16 @@ import jax.numpy as jnp
 from absl import logging
 
 from vit_jax.configs import common
-from vit_jax.errors import UserError, suggest
+from vit_jax.errors import UserError, chosen, suggest
 
 Schedule = Callable[[Any], jax.Array]
 
 DECAY_TYPES = ("cosine", "linear", "rsqrt", "constant")
+# The share of the rate that is left when a share of the cooldown remains, both 0 to 1.
+COOLDOWNS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "linear": lambda left: left,
+    "1-sqrt": lambda left: 1.0 - jnp.sqrt(1.0 - left),
+}
 
 
 def create_learning_rate_schedule(
@@ -24,8 +29,9 @@ def create_learning_rate_schedule(
     *,
     timescale: int = 10_000,
     cooldown_steps: int = 0,
+    cooldown_type: str = "linear",
 ) -> Schedule:
-    """The product of a linear warm-up from 0, a decay, and a linear cooldown to 0.
+    """The product of a linear warm-up from 0, a decay, and a cooldown to 0.
 
     Args:
       total_steps: The step at which the decay and the cooldown end.
@@ -37,26 +43,35 @@ def create_learning_rate_schedule(
       linear_end: The final rate of 'linear'; the other decays ignore it.
       timescale: The number of steps that 'rsqrt' divides by.
       cooldown_steps: The number of last steps, over which the rate falls to 0; 0 for none.
+      cooldown_type: 'linear'; or '1-sqrt', one minus the root of the share of the cooldown that is
+        done (Hägele et al. 2024, arXiv:2405.18392).
 
     Returns:
       A function from a step, counted from 0, to a float32 scalar.
 
     Raises:
-      UserError: for an unknown decay, a negative warm-up, a cooldown that begins within it, or a
-        timescale that is not positive. A warm-up as long as the run only logs a warning.
+      UserError: for an unknown decay or cooldown, a negative warm-up, a cooldown that begins within
+        it, or a timescale that is not positive. A warm-up as long as the run only logs a warning.
     """
     if decay_type not in DECAY_TYPES:
         raise UserError(
             f"decay_type={decay_type!r}; expected one of {DECAY_TYPES}."
             f"{suggest(decay_type, DECAY_TYPES)}"
         )
+    cooldown = chosen(cooldown_type, COOLDOWNS, "cooldown_type")
     common.check({"warmup_steps": warmup_steps, "lr_timescale": timescale})
     if warmup_steps >= total_steps:
+        # The original's formula takes the decay of such a run for finished from the start.
+        ended = warmup_steps > total_steps and decay_type in ("cosine", "linear")
         logging.warning(
             "warmup_steps=%d is no less than total_steps=%d: the run ends within the warm-up, and "
-            "never reaches its learning rate",
+            "%s",
             warmup_steps,
             total_steps,
+            f"as in the original its learning rate is that of the end of the {decay_type} decay, "
+            "which for 'cosine' is 0: nothing is learned"
+            if ended
+            else "never reaches its learning rate",
         )
     after = max(total_steps - warmup_steps, 0)
     if not 0 <= cooldown_steps <= after:
@@ -79,7 +94,8 @@ def create_learning_rate_schedule(
         if warmup_steps:
             rate = rate * jnp.minimum(1.0, step / warmup_steps)
         if cooldown_steps:
-            rate = rate * jnp.clip((total_steps - step) / cooldown_steps, 0.0, 1.0)
+            left = jnp.clip((total_steps - step) / cooldown_steps, 0.0, 1.0)
+            rate = rate * cooldown(left)
         return jnp.asarray(rate, jnp.float32)
 
     return schedule

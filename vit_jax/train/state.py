@@ -1,6 +1,7 @@
 """The state that a run carries from step to step."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from flax import struct
 
 from vit_jax.families.preprocess import sides
 from vit_jax.train.losses import init_head_bias
+from vit_jax.train.optimizers import averaged, has_average
 from vit_jax.variables import named
 
 
@@ -39,8 +41,15 @@ class TrainState:
 
     @property
     def best_variables(self) -> Any:
-        """The variables that are evaluated: the moving average if there is one."""
-        return self.variables if self.ema is None else self.ema
+        """The variables that are evaluated: the moving average, or the optimizer's, if any."""
+        if self.ema is not None:
+            return self.ema
+        return {**self.variables, "params": averaged(self.opt_state, self.params)}
+
+    @property
+    def has_average(self) -> bool:
+        """Whether the variables that are evaluated are others than those that are trained."""
+        return self.ema is not None or has_average(self.opt_state)
 
     @property
     def best_params(self) -> dict[str, Any]:
@@ -61,6 +70,8 @@ def init_state(
     *,
     image_size: int | tuple[int, int],
     channels: int = 3,
+    beside: Mapping[str, tuple[int, ...]] | None = None,
+    fresh: Callable[[Any, jax.Array], Any] | None = None,
     head_bias: float | None = None,
     ema: bool = False,
 ) -> TrainState:
@@ -72,6 +83,9 @@ def init_state(
       key: The key from which the parameters are drawn.
       image_size: The side of a square, or (height, width), in pixels.
       channels: The number of channels of an image.
+      beside: What the model is called with by name beside an image, whole numbers: the shape of
+        each for one image.
+      fresh: `(parameters, key) -> parameters`, what else is done to the fresh parameters.
       head_bias: The bias of the head; None leaves it as the model initialises it.
       ema: Whether the state keeps a moving average.
 
@@ -79,8 +93,13 @@ def init_state(
       UserError: if `head_bias` is given and the model has no 'head/bias'.
     """
     images = jnp.ones((1, *sides(image_size), channels), jnp.float32)
-    variables = model.init(key, images, train=False)
+    others: dict[str, Any] = {
+        name: jnp.ones((1, *shape), jnp.int32) for name, shape in (beside or {}).items()
+    }
+    variables = model.init(key, images, train=False, **others)
     params = variables["params"]
+    if fresh is not None:
+        params = fresh(params, jax.random.fold_in(key, 0))
     if head_bias is not None:
         params = init_head_bias(dict(params), head_bias)
     state = TrainState(
@@ -90,3 +109,24 @@ def init_state(
         batch_stats=variables.get("batch_stats", {}),
     )
     return dataclasses.replace(state, ema=state.variables) if ema else state
+
+
+def started_from(
+    state: TrainState, variables: dict[str, Any], tx: optax.GradientTransformation
+) -> TrainState:
+    """A fresh state as it would be if the model had been initialised with `variables`.
+
+    Args:
+      state: The fresh state on the devices; the result lies as it does.
+      variables: The collections of `state.variables`, for example those of a checkpoint.
+      tx: The optimizer.
+    """
+    # An average also starts from these variables, but as a copy, because the step donates both and
+    # one buffer cannot be donated twice.
+    if state.ema is not None:
+        state = dataclasses.replace(state, ema=jax.tree.map(jnp.copy, variables))
+    if has_average(state.opt_state):
+        layout = jax.tree.map(lambda x: x.sharding, state.opt_state)
+        opt_state = jax.jit(tx.init, out_shardings=layout)(variables["params"])
+        state = dataclasses.replace(state, opt_state=opt_state)
+    return dataclasses.replace(state, **variables)
