@@ -22,6 +22,7 @@ from PIL import Image
 from vit_jax import checkpoint, inference
 from vit_jax.evaluate import predictions
 from vit_jax.families.registry import resolve
+from vit_jax.input_pipeline.inputs import ImageFiles
 from vit_jax.models import from_config
 
 LEAST_SHARE, MOST_GROWTH = 0.9, 30 * 2**20
@@ -47,9 +48,10 @@ def model(folder: pathlib.Path, name: str) -> inference.LoadedModel:
 
 def stream(loaded: inference.LoadedModel, paths: list[str], count: int, batch: int) -> float:
     """Images a second of the whole command but for the writing of lines."""
-    names = itertools.islice(itertools.cycle(paths), count)
+    source = ImageFiles(list(itertools.islice(itertools.cycle(paths), count)), "noise")
     start = time.perf_counter()
-    done = sum(1 for _ in predictions.predict(loaded, predictions.of_files(names), batch=batch))
+    items = predictions.of_source(source)
+    done = sum(1 for _ in predictions.predict(loaded, items, batch=batch))
     assert done == count
     return count / (time.perf_counter() - start)
 

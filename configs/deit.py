@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 from vit_jax.configs import common
 from vit_jax.families.registry import resolve
 
-IMAGES, EPOCHS, BATCH = 1_281_167, 300, 1_024
-STEPS_AN_EPOCH = IMAGES // BATCH
+BATCH = 1_024
 SHORT = {
     "ti16": "deit_tiny_patch16_224",
     "s16": "deit_small_patch16_224",
@@ -49,10 +48,10 @@ def get_config(model: str = "s16") -> ConfigDict:
     config.optim, config.optim_dtype = "adamw", "float32"
     config.weight_decay = 0.05
     config.grad_norm_clip = None
-    config.base_lr = 5e-4 * BATCH / 512
-    config.warmup_steps = 5 * STEPS_AN_EPOCH
+    config.base_lr, config.lr_scaling.rule, config.lr_scaling.batch = 5e-4, "linear", 512
+    config.warmup_steps = "5epochs"
     config.batch, config.batch_eval, config.accum_steps = BATCH, BATCH, 1
-    config.total_steps = EPOCHS * STEPS_AN_EPOCH
+    config.total_steps = "300epochs"
     config.dtype = "bfloat16"
-    config.eval_every, config.checkpoint_every = 5 * STEPS_AN_EPOCH, STEPS_AN_EPOCH
+    config.eval_every, config.checkpoint_every = "5epochs", "1epoch"
     return config

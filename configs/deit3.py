@@ -14,8 +14,7 @@ from vit_jax.configs import common
 from vit_jax.errors import chosen
 from vit_jax.families.registry import resolve
 
-IMAGES, EPOCHS, BATCH = 1_281_167, 800, 2_048
-STEPS_AN_EPOCH = IMAGES // BATCH
+BATCH = 2_048
 SIZES = {"s16": "small", "b16": "base"}
 DROP_PATH = {"s16": 0.05, "b16": 0.2}
 
@@ -39,9 +38,9 @@ def get_config(model: str = "s16") -> ConfigDict:
     config.optim, config.optim_dtype = "lamb", "float32"
     config.weight_decay = 0.05
     config.base_lr = 3e-3
-    config.warmup_steps = 5 * STEPS_AN_EPOCH
+    config.warmup_steps = "5epochs"
     config.batch, config.batch_eval, config.accum_steps = BATCH, BATCH, 1
-    config.total_steps = EPOCHS * STEPS_AN_EPOCH
+    config.total_steps = "800epochs"
     config.dtype = "bfloat16"
-    config.eval_every, config.checkpoint_every = 10 * STEPS_AN_EPOCH, STEPS_AN_EPOCH
+    config.eval_every, config.checkpoint_every = "10epochs", "1epoch"
     return config

@@ -1,9 +1,11 @@
-"""Sizes of the Google families: ViT, hybrids and MLP-Mixer.
+"""Sizes of the Google families: ViT, hybrids, MLP-Mixer and LiT.
 
 Sources: ViT and hybrids, Dosovitskiy et al. 2021 (arXiv:2010.11929) Table 1; Ti, S, R+Ti and
 R26, Steiner et al. 2021 (arXiv:2106.10270) Table 2; Mixer, Tolstikhin et al. 2021
 (arXiv:2105.01601) Table 1; g, which the original code does not name, Zhai et al. 2022
-(arXiv:2106.04560) Table 2. Dropout rates are those of the released training runs.
+(arXiv:2106.04560) Table 2; LiT, Zhai et al. 2022 (arXiv:2111.07991), whose BERT has the sizes of
+Devlin et al. 2018 (arXiv:1810.04805), section 3. Dropout rates are those of the released training
+runs.
 
 Every `get_*_config()` returns a fresh `ConfigDict` with the constructor fields of the model;
 `MODEL_CONFIGS` maps model names to locked ones, `AUGREG_CONFIGS` the first part of an AugReg
@@ -27,7 +29,7 @@ def _register(get_config: Callable[[], ConfigDict]) -> Callable[[], ConfigDict]:
     config = get_config()
     name = config.model_name
     MODEL_CONFIGS[name] = config.lock()
-    if name not in _NOT_IN_AUGREG and not name.startswith("Mixer"):
+    if name not in _NOT_IN_AUGREG and not name.startswith(("Mixer", "LiT")):
         # AugReg's file names avoid characters that a URI would escape.
         AUGREG_CONFIGS[name.replace("ViT-", "").replace("+", "_")] = MODEL_CONFIGS[name]
     return get_config
@@ -96,6 +98,37 @@ def _mixer(
             "channels_mlp_dim": channels_mlp,
         }
     )
+
+
+def _lit(
+    name: str, image: ConfigDict, text: tuple[str, dict[str, int]], out_dim: tuple[int | None, int]
+) -> ConfigDict:
+    text_model, sizes = text
+    tokenizer = "bert" if text_model == "bert" else "sentencepiece"
+    return ConfigDict(
+        {
+            "model_name": name,
+            "image": image,
+            "text_model": text_model,
+            "text": sizes,
+            "out_dim": out_dim,
+            "pp": {"tokenizer_name": tokenizer, "size": 224, "max_len": 16},
+        }
+    )
+
+
+def _bert(width: int, layers: int, heads: int, mlp_dim: int) -> tuple[str, dict[str, int]]:
+    sizes = {"hidden_size": width, "num_layers": layers, "num_heads": heads, "mlp_dim": mlp_dim}
+    return "bert", {**sizes, "vocab_size": 30_522, "max_length": 512, "num_segments": 2}
+
+
+def _text_transformer(width: int, heads: int, mlp_dim: int) -> tuple[str, dict[str, int]]:
+    sizes = {"width": width, "num_layers": 12, "num_heads": heads, "mlp_dim": mlp_dim}
+    return "text_transformer", {**sizes, "vocab_size": 16_000}
+
+
+_BERT_BASE = _bert(width=768, layers=12, heads=12, mlp_dim=3072)
+_BERT_LARGE = _bert(width=1024, layers=24, heads=16, mlp_dim=4096)
 
 
 @_register
@@ -223,6 +256,33 @@ def get_mixer_l16_config() -> ConfigDict:
     return _mixer("Mixer-L_16", 16, width=1024, blocks=24, tokens_mlp=512, channels_mlp=4096)
 
 
+@_register
+def get_lit_b16b_config() -> ConfigDict:
+    return _lit("LiT-B16B", get_b16_config(), _BERT_BASE, (768, 768))
+
+
+@_register
+def get_lit_b16b_2_config() -> ConfigDict:
+    return _lit("LiT-B16B_2", get_b16_config(), _BERT_BASE, (None, 768))
+
+
+@_register
+def get_lit_l16l_config() -> ConfigDict:
+    return _lit("LiT-L16L", get_l16_config(), _BERT_LARGE, (None, 1024))
+
+
+@_register
+def get_lit_l16s_config() -> ConfigDict:
+    text = _text_transformer(width=384, heads=6, mlp_dim=1536)
+    return _lit("LiT-L16S", get_l16_config(), text, (None, 1024))
+
+
+@_register
+def get_lit_l16ti_config() -> ConfigDict:
+    text = _text_transformer(width=192, heads=3, mlp_dim=768)
+    return _lit("LiT-L16Ti", get_l16_config(), text, (None, 1024))
+
+
 def by_short_name(name: str) -> ConfigDict:
     """A fresh config by the middle of its function's name: `b16` for `get_b16_config`.
 
@@ -233,9 +293,9 @@ def by_short_name(name: str) -> ConfigDict:
 
 
 def short_names() -> dict[str, Callable[[], ConfigDict]]:
-    """Every function of this module that makes a config, by the name that `by_short_name` takes."""
+    """The functions here that make the config of an image model, by what `by_short_name` takes."""
     return {
         key.removeprefix("get_").removesuffix("_config"): value
         for key, value in globals().items()
-        if key.startswith("get_") and key.endswith("_config")
+        if key.startswith("get_") and key.endswith("_config") and not key.startswith("get_lit_")
     }

@@ -1,6 +1,6 @@
 r"""Pretrains a ViT or hybrid on ImageNet-21k from scratch, as AugReg did.
 
-    vit-jax train --workdir=/gcs/runs/s16 --config=configs/pretrain_augreg.py:s16,medium1
+    vit-jax train --workdir=gs://my-bucket/runs/s16 --config=configs/pretrain_augreg.py:s16,medium1
 
 Steiner et al. 2021 (arXiv:2106.10270), section 3 and table 4 of the appendix: Adam, batch 4,096,
 peak rate 1e-3, weight decay 0.1, 10,000 steps of warm-up, cosine, 300 epochs. Augmentation levels:
@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 from vit_jax.configs import common, models
 from vit_jax.errors import chosen
 
-IMAGES = 14_197_122  # imagenet21k, split 'full'
-EPOCHS, BATCH = 300, 4_096
+BATCH = 4_096
 
 # Name -> alpha of Mixup, operations and magnitude of RandAugment (0: only crop and flip).
 LEVELS = {
@@ -48,7 +47,7 @@ def get_config(model_level: str = "s16,medium1") -> ConfigDict:
     config.weight_decay = 0.1
     config.base_lr, config.warmup_steps = 1e-3, 10_000
     config.batch, config.batch_eval, config.accum_steps = BATCH, BATCH, 1
-    config.total_steps = EPOCHS * IMAGES // BATCH
+    config.total_steps = "300epochs"
     config.dtype = "bfloat16"
     config.eval_every, config.checkpoint_every, config.progress_every = 10_000, 2_000, 50
     return config

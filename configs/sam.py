@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.configs import common, models
 
-IMAGES, EPOCHS, BATCH = 1_281_167, 300, 4_096
+BATCH = 4_096
 RADIUS = {"s32": 0.05, "s16": 0.1, "b32": 0.15, "b16": 0.2}
 
 
@@ -31,7 +31,7 @@ def get_config(model: str = "b16") -> ConfigDict:
     config.weight_decay = 0.3
     config.base_lr, config.warmup_steps = 3e-3, 10_000
     config.batch, config.batch_eval, config.accum_steps = BATCH, BATCH, 8
-    config.total_steps = EPOCHS * IMAGES // BATCH
+    config.total_steps = "300epochs"
     config.dtype = "bfloat16"
     config.eval_every, config.checkpoint_every, config.progress_every = 2_000, 1_000, 50
     return config

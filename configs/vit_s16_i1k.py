@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vit_jax.configs import common, models
 
-IMAGES, EPOCHS, BATCH = 1_281_167, 90, 1_024
+BATCH = 1_024
 
 
 def get_config() -> ConfigDict:
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.weight_decay = 0.1
     config.base_lr, config.warmup_steps = 1e-3, 10_000
     config.batch, config.batch_eval, config.accum_steps = BATCH, BATCH, 1
-    config.total_steps = EPOCHS * IMAGES // BATCH
+    config.total_steps = "90epochs"
     config.dtype = "bfloat16"
     config.eval_every, config.checkpoint_every, config.progress_every = 5_000, 1_000, 50
     return config
