@@ -1,5 +1,7 @@
 """Strict JAX and several devices for every test, set before JAX starts."""
 
+import gc
+import importlib.metadata
 import os
 import pathlib
 import signal
@@ -10,16 +12,21 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 # What is compiled here runs once, for milliseconds, so that compiling is most of the suite's time:
 # without LLVM's optimisation, with XLA's older emitter and in one piece it takes a quarter of it.
-_COMPILED_ONCE = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1"
-)
+_COMPILED_ONCE = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+# XLA ends the process at a flag that it does not know, as later versions do not know this one.
+if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):
+    _COMPILED_ONCE += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", _COMPILED_ONCE)
 # Many tests compile the same tiny model: the second one, and every subprocess, finds it here.
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+# Several workers share the cores, and PyTorch's threads would wait for each other in loops.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tracing makes millions of small objects that live on, and JAX adds work of its own to every
+# collection of garbage, of which there would be one for every 700 of them.
+gc.set_threshold(100_000, 50, 100)
 
 # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that: those
 # that tests interrupt would not notice.

@@ -54,7 +54,7 @@ def test_a_models_field_may_take_another_type(recipe):
         ("batch", "FIELD=VALUE"),
         ("batch=many", "type int; got 'many'"),
         ("base_lr=high", "type float; got 'high'"),
-        ("warmup_steps=1.5", "type int; got '1.5'"),
+        ("seed=1.5", "type int; got '1.5'"),
         ("mesh=3", "type ConfigDict"),
         ("modle.scan=True", "no group of fields 'modle'"),
         ("batch.size=3", "no group of fields 'batch'"),

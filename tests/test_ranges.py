@@ -47,14 +47,15 @@ def outside(known: Range) -> list:
     return [x if known.integer else float(x) for x in values if x not in known.also]
 
 
-# `profile` is empty by default: its numbers are steps. `pp.resize` is a number, a pair or nothing.
+# `profile` is empty by default: its numbers are steps. `pp.resize` is a number, a pair or nothing,
+# `total_steps` a number, a text or nothing.
 NUMERIC = sorted(
     {
         name
         for name, value, kind in leaves(common.get_config())
         if kind in (int, float) or holds_numbers(value)
     }
-    | {"profile", "pp.resize"}
+    | {"profile", "pp.resize", "total_steps"}
 )
 
 
@@ -108,7 +109,7 @@ def test_every_number_of_every_model_has_a_range():
     missing = [(family, name) for family, name in class_fields() if name not in fields.RANGES]
     for name, spec in registry.registered().items():
         for field, value in common.flatten(spec.config.to_dict(), ()):
-            if holds_numbers(value) and field.removeprefix("transformer.") not in fields.RANGES:
+            if holds_numbers(value) and fields.range_of(field) is None:
                 missing.append((name, field))
     assert not missing
 

@@ -14,7 +14,7 @@ from vit_jax.checkpoint import edits, names
 from vit_jax.checkpoint.conversion import convert
 from vit_jax.checkpoint.files.formats import open_archive
 from vit_jax.errors import UserError
-from vit_jax.families.registry import families, resolve, shrunk
+from vit_jax.families.registry import families, resolve, shrunk, taking
 from vit_jax.models import from_config
 from vit_jax.parity import compare, references
 from vit_jax.parity.figures import relative_error
@@ -35,13 +35,15 @@ def params(config: dict, size=SIZE) -> dict[str, np.ndarray]:
     return random_params(names.expected_shapes(config, num_classes=3, image_size=size), seed=0)
 
 
-@pytest.mark.parametrize("name", list(families()))
+@pytest.mark.parametrize("name", taking("images"))
 def test_the_stem_is_what_has_the_channels(name):
     channels = 11  # which nothing else of a tiny model has
     config = shrunk({"family": name, **next(iter(families()[name].architectures.values())).config})
     config |= {"channels": channels}
     shapes = names.expected_shapes(config, num_classes=3, image_size=(64, 64))
-    assert {n for n, s in shapes.items() if channels in s} == set(families()[name].stem(config))
+    family = families()[name]
+    stem = {*family.stem(config), *family.stem_norms(config)}
+    assert {n for n, s in shapes.items() if channels in s} == stem
     assert names.channels_of(config, shapes) == channels
 
 
@@ -162,10 +164,10 @@ WRONG = {
     "another size": ((2, 96, 64, 3), r"expected images of .*, got 96×64; resize the images"),
 }
 # What fits images of any size.
-ANY_SIZE = ("cvt", "pvt_v2", "simple_vit", "twins")
+ANY_SIZE = ("cpvt", "cvt", "dinov3", "naflex_vision", "pvt_v2", "simple_vit", "twins", "vt")
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", taking("images"))
 def test_images_that_do_not_fit_are_one_sentence(family):
     known = families()[family].architectures
     config = shrunk({"family": family, **next(iter(known.values())).config})

@@ -326,7 +326,7 @@ def test_directories_that_are_not_hugging_faces(tmp_path, saved):
     with pytest.raises(UserError, match="left alone"):
         checkpoint.convert(src, mine, to="hf")
     assert (mine / "thesis.txt").read_text() == "years of work"
-    for text, message in (("{", "JSON"), ("[]", "JSON object"), ('{"model_type": "bert"}', "bert")):
+    for text, message in (("{", "JSON"), ("[]", "JSON object"), ('{"model_type": "gpt2"}', "gpt2")):
         (mine / "config.json").write_text(text)
         with pytest.raises(UserError, match=message):
             checkpoint.identify(mine)

@@ -309,6 +309,11 @@ def test_a_head_of_zeros_is_warned_of(tmp_path, capsys):
         ("google/vit-base-patch16-224-in21k", "ViT-B_16", 21_843),
         ("facebook/deit-base-patch16-224", "deit_base_patch16_224", 1000),
         ("vit_base_patch16_224.mae", "deit_base_patch16_224", 0),
+        ("vit_base_patch16_224.dino", "dino_vitb16", 0),
+        ("timm/vit_small_patch8_224.dino", "dino_vits8", 0),
+        ("facebook/dino-vits16", "dino_vits16", 0),
+        ("vit_huge_patch14_gap_224.in22k_ijepa", "vit_huge_patch14_gap_224", 0),
+        ("vit_so400m_patch14_reg1_tipsv2.webli", "vit_so400m_patch14_reg1_tipsv2", 0),
     ],
 )
 def test_other_names_of_one_thing(asked, model, classes):
@@ -316,7 +321,7 @@ def test_other_names_of_one_thing(asked, model, classes):
     assert (spec.config["model_name"], spec.num_classes) == (model, classes)
 
 
-@pytest.mark.parametrize("asked", ["vit_base_patch16_224.dino", "someone/vit-base-patch16-224"])
+@pytest.mark.parametrize("asked", ["vit_tiny_patch16_224.dino", "someone/vit-base-patch16-224"])
 def test_names_that_mean_something_else_are_unknown(asked):
     with pytest.raises(UserError, match=r"no weights|unknown model"):
         resolve(asked)

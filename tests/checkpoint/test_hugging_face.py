@@ -77,6 +77,10 @@ CASES = {
         {"embed_dim": 8, "depths": [2, 1], "num_heads": [1, 2], "window_size": 4,
          "image_size": [32, 48]},
     ),
+    "beit": Tiny(
+        "beit_base_patch16_224", FLAT, (48, 48), "BeitForImageClassification",
+        THEIR_TINY | {"image_size": 48, "use_relative_position_bias": True},
+    ),
     "levit": Tiny(
         "levit_128s",
         {"hidden_sizes": (16, 24, 32), "num_heads": (1, 2, 3), "depths": (1, 2, 1), "key_dim": 8},
@@ -290,6 +294,7 @@ def test_names_alone_are_recognised(key, saved):
     [
         ("deit", "ViTModel", {"add_pooling_layer": False}),
         ("swin", "SwinModel", {}),
+        ("beit", "BeitModel", {}),
         ("levit", "LevitModel", {}),
     ],
 )
@@ -322,6 +327,9 @@ def test_models_without_a_head(key, cls, options, tmp_path):
         ("levit", {"architectures": ["LevitForImageClassification"]}, "one head"),
         ("levit", {"key_dim": [8, 8, 16]}, "no one key_dim"),
         ("levit", {"attention_ratio": [2, 2, 4]}, "attention_ratio is"),
+        ("beit", {"architectures": ["BeitForMaskedImageModeling"]}, "share one table"),
+        ("beit", {"use_mean_pooling": False}, "use_mean_pooling is False"),
+        ("beit", {"use_relative_position_bias": False}, "use_relative_position_bias is False"),
         ("swin", {"use_absolute_embeddings": True}, "use_absolute_embeddings is True"),
         ("swin", {"mlp_ratio": 2.0}, "mlp_ratio is 2.0"),
         ("swin", {"patch_size": [4, 8]}, "no square one"),
@@ -365,6 +373,7 @@ def test_a_vit_is_read_by_its_numerics():
         ("swin", (16, 16), "multiples of 32 pixels"),
         ("swin", (30, 32), "multiples of 32 pixels"),
         ("swin", (16, 32), "multiples of 32 pixels"),
+        ("beit", (48, 64), "square images only"),
         ("levit", (64, 48), "square"),
         ("levit", (72, 72), "multiples of 16"),
         ("pvt", (32, 64), "square"),

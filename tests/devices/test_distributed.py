@@ -1,10 +1,12 @@
 """Several processes make the same run as one; and when there are several at all."""
 
+import itertools
 import json
 import pathlib
 import shutil
 import threading
 
+import contrast
 import jax
 import numpy as np
 import processes
@@ -16,6 +18,7 @@ from vit_jax.devices import distributed
 from vit_jax.devices.sharding import AXES, AxisType
 from vit_jax.errors import UserError
 from vit_jax.train import loop
+from vit_jax.train.contrastive import LOSSES
 
 STEPS = 4
 # Dropout off: what it draws is the same, but one wrong rounding makes Adam's first steps jump.
@@ -31,22 +34,39 @@ RUN = {
 FSDP = {"mesh__data": 1, "mesh__fsdp": -1}
 # Mixed meshes: test_sharding.py.
 RUNS = {
-    "sgd, data": {"optim": "sgd"},
+    # Each process is a slice: 'data' goes over both, and 'fsdp' stays inside.
+    "sgd, slices": {"optim": "sgd", "mesh__data": 2, "mesh__fsdp": 2},
     "adamw, fsdp": {"optim": "adamw", **FSDP},
     "adafactor, data": {"optim": "adafactor"},
     "lamb, fsdp": {"optim": "lamb", **FSDP},
-    "lion, data": {"optim": "lion", "base_lr": 1e-3},
+    # By the clock of the first process, and at the multiples that are kept.
+    "lion, data": {"optim": "lion", "base_lr": 1e-3, "checkpoint_every": "1h", "keep_every": 2},
+    # Every image is compared with the texts of all processes.
+    "pairs, data": {"pairs": True, "optim": "sgd", "contrastive__rows": 3},
 }
-RESUMED = ("sgd, data", "adamw, fsdp")
+RESUMED = ("sgd, slices", "adamw, fsdp")
+# These divide a gradient by its own size: where the true gradient is zero, as for the biases of
+# keys, the update is rounding noise at full size, and so is its part of the norm.
+NOISY_NORMS = ("adafactor", "lion")
 TESTS_PER_CLASS = 11
 # Batch, and images at once on a device; neither batch divides the 22 examples, nor 4 the shares.
 EVALUATIONS = ((12, 16), (24, 16), (12, 4), (24, 4))
+PAIRED = "paired"
+PAIRED_EVALS = {"found": {"kind": "retrieval"}, "named": {"kind": "zeroshot", "prompts": "short"}}
+# Rows of scores at a time, and pairs; and how far rounding may take sums in another order.
+CONTRAST = (4, 32)
+CONTRAST_BOUNDS = {"float32": 1e-6, "float64": 1e-12}
+EVALS = {
+    "val": {"split": "train"},
+    "3shot": {"kind": "fewshot", "shots": 3},
+    "knn": {"kind": "knn", "k": 3},
+}
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("data") / "images"
-    return tiny_run.write_images(folder, test=TESTS_PER_CLASS)
+    return tiny_run.write_images(folder, test=TESTS_PER_CLASS, captions=True)
 
 
 def work(jobs: list[dict], folder: pathlib.Path, count: int, devices: int) -> None:
@@ -69,9 +89,24 @@ def evaluations(images, folder: pathlib.Path) -> list[dict]:
                 "batch": 12,
                 "batch_eval": batch,
                 "batch_eval_device": rows,
+                "evals": EVALS if rows == 16 else {},
             },
         }
         for batch, rows in EVALUATIONS
+    ] + [
+        {
+            "do": "evaluate",
+            "out": str(folder / f"evaluation_{batch}_{PAIRED}.json"),
+            "config": {
+                "images": str(images),
+                "pairs": True,
+                "batch": 12,
+                "batch_eval": batch,
+                "batch_eval_device": 4,
+                "evals": PAIRED_EVALS,
+            },
+        }
+        for batch in (12, 24)
     ]
 
 
@@ -83,11 +118,16 @@ def two(images, tmp_path_factory) -> pathlib.Path:
         {
             "do": "train",
             "workdir": str(folder / name),
+            "slices": "slices" in name,
             "config": RUN | changes | {"images": str(images)},
         }
         for name, changes in RUNS.items()
     ]
-    work(runs + evaluations(images, folder), folder, count=2, devices=2)
+    losses = [
+        {"do": "contrast", "how": [*how, *CONTRAST], "out": str(folder / f"{'_'.join(how)}.json")}
+        for how in itertools.product(LOSSES, CONTRAST_BOUNDS)
+    ]
+    work(runs + losses + evaluations(images, folder), folder, count=2, devices=2)
     return folder
 
 
@@ -125,8 +165,14 @@ def test_two_processes_one_process_and_one_device_train_alike(
         # One line each: only the first process writes.
         assert [line.keys() for line in tiny_run.lines(workdir)] == [e.keys() for e in expected]
         for line, want in zip(tiny_run.lines(workdir), expected, strict=True):
+            if config.optim in NOISY_NORMS and "update_norm" in want:
+                line["update_norm"] = want["update_norm"]
             assert line == pytest.approx(want, rel=1e-5)
         assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+        assert {path.name for path in workdir.glob("checkpoint_*")} == {
+            "checkpoint_2",
+            "checkpoint_4",
+        }
 
 
 @pytest.mark.parametrize("name", RESUMED)
@@ -139,7 +185,7 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(images, two, tmp_path, nam
     assert sorted(tiny_run.stored(workdir)) == [2, STEPS]
 
 
-@pytest.mark.parametrize("rows", [16, 4])
+@pytest.mark.parametrize("rows", [16, 4, PAIRED])
 def test_any_number_of_processes_finds_the_same_figures(one, two, three, rows):
     """To the last bit, in batches of any size; and every example once."""
     first, *others = (
@@ -149,7 +195,13 @@ def test_any_number_of_processes_finds_the_same_figures(one, two, three, rows):
     )
     assert len(others) == 5
     assert first["examples_test"] == 2 * TESTS_PER_CLASS
-    assert 0 < first["loss_test"] < 2
+    assert 0 < first["loss_test"] < (8 if rows == PAIRED else 2)
+    if rows == PAIRED:
+        assert first["found/text_to_image@10"] > first["found/text_to_image@1"]
+        assert first["named/accuracy"] > 0
+    if rows == 16:
+        assert {name.partition("/")[0] for name in first if "/" in name} == set(EVALS)
+        assert first["3shot/l2"] > 0
     assert all(other == first for other in others)
 
 
@@ -159,8 +211,9 @@ def test_any_number_of_processes_finds_the_same_figures(one, two, three, rows):
 @pytest.fixture
 def joined(monkeypatch):
     """Sets the environment, and returns what `jax.distributed.initialize` is then called with."""
-    calls = []
+    calls, watched = [], []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **kwargs: calls.append(kwargs))
+    monkeypatch.setattr(distributed.peers, "watch", watched.append)
     monkeypatch.setattr(distributed, "_has_tpu", lambda: False)
 
     def join(env: dict[str, str] | None = None, *args, **kwargs):
@@ -171,6 +224,9 @@ def joined(monkeypatch):
             distributed.initialize(*args, **kwargs)
         for call in calls:
             call.pop("initialization_timeout")
+            # JAX's own watch, which ends a process with a stack, comes after ours.
+            assert call.pop("heartbeat_timeout_seconds") > 2 * watched[-1]
+            assert call.pop("shutdown_timeout_seconds") >= watched[-1]
         return calls[0] if calls else None
 
     return join
@@ -295,3 +351,17 @@ def test_a_wrong_coordinator_ends_in_one_line():
     assert (status, out) == (2, "")
     assert errors.startswith("vit-jax: error: after 2 s the 2 processes of this run have not met")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("dtype", CONTRAST_BOUNDS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_contrast_as_one_device_does(two, loss, dtype):
+    """The loss, its figures, and its gradients for all vectors, factor and bias."""
+    with jax.enable_x64(dtype == "float64"):
+        pairs = CONTRAST[1]
+        given = [x.astype(dtype) for x in (*contrast.vectors(pairs), *contrast.learned(dtype))]
+        wanted = jax.jit(contrast.loss_and_grad(loss, pairs))(*given)
+    found = json.loads((two / f"{loss}_{dtype}.json").read_text())
+    most = CONTRAST_BOUNDS[dtype]
+    for one, other in zip(found, jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=most, atol=most)

@@ -10,7 +10,9 @@ from recipes import random_images
 
 from vit_jax.configs import common, models
 from vit_jax.devices.sharding import make_mesh
+from vit_jax.evaluate import features
 from vit_jax.evaluate.evaluation import evaluate
+from vit_jax.evaluate.kinds import feature_step
 from vit_jax.models import get_model
 from vit_jax.train import batch_parts
 from vit_jax.train import engine as engine_lib
@@ -101,3 +103,19 @@ def test_meshes_and_batches_find_the_same_figures(mesh):
         built = engine(mesh)
         placed = jax.device_put({**variables(), "batch_stats": {}}, built.shardings.variables)
         assert evaluate(built, placed, batches, ahead=2).loss == mean
+
+
+@pytest.mark.parametrize("mesh", [{"data": 4}, {"data": 2, "fsdp": 2}])
+def test_meshes_find_the_features_of_one_device_to_the_last_bit(mesh):
+    built, config = engine(mesh), common.get_config()
+    config.model = models.get_testing_config()
+    headless = features.without_head({**variables(), "batch_stats": {}})
+    alone = jax.jit(features.make_feature_step(features.feature_model(config.model)))
+    want = np.asarray(alone(headless, np.nan_to_num(batch()["image"])))
+    placed = jax.device_put(headless, features.without_head(built.shardings.variables))
+    halves = [jax.device_put(batch(slice(i, i + 12)), built.batch) for i in (0, 12)]
+    step = feature_step(built, config)
+    got = features.gathered([step(placed, half) for half in halves], K)
+    np.testing.assert_array_equal(got.features, want[MASK > 0])
+    np.testing.assert_array_equal(got.labels, LABELS[MASK > 0])
+    assert len(np.unique(got.features, axis=0)) == len(got.labels)  # the images differ

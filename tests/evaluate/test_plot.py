@@ -43,6 +43,16 @@ def drawn(monkeypatch, *runs):
     return figures[0]
 
 
+def test_named_evaluations_are_drawn_beside_the_test_split(make_run, monkeypatch):
+    lines = [*lines_of_a_run(steps=40, every=40)]
+    lines.append({"step": 40, "minival/accuracy": 0.25, "minival/loss": 1.5})
+    figure = drawn(monkeypatch, make_run("run", lines))
+    loss, accuracy, _ = figure.axes
+    assert [40, 1.5] in [list(point) for line in loss.lines for point in line.get_xydata()]
+    assert [40, 25] in [list(point) for line in accuracy.lines for point in line.get_xydata()]
+    assert "minival" in " ".join(text.get_text() for text in accuracy.texts)
+
+
 def test_every_figure_of_the_run_is_drawn(make_run, monkeypatch):
     lines = list(lines_of_a_run(steps=120, every=40))
     loss, accuracy, rate = drawn(monkeypatch, make_run("run", lines)).axes
@@ -56,6 +66,33 @@ def test_every_figure_of_the_run_is_drawn(make_run, monkeypatch):
         rate.lines[0].get_xydata(), [(x["step"], x["lr"]) for x in lines if "lr" in x]
     )
     assert [text.get_text() for text in accuracy.texts] == ["50.00"]
+
+
+def test_what_shows_a_runs_health_is_drawn_below(make_run, monkeypatch):
+    figures = {"grad_norm": 2.0, "update_norm": 0.1, "param_norm": 9.0, "step_seconds": 0.5}
+    figures |= {"data_wait_seconds": 0.25, "skipped_updates": 1, "rollbacks": 0}
+    lines = [{**line, **figures} for line in lines_of_a_run(steps=3) if "lr" in line]
+    lines.append({"step": 3, "save_seconds": 4.0})
+    old = list(lines_of_a_run(steps=3))
+    axes = drawn(monkeypatch, make_run("new", lines), make_run("old", old)).axes
+    _, _, _, grad, update, step, evaluation, counts, empty = axes
+    assert not empty.get_visible()
+    for panel in axes[:-1]:
+        assert panel.xaxis.get_tick_params()["labelbottom"]
+    assert [x.get_yscale() for x in (grad, update, step)] == ["log", "log", "linear"]
+    for panel, solid, dotted in (
+        (grad, "grad_norm", None),
+        (update, "update_norm", "param_norm"),
+        (step, "step_seconds", "data_wait_seconds"),
+        (counts, "skipped_updates", "rollbacks"),
+    ):
+        shown = [
+            [(at, figures[name]) for at in (1, 2, 3)] if name else [] for name in (solid, dotted)
+        ]
+        assert [line.get_xydata().tolist() for line in panel.lines[:2]] == [
+            [list(point) for point in points] for points in shown
+        ]
+    assert evaluation.lines[1].get_xydata().tolist() == [[3, 4.0]]
 
 
 def test_runs_are_overlaid_with_a_legend(make_run, monkeypatch):

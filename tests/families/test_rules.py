@@ -16,7 +16,7 @@ QKV = rule("qkv.weight", ("q/kernel", "k/kernel", "v/kernel"), "(n heads d) c ->
 
 def test_tables_nest_like_modules():
     table = under("blocks.3", "block_3", under("attn", "mha", rule("w", ("a", "b"))))
-    row = ("blocks.3.attn.w", ("block_3/mha/a", "block_3/mha/b"), "... -> ...", (), False)
+    row = ("blocks.3.attn.w", ("block_3/mha/a", "block_3/mha/b"), "... -> ...", (), False, ())
     assert table == [row]
     assert under("x", "", rule("w", "a"))[0].ours == ("a",)
 
@@ -36,6 +36,41 @@ def test_qkv_is_split_by_part_then_head():
     # part 1 (key), head 1, element 2 is row (1 * 2 + 1) * 4 + 2
     assert ours["k/kernel"][3, 1, 2] == weight[14, 3]
     np.testing.assert_array_equal(Exported(QKV, ours, heads=2)["qkv.weight"], weight)
+
+
+def test_parts_without_names_must_be_zero_and_are_written_as_zeros():
+    table = rule("qkv.bias", ("q", "v"), "(n heads d) -> n heads d", zeros=(1,))
+    theirs = np.arange(24.0) * (np.arange(24) // 8 != 1)
+    ours = Imported(table, {"qkv.bias": theirs}, heads=2)
+    np.testing.assert_array_equal(ours["q"], np.arange(8.0).reshape(2, 4))
+    np.testing.assert_array_equal(ours["v"], np.arange(16.0, 24).reshape(2, 4))
+    np.testing.assert_array_equal(Exported(table, ours, heads=2)["qkv.bias"], theirs)
+    for wrong in (1e-30, np.nan):
+        theirs[9] = wrong
+        with pytest.raises(UserError, match="expected zeros in part 2 of 3"):
+            Imported(table, {"qkv.bias": theirs}, heads=2)["v"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shape", "turned"),
+    [
+        ("(n heads d) c -> n c heads d", (5, 2, 4), (0, 2, 3, 1)),
+        ("(n heads d) -> n heads d", (2, 4), (0, 1, 2)),
+        ("(n o) (c h w) -> n h w c o", (2, 2, 5, 4), (0, 4, 3, 1, 2)),
+        ("(heads n d) c -> n c heads d", (5, 2, 4), (2, 0, 3, 1)),
+    ],
+)
+def test_what_several_of_ours_become_lies_in_one_piece(pattern, shape, turned):
+    table = rule("qkv", ("q", "k", "v"), pattern)
+    ours = {n: np.random.default_rng(i).standard_normal(shape) for i, n in enumerate("qkv")}
+    theirs = Exported(table, ours)["qkv"]
+    np.testing.assert_array_equal(
+        theirs.ravel(), np.stack([*ours.values()]).transpose(turned).ravel()
+    )
+    for name, x in Imported(table, {"qkv": theirs}, heads=2, h=2, w=2).items():
+        np.testing.assert_array_equal(x, ours[name])
+    if "c heads d" in pattern:  # a turned matrix, which its writer lays out without a copy of it
+        assert theirs.flags.f_contiguous
 
 
 def test_names_of_both_sides_are_listed():

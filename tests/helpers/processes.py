@@ -10,6 +10,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 
+import zygote
+
 TESTS = pathlib.Path(__file__).parent
 # Shared by all processes of a test run, and by nothing else: what compiled it may have changed.
 _CACHE = tempfile.TemporaryDirectory(prefix="vit_jax_cache_")
@@ -29,14 +31,13 @@ def environment(devices: int) -> dict[str, str]:
 
 def start(words: Sequence[object], devices: int = 1, **variables: str) -> subprocess.Popen:
     """`python <words>` in a process group of its own, with more variables of the environment."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)],
-        env=environment(devices) | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    words, env = [str(word) for word in words], environment(devices) | variables
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # The import of a package may read the variables; and only Linux lets a process adopt another.
+    if variables or sys.platform != "linux":
+        words = [sys.executable, *words]
+        return subprocess.Popen(words, env=env, start_new_session=True, **pipes)
+    return zygote.Forked(words, env=env, **pipes)
 
 
 def finish(*processes: subprocess.Popen, limit: float = LIMIT) -> list[tuple[int, str, str]]:

@@ -12,7 +12,19 @@ from PIL import Image
 from vit_jax.configs import common, models
 from vit_jax.train import metrics
 
-TIMINGS = ("img_sec_core_train",)
+TIMINGS = (
+    "img_sec_core_train",
+    "step_seconds",
+    "data_wait_seconds",
+    "eval_seconds",
+    "save_seconds",
+    "device_hours",
+    "data_wait_max_seconds",
+    "data_wait_process",
+    "time",
+    "run_hours",
+    "goodput",
+)
 
 
 def get_config() -> ConfigDict:
@@ -30,17 +42,47 @@ def get_config() -> ConfigDict:
 
 
 def config(images: pathlib.Path | str, **changes: Any) -> ConfigDict:
-    """`mesh__fsdp=2` sets `config.mesh.fsdp`; dropout=False leaves it out, for comparisons."""
+    """`mesh__fsdp=2` sets `config.mesh.fsdp`; dropout=False leaves it out, for comparisons.
+
+    With pairs=True the run learns the captions of the images, beside a locked image tower.
+    """
     made = get_config()
     made.dataset = str(images)
-    if not changes.pop("dropout", True):
+    dropout = changes.pop("dropout", True)
+    if changes.pop("pairs", False):
+        learn_pairs(made, pathlib.Path(images) / "vocabulary.txt", dropout)
+    elif not dropout:
         made.model.transformer.dropout_rate = 0.0
+    made.evals = changes.pop("evals", {})
     made.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return made
 
 
-def write_images(folder: pathlib.Path, train: int = 11, test: int = 5) -> pathlib.Path:
-    """Two classes of noise, one brighter, but not so much that every answer is right."""
+def learn_pairs(made: ConfigDict, vocabulary: pathlib.Path, dropout: bool) -> None:
+    rate = 0.1 if dropout else 0.0
+    sizes = {"hidden_size": 12, "num_layers": 1, "num_heads": 2, "mlp_dim": 8, "vocab_size": 32}
+    made.model = {
+        "image": made.model.to_dict(),
+        "text_model": "bert",
+        "text": {**sizes, "max_length": 8, "dropout_rate": rate, "attention_dropout_rate": rate},
+        "out_dim": (None, 10),
+        "temperature_init": 10.0,
+        "bias_init": -2.71,
+    }
+    made.model.image.transformer.dropout_rate = 0.0
+    made.objective = "contrastive"
+    made.freeze_rules = ((r"img/.*", True), (r".*", False))
+    made.text.update({"kind": "bert", "vocabulary": str(vocabulary), "length": 6})
+    made.keep_best = "text_to_image@1_test"
+
+
+def write_images(
+    folder: pathlib.Path, train: int = 11, test: int = 5, captions: bool = False
+) -> pathlib.Path:
+    """Two classes of noise, one brighter, but not so much that every answer is right.
+
+    Each image may have two captions, which no other image has.
+    """
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for label, name in enumerate(("cat", "dog")):
@@ -49,6 +91,11 @@ def write_images(folder: pathlib.Path, train: int = 11, test: int = 5) -> pathli
                 pixels = rng.integers(0, 245, (20, 24, 3)) + 10 * label
                 path = folder / split / name / f"{i}.png"
                 Image.fromarray(pixels.astype(np.uint8)).save(path)
+                if captions:
+                    path.with_suffix(".txt").write_text(f"a {name} {i}\n{i} {name}\n")
+    if captions:
+        words = ("[PAD]", "[UNK]", "[CLS]", "a", "cat", "dog", "##0", "##1", *map(str, range(11)))
+        (folder / "vocabulary.txt").write_text("\n".join(words))
     return folder
 
 
@@ -86,6 +133,14 @@ def _stored(path: pathlib.Path) -> dict[str, str]:
             for name, value in jax.tree_util.tree_flatten_with_path(tree)[0]:
                 found[item + jax.tree_util.keystr(name)] = describe(value)
     return found
+
+
+def files(folder: pathlib.Path) -> dict[pathlib.Path, tuple]:
+    """What lies in a folder, at any depth: time of change and bytes."""
+    return {
+        path.relative_to(folder): (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def describe(value: Any) -> str:

@@ -12,15 +12,16 @@ from vit_jax.families.registry import resolve
 @functools.cache
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
     spec = resolve(name)
-    size = (spec.preprocess.size,) * 2
-    return names.expected_shapes(spec.config.to_dict(), num_classes=10, image_size=size)
+    size, num_classes = (spec.preprocess.size,) * 2, 10 if spec.num_classes else 0
+    return names.expected_shapes(spec.config.to_dict(), num_classes=num_classes, image_size=size)
 
 
 @functools.cache
 def state(name: str, layout: str) -> dict[str, np.ndarray]:
     ours = {n: np.broadcast_to(np.float16(0), s) for n, s in shapes(name).items()}
     config = resolve(name).config.to_dict()
-    return {n: np.array(x) for n, x in names.exported(ours, config, layout).items()}
+    held, _ = names.reduced(ours, config, layout, None)
+    return {n: np.array(x) for n, x in names.exported(held, config, layout).items()}
 
 
 def write(path, tensors, metadata=None):

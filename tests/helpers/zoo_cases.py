@@ -188,5 +188,8 @@ class Case:
             name: np.zeros(p.shape) if p.grad is None else p.grad.numpy()
             for name, p in module.named_parameters()
         }
-        rows = [r for r in names.table(self.config, self.layout) if r.theirs in gradients]
-        return {name: np.array(x) for name, x in Imported(rows, gradients).items()}
+        # What a library adds and we do not have, such as the bias of CLIP's head, is no parameter.
+        kept = gradients.keys() - names.layout_of(self.config, self.layout).zeros.keys()
+        rows = [r for r in names.table(self.config, self.layout) if r.theirs in kept]
+        found = Imported(rows, {name: gradients[name] for name in kept})
+        return {name: np.array(x) for name, x in found.items()}

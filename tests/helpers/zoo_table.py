@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from zoo_botnet import SMALL_BOTNET, BoTNetCase
 from zoo_cases import Case
+from zoo_dinov2 import DINOv2Case
 
 from vit_jax.families.registry import families, resolve
 from vit_jax.parity.references import REFERENCES
@@ -103,6 +104,38 @@ def bias_scale(module: torch.nn.Module) -> int:
     return len(tables)
 
 
+def coordinates_by_the_longer_side(module: Any) -> int:
+    module.rope.normalize_coords = "max"
+    return 1
+
+
+def periods_of_eva(module: Any) -> int:
+    module.rope.temperature = 10_000.0
+    return 1
+
+
+def reference_grid(module: Any) -> int:
+    module.rope.ref_feat_shape = (8, 8)
+    return 1
+
+
+def gate_order(module: torch.nn.Module) -> int:
+    """What is gated in the place of the gate, where one layer makes both."""
+    layers: Any = [x.fc1 for x in module.modules() if "SwiGLUPacked" in type(x).__name__]
+    layers += [x.fc1 for x in module.modules() if type(x).__name__ == "GluMlp"]
+    for layer in layers:
+        for x in layer.parameters():
+            x.data = x.data.roll(len(x) // 2, 0)
+    return len(layers)
+
+
+def layer_scale(module: torch.nn.Module) -> int:
+    scales = [x for n, x in module.named_parameters() if n.endswith((".ls1.gamma", ".ls2.gamma"))]
+    for x in scales:
+        x.data = torch.ones_like(x)
+    return len(scales)
+
+
 # --- the table ------------------------------------------------------------------------------------
 
 
@@ -159,7 +192,10 @@ _SWIN = {"hidden_size": 16, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4)}
 _FOUR = {"hidden_sizes": (8, 16, 20, 32), "depths": (1, 2, 1, 1), "num_heads": (1, 2, 5, 4)}
 _THREE = {"hidden_sizes": (8, 16, 24), "depths": (1, 2, 3), "num_heads": (1, 2, 3)}
 _PIT = {"depths": (1, 1, 1), "hidden_sizes": (32, 64, 128), "num_heads": (2, 4, 8)}
+_DINOV3 = {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "mlp_dim": 96}
 _DEEPVIT = {"hidden_size": 24, "num_layers": 3, "num_heads": 3, "mlp_dim": 72}
+_BEIT = {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "mlp_dim": 96}
+_DINOV2 = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48}
 _WHOLE = {"features": True, "gradients": True, "bfloat16": 0.06}
 
 ROWS = {
@@ -168,9 +204,60 @@ ROWS = {
     "mixer": Row("Mixer-B_32", (224, 224), {"num_blocks": 2}, (erf_gelu, last_eps), **_WHOLE),
     "vit_avg": Row("vit_tiny_patch16_avg_224", (48, 80), _TWO, _BLOCKS, **_WHOLE),
     "vit_avg_prenorm": Row("vit_tiny_patch16_avg_prenorm_224", (48, 80), _TWO, (last_eps,)),
+    "i_jepa": Row(
+        "vit_huge_patch14_gap_224", (42, 70), _DINOV2, (tanh_gelu, last_eps), features=True
+    ),
     "deit": Row("deit_tiny_patch16_224", (48, 80), _TWO, _BLOCKS, features=True),
     "deit_distilled": Row("deit_tiny_distilled_patch16_224", (48, 80), _TWO, _BLOCKS, **_WHOLE),
+    "dino": Row("dino_vits8", (24, 40), _TWO, (middle_eps,), features=True),
     "deit3": Row("deit3_small_patch16_224", (48, 80), _TWO, _BLOCKS, **_WHOLE),
+    "clip": Row(
+        "vit_base_patch16_clip_quickgelu_224",
+        (48, 80),
+        {"hidden_size": 48, "num_layers": 2, "num_heads": 4, "mlp_dim": 96},
+        (*_BLOCKS, erf_gelu),
+        **_WHOLE,
+    ),
+    "beit": Row("beit_base_patch16_224", (48, 80), _BEIT, (*_BLOCKS, bias_scale), **_WHOLE),
+    "beitv2": Row("beitv2_base_patch16_224", (48, 48), _BEIT),
+    "dinov3": Row(
+        "vit_small_patch16_dinov3_qkvb",
+        (48, 80),
+        _DINOV3,
+        (*_BLOCKS, coordinates_by_the_longer_side, periods_of_eva),
+        case=DINOv2Case,
+        **_WHOLE,
+    ),
+    "dinov3_gated": Row("vit_small_plus_patch16_dinov3", (80, 32), _DINOV3, case=DINOv2Case),
+    "dinov2": Row(
+        "vit_small_patch14_dinov2", (42, 70), _DINOV2, _BLOCKS, case=DINOv2Case, **_WHOLE
+    ),
+    "dinov2_gated": Row(
+        "vit_giant_patch14_dinov2",
+        (42, 70),
+        {**_DINOV2, "mlp_dim": 88},
+        (gate_order, layer_scale),
+        case=DINOv2Case,
+        gradients=True,
+    ),
+    "dinov2_registers": Row(
+        "vit_small_patch14_reg4_dinov2",
+        (42, 70),
+        _DINOV2,
+        (tanh_gelu, head_order, layer_scale),
+        case=DINOv2Case,
+        **_WHOLE,
+    ),
+    "eva": Row(
+        "eva02_base_patch16_clip_224",
+        (48, 80),
+        _DINOV3,
+        (first_eps, middle_eps, last_eps, head_order, reference_grid),
+        **_WHOLE,
+    ),
+    "eva_gap": Row("eva02_tiny_patch14_224", (42, 70), _DINOV3, (gate_order, reference_grid)),
+    "eva_first": Row("eva_giant_patch14_224", (42, 70), _DINOV3, _BLOCKS, features=True),
+    "tipsv2": Row("vit_base_patch14_reg1_tipsv2", (42, 70), _DINOV2, case=DINOv2Case),
     "cait": Row("cait_xxs24_224", (48, 80), _TWO, _BLOCKS, **_WHOLE),
     "cait_square": Row("cait_xxs24_224", (64, 64), _TWO),
     "cait_late": Row("cait_s36_384", (48, 80), _TWO),
@@ -186,11 +273,83 @@ ROWS = {
         bfloat16=0.06,
     ),
     "deepvit_stem": Row("deepvit_S", (48, 80), _DEEPVIT | {"reattention_layers": 2}, bfloat16=0.06),
+    "t2t": Row(
+        "t2t_vit_7",
+        (32, 48),
+        {"hidden_size": 24, "num_layers": 1, "num_heads": 3, "mlp_dim": 24, "token_size": 16},
+        bfloat16=0.06,
+    ),
+    "refiner": Row(
+        "refiner_vit_s",
+        (32, 48),
+        {
+            "hidden_size": 24,
+            "num_layers": 2,
+            "num_heads": 4,
+            "mlp_dim": 24,
+            "stem_features": (8, 8, 8),
+        },
+        bfloat16=0.06,
+    ),
+    "cpvt": Row(
+        "cpvt_ti_patch16_224",
+        (32, 48),
+        {"hidden_size": 24, "num_layers": 2, "num_heads": 3, "mlp_dim": 24, "position_layers": 2},
+        bfloat16=0.06,
+    ),
+    "cpvt_gap": Row("cpvt_ti_gap_patch16_224", (32, 48), _TWO),
+    "diversepatch": Row(
+        "diversepatch_deit_tiny_patch16_224",
+        (32, 48),
+        {"hidden_size": 24, "num_layers": 1, "num_heads": 3, "mlp_dim": 24},
+        bfloat16=0.06,
+    ),
+    "siglip_vision": Row(
+        "vit_base_patch16_siglip_224",
+        (48, 80),
+        {
+            "hidden_size": 48,
+            "transformer": {"num_layers": 2, "num_heads": 4, "mlp_dim": 100},
+        },
+        (erf_gelu, *_BLOCKS[1:]),
+        features=True,
+        gradients=True,
+        bfloat16=0.06,
+    ),
+    "siglip_gap": Row(
+        "vit_large_patch16_siglip_gap_512",
+        (48, 80),
+        {
+            "hidden_size": 48,
+            "transformer": {"num_layers": 1, "num_heads": 4, "mlp_dim": 100},
+        },
+        (erf_gelu,),
+    ),
     # --- with convolutions before or between
+    "ceit": Row(
+        "ceit_tiny_patch16_224",
+        (32, 48),
+        {"hidden_size": 24, "num_layers": 2, "num_heads": 3, "mlp_dim": 24, "stem_features": 8},
+        bfloat16=0.06,
+    ),
     "cct": Row("cct_6_3x2_32", (32, 32), _TWO, (first_eps, last_eps), **_WHOLE),
     "cct_one_convolution": Row("cct_2_3x1_32", (16, 24), _TWO),
     "cct_large": Row("cct_14_7x2_224", (48, 80), _TWO),
+    "vit_lite": Row("vit_2_4_32", (16, 24), _TWO, bfloat16=0.06),
+    "vit_lite_pooled": Row("cvt_2_4_32", (16, 24), _TWO, bfloat16=0.06),
     "cct_border": Row("cct_14_7x2_224", (50, 90), _TWO),
+    "vt": Row(
+        "vt_resnet18",
+        (48, 80),
+        {
+            "hidden_sizes": (64, 32, 64),
+            "depths": (1, 1, 1),
+            "num_tokens": 4,
+            "token_size": 32,
+            "num_heads": 2,
+        },
+        bfloat16=0.06,
+    ),
     "levit": Row(
         "levit_128s",
         (48, 80),
@@ -216,6 +375,15 @@ ROWS = {
         SMALL_BOTNET | {"activation": "silu"},
         gradients=True,
         case=BoTNetCase,
+    ),
+    "botnet_paper": Row(
+        "botnet50",
+        (64, 96),
+        {
+            "hidden_sizes": (32, 64, 64, 128),
+            "stages": (("conv",), ("conv",), ("conv",), ("attention", "attention")),
+        },
+        bfloat16=0.06,
     ),
     # --- tokens of two sizes, and pooled; timm counts CrossViT's patches right only where both
     # branches have whole ones

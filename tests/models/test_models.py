@@ -90,6 +90,14 @@ def loss_and_grads(model, params, images=IMAGES):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
+@functools.cache
+def plain_loss_and_grads(family):
+    """Random weights of a model without options, its loss and its gradients."""
+    model = build(TINY[family])
+    params = random_weights(model)
+    return params, *loss_and_grads(model, params)
+
+
 # The true gradient of these is zero, what is left is rounding: a key's bias cannot change the
 # softmax, and one number for all channels of a token leaves every LayerNorm as it was.
 WITHOUT_GRADIENT = ("key/bias", "token_mixing/Dense_1/bias")
@@ -111,9 +119,8 @@ def assert_gradients_close(a, b, rel: float):
     "options", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}], ids=str
 )
 def test_remat_and_scan_change_nothing(family, options):
-    plain, other = build(TINY[family]), build(TINY[family], **options)
-    params = random_weights(plain)
-    loss, grads = loss_and_grads(plain, params)
+    other = build(TINY[family], **options)
+    params, loss, grads = plain_loss_and_grads(family)
     stacked = stack_blocks(params) if "scan" in options else params
     assert jax.tree.map(jnp.shape, random_weights(other)) == jax.tree.map(jnp.shape, stacked)
     other_loss, other_grads = loss_and_grads(other, stacked)

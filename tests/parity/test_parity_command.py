@@ -12,6 +12,7 @@ from vit_jax import cli, parity
 from vit_jax.parity import figures, report
 from vit_jax.parity.libraries import timm as timm_library
 from vit_jax.parity.references import Library
+from vit_jax.parity.training import Recipe
 
 TINY = {
     "model_name": "tiny",
@@ -99,8 +100,20 @@ def test_json(vit_jax, prepared, tiny):
             "against": "hf",
             "image_size": (48, 48),
             "num_images": 4,
+            "gradients": False,
+            "train": None,
+            "preprocess": [],
         }
     ]
+
+
+def test_what_is_asked_for_beside_the_logits(vit_jax, prepared):
+    options = ("--gradients", "--preprocess", "a.png", "b.jpg", "--train=3")
+    vit_jax("--model=ViT-Ti_16", *options)
+    vit_jax("--model=ViT-Ti_16", "--train=2", "--optimizer=sgd", "--learning-rate=0.1")
+    adam, sgd = ((x["gradients"], x["train"], x["preprocess"]) for x in prepared)
+    assert adam == (True, Recipe(3), ["a.png", "b.jpg"])
+    assert sgd == (False, Recipe(2, "sgd", 0.1, weight_decay=0.0), [])
 
 
 class _Page(html.parser.HTMLParser):
@@ -223,6 +236,11 @@ def test_a_failed_report_leaves_the_old_one(vit_jax, prepared, tmp_path, monkeyp
         (("--model=ViT-Ti_16", "--image-size=12x"), "got '12x'"),
         (("--model=ViT-Ti_16", "--image-size=20"), "does not divide into patches of 16×16"),
         (("--model=ViT-Ti_16", "--against=tim"), "invalid choice: 'tim'"),
+        (("--model=ViT-Ti_16", "--eps=1e-6"), "(--eps); add --train N"),
+        (("--model=ViT-Ti_16", "--train=0"), "training steps must be at least 1; got 0"),
+        (("--model=ViT-Ti_16", "--train=1", "--learning-rate=-1"), "learning rate must be at"),
+        (("--model=ViT-Ti_16", "--train=1", "--optimizer=sgd", "--eps=1"), "SGD has none"),
+        (("--model=ViT-Ti_16", "--preprocess", "no.png"), "cannot read the image no.png"),
         (("--model=ViT-Ti_16", "--images=0"), "--images must be at least 1"),
         (("--model=ViT-Ti_16", "--weights=no.npz"), "no such file or directory 'no.npz'"),
         (("--model=Mixer-B_16", "--against=hf", "--image-size=16"), "has no layout 'hf'"),

@@ -130,6 +130,32 @@ def test_collectives_by_kind_count_and_bytes():
     }
 
 
+def test_what_goes_between_slices_is_a_collective_of_its_own():
+    """In the TPU compiler's form: each chip hands its part to a runtime, and gets the sum back."""
+    megascale = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.1",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    arrays = "(f32[16,128]{1,0}, u32[], token[])"
+    text = entry(
+        "  %a = f32[16,128]{1,0} parameter(0)",
+        "  %t = token[] after-all()",
+        f"  %s = {arrays} send(%a, %t), channel_id=2, {megascale}",
+        f"  %r = {arrays} recv(%t), channel_id=1, {megascale}",
+        "  %sd = token[] send-done(%s), channel_id=2",
+        "  ROOT %rd = (f32[16,128]{1,0}, token[]) recv-done(%r), channel_id=1",
+    )
+    counted, size = traffic.count(text), 16 * 128 * 4
+    assert counted.collectives == {"all-reduce between slices": (1, size)}
+    assert counted.bytes_between_slices == size
+    # What is sent is read, and what is received is written.
+    assert counted.classes["all-reduce between slices"].hbm_bytes == size
+    assert counted.classes["moves"].hbm_bytes == size
+    # What a program hands to its own host is no collective.
+    host = traffic.count(text.replace("_xla_megascale_transfer_type", "_other"))
+    assert (host.collectives, host.bytes_between_slices) == ({}, 0)
+
+
 def test_a_kernel_counts_the_cycles_that_it_carries():
     call = (
         '  ROOT %k = f32[8,128]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", '

@@ -29,13 +29,18 @@ def recipe(tmp_path):
 
 def test_the_report_of_this_machine(recipe, tmp_path, capsys):
     chart = tmp_path / "plan.svg"
-    arguments = ["plan", "--config", recipe, "--set", "mesh.fsdp=2", "--classes", "3", "--json"]
+    settings = ["--set", "mesh.fsdp=2", "--set", "optim=muon", "--set", "optim_dtype=float32"]
+    arguments = ["plan", "--config", recipe, *settings, "--classes", "3", "--json"]
     assert cli.main([*arguments, "--chart", str(chart)]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["mesh"] == {"data": 2, "fsdp": 2, "model": 1}
     assert plan["batch"] == 8
     assert plan["hbm_traffic"] > plan["memory"]["arguments"] > 0
     assert plan["collectives"]["all-reduce"]["count"] > 0
+    # AdamW's two moments of the embedding, which fsdp halves, and little more.
+    embedding = 16 * 16 * 3 * 10
+    assert 4 * embedding < plan["optimizer"]["bytes"] < 5 * embedding
+    assert plan["optimizer"]["flops"] > 0
     assert plan["fits"] is None
     assert "matrix products" in plan["classes"]
     assert b"<svg" in chart.read_bytes()

@@ -1,5 +1,6 @@
 """What a plan says to people: text, tables, picture."""
 
+import dataclasses
 import re
 
 import pytest
@@ -53,9 +54,30 @@ def test_every_figure_of_a_step():
     assert report.collective_rows(plan()) == [("all-reduce", "3", "173.3")]
 
 
+def test_the_network_between_slices_is_a_limit_of_its_own():
+    collectives = {"all-reduce": (3, 170_000_000), "all-reduce between slices": (2, 125_000_000)}
+    known = plan(topology="2*v5e:4x4", traffic=Traffic(plan().traffic.classes, collectives))
+    text = report.lines(known)
+    assert "  network      0.12 GB between slices at 3.125 GB/s" in text
+    assert text[-2].endswith("cycles 38.0, between slices 40.0)")
+    assert text[-2].startswith("  time         at least 40.0 ms")
+    assert known.to_dict()["seconds"]["network"] == 0.04
+    assert any("Between slices counts" in note for note in report.caveats(known))
+    unknown = "\n".join(report.lines(dataclasses.replace(known, device_kind="TPU v4")))
+    assert "0.12 GB between slices; its speed is not known here" in unknown
+    assert "between slices 40.0" not in unknown
+    assert "network" not in "\n".join(report.lines(plan()))
+
+
 def test_what_does_not_fit_says_by_how_much():
     over = report.lines(plan(limit=3e9))[2]
     assert "3.87 GB of 3.00: DOES NOT FIT, 0.87 GB too much" in over
+
+
+def test_what_the_optimizer_costs():
+    text = report.lines(plan(optimizer_bytes=692_000_000, optimizer_flops=1.63e12))[5]
+    assert text == "  optimizer    state 0.69 GB; 1.63 T FLOPs more, unless fsdp or model split it"
+    assert report.lines(plan(optimizer_bytes=1e9))[5] == "  optimizer    state 1.00 GB"
 
 
 def test_a_device_that_nothing_is_known_of():

@@ -5,13 +5,16 @@ import dataclasses
 import json
 import pathlib
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import processes
 import pytest
 import tiny_run
+from jax.experimental import multihost_utils
 
 from vit_jax.configs import common
 from vit_jax.devices.sharding import make_mesh
@@ -60,6 +63,17 @@ def test_the_newest_and_the_best_stay(tmp_path, keep, keep_best, values, expecte
     assert saved(tmp_path) == expected
 
 
+def test_saving_does_not_ask_whether_the_run_is_to_stop(tmp_path, monkeypatch):
+    """JAX knows one count of such questions, which is the run's own, see `Preemption`."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    save_all(tmp_path, accuracies(0.1, 0.2), 1)
+    assert asked == []
+    with ocp.CheckpointManager(tmp_path / "plain") as manager:  # which is why it is seen to
+        manager.save(1, args=ocp.args.StandardSave({"x": np.zeros(2)}))
+    assert asked
+
+
 def test_the_best_of_an_earlier_process_stays(tmp_path):
     save_all(tmp_path, accuracies(0.9, 0.1), 1, "accuracy_test")
     with Checkpoints(tmp_path, 1, "accuracy_test") as checkpoints:
@@ -69,10 +83,47 @@ def test_the_best_of_an_earlier_process_stays(tmp_path):
     assert saved(tmp_path) == [1, 4]
 
 
-def test_a_figure_that_no_evaluation_gives(tmp_path):
-    with pytest.raises(UserError, match=r"keep_best='acuracy'.*accuracy_test, loss_test"):
-        save_all(tmp_path, accuracies(0.1), 1, "acuracy")
-    assert saved(tmp_path) == []
+def test_figures_of_another_evaluation_are_not_compared(tmp_path):
+    figures = [{"val/accuracy": 0.4, "loss_test": 1.0}, {"loss_test": 0.5}, {"val/accuracy": 0.3}]
+    save_all(tmp_path, figures, 1, "val/accuracy")
+    assert saved(tmp_path) == [1, 3]
+
+
+def test_another_figure_may_count_from_now_on(tmp_path):
+    save_all(tmp_path, accuracies(0.9, 0.1), 2, "accuracy_test")
+    with Checkpoints(tmp_path, 1, "val/accuracy") as checkpoints:
+        for step, figures in ((3, {"val/accuracy": 0.1}), (4, None)):
+            checkpoints.save(state_of(step), figures)
+        assert checkpoints.best_step == 3
+    assert saved(tmp_path) == [3, 4]
+
+
+def test_figures_that_come_later_count(tmp_path):
+    """Those of an evaluation that a stopped run left to the run that goes on."""
+    later = {"accuracy_test": 0.9, "loss_test": 0.1}
+    save_all(tmp_path, accuracies(0.5, None), 1, "accuracy_test")
+    with Checkpoints(tmp_path, 1, "accuracy_test") as checkpoints:
+        checkpoints.add_figures({"loss_test": 0.1})  # of another evaluation
+        checkpoints.add_figures(later)
+        checkpoints.add_figures(later | {"accuracy_test": 0.0})  # what is known stays
+        assert checkpoints.best_step == 2
+        for step in (3, 4):
+            checkpoints.save(state_of(step), {"accuracy_test": 0.7})
+    assert saved(tmp_path) == [2, 4]
+
+
+def test_the_history_is_that_of_the_newest_checkpoint(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.history() == {}
+        for step, losses in ((1, []), (2, [0.1, 1 / 3])):
+            checkpoints.save(state_of(step), history={"losses": losses})
+        checkpoints.wait()
+        assert checkpoints.history() == {"losses": [0.1, 1 / 3]}
+    # A checkpoint from before there were histories.
+    shutil.rmtree(tmp_path / "checkpoint_2" / "history")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.history() == {}
+        assert int(checkpoints.restore(like=state_of(0)).step) == 2
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import struct
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,15 @@ def test_lines_are_there_without_closing(tmp_path):
     assert steps(tmp_path) == [1]
     assert [s for s, _ in visible(tmp_path)] == [1]
     writer.close()
+
+
+def test_writing_loads_no_torch(tmp_path):
+    """It is seconds of every start of a run, and TensorBoard's package asks for it."""
+    code = (
+        "import sys; from vit_jax.train.metrics import MetricWriter; "
+        "MetricWriter(sys.argv[1], 0).close(); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
 
 
 @pytest.mark.parametrize("first_step", [0, 1, 4, 6, 9])

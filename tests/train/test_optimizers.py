@@ -1,34 +1,27 @@
 """Optimizers against NumPy, in float32 states; their states; scanned models; frozen parameters."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optimizer_helpers import build_optimizer, orthogonal, random_tree
 from recipes import flatten, unflatten
 
 from vit_jax.checkpoint.stacked import stack_blocks, unstack_blocks
-from vit_jax.configs import common
 from vit_jax.errors import UserError
-from vit_jax.train.optimizers import make_optimizer, per_layer
+from vit_jax.train.optimizers import averaged, per_layer
 
-OPTIMIZERS = ("sgd", "adamw", "adafactor", "lamb", "lion")
+OPTIMIZERS = ("sgd", "adamw", "adafactor", "lamb", "lion", "muon", "schedule_free_adamw")
 STEPS = 4
+# Every kernel is Muon's, so that the same few shapes serve all optimizers.
+EVERY_KERNEL = {"muon": {"muon_rules": [(".*", True)]}}
 
 
 def rate(step):
     return 0.1 / (1.0 + step)
-
-
-def build_optimizer(optim: str, rate, **changes) -> optax.GradientTransformation:
-    config = common.get_config()
-    config.update({"optim": optim, "optim_dtype": "float32", "grad_norm_clip": None, **changes})
-    return make_optimizer(config, rate)
-
-
-def random_tree(shapes, seed: int) -> dict:
-    rng = np.random.default_rng(seed)
-    return unflatten({k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()})
 
 
 def train(tx, params, grads) -> tuple[dict, object]:
@@ -100,7 +93,41 @@ def adafactor(p, grads, decay, cap=0.999, clip=None):
     return p
 
 
-FORMULAS = {"sgd": sgd, "adamw": adamw, "adafactor": adafactor, "lamb": lamb, "lion": lion}
+def muon(p, grads, decay):
+    if p.ndim == 1:
+        return adamw(p, grads, decay)
+    m = 0
+    for t, g in enumerate(grads):
+        m = 0.95 * m + 0.05 * g
+        nesterov = 0.95 * m / (1 - 0.95 ** (t + 2)) + 0.05 * g / (1 - 0.95 ** (t + 1))
+        u = 0.2 * np.sqrt(max(p.shape)) * orthogonal(nesterov)
+        p = p - rate(t) * (u + decay * p)
+    return p
+
+
+def schedule_free(p, grads, decay, evaluated=False):
+    x = y = z = p
+    v = weights = fastest = 0
+    for t, g in enumerate(grads):
+        v = 0.999 * v + 0.001 * g**2
+        u = g / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+        z = z - rate(t) * (u + decay * y)
+        fastest = max(fastest, rate(t))
+        weights += fastest**2
+        x = x + fastest**2 / weights * (z - x)
+        y = 0.9 * x + 0.1 * z
+    return x if evaluated else y
+
+
+FORMULAS = {
+    "sgd": sgd,
+    "adamw": adamw,
+    "adafactor": adafactor,
+    "lamb": lamb,
+    "lion": lion,
+    "muon": muon,
+    "schedule_free_adamw": schedule_free,
+}
 SHAPES = {"embedding/kernel": (32, 40), "head/kernel": (40, 3), "head/bias": (3,)}
 PARAMS = random_tree(SHAPES, 0)
 GRADS = [random_tree(SHAPES, seed) for seed in range(1, STEPS + 1)]
@@ -119,8 +146,14 @@ def assert_formula(formula, got, decay=0.3):
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_updates_are_the_formula(optim):
-    got, _ = train(build_optimizer(optim, rate, weight_decay=0.3), PARAMS, GRADS)
+    tx = build_optimizer(optim, rate, weight_decay=0.3, **EVERY_KERNEL.get(optim, {}))
+    got, state = train(tx, PARAMS, GRADS)
     assert_formula(FORMULAS[optim], got)
+    best = averaged(state, got)
+    if optim == "schedule_free_adamw":
+        assert_formula(functools.partial(schedule_free, evaluated=True), jax.device_get(best))
+    else:
+        assert best is got
     with pytest.raises(AssertionError):  # negative control: another decay is seen
         assert_formula(FORMULAS[optim], got, decay=0.29)
 
@@ -163,11 +196,12 @@ def full_size(state, dtype) -> list[str]:
     return [str(path) for path, x in leaves if x.shape == (32, 40) and x.dtype == dtype]
 
 
-@pytest.mark.parametrize("optim", OPTIMIZERS)
+@pytest.mark.parametrize("optim", [name for name in OPTIMIZERS if name != "schedule_free_adamw"])
 def test_the_first_moment_has_the_type_asked_for(optim):
-    grads = GRADS
-    exact, _ = train(build_optimizer(optim, rate), PARAMS, grads)
-    got, state = train(build_optimizer(optim, rate, optim_dtype="bfloat16"), PARAMS, grads)
+    grads, changes = GRADS, EVERY_KERNEL.get(optim, {})
+    exact, _ = train(build_optimizer(optim, rate, **changes), PARAMS, grads)
+    tx = build_optimizer(optim, rate, optim_dtype="bfloat16", **changes)
+    got, state = train(tx, PARAMS, grads)
     assert len(full_size(state, jnp.bfloat16)) == 1
     # The second moment stays float32, and Adafactor's is not of that size.
     assert len(full_size(state, jnp.float32)) == (optim in ("adamw", "lamb"))
@@ -317,9 +351,11 @@ def test_frozen_parameters_stay_to_the_last_bit(optim, scan):
     )
     change = stack_blocks if scan else lambda tree: tree
     got, state = train(tx, change(params), [change(g) for g in grads])
+    best = flatten(unstack_blocks(jax.device_get(averaged(state, got))))
     got = flatten(unstack_blocks(got))
     for name, before in flatten(params).items():
         if name in frozen:
+            np.testing.assert_array_equal(bits(best[name]), bits(before), err_msg=name)
             np.testing.assert_array_equal(bits(got[name]), bits(before), err_msg=name)
         else:
             assert np.isfinite(got[name]).all(), name
@@ -341,6 +377,9 @@ def test_negative_control_adding_zero_changes_the_sign_of_zero():
     ("changes", "message"),
     [
         ({"optim": "adamx"}, "Did you mean 'adamw'"),
+        ({"optim": "schedule_free_adamw", "optim_b1": 0.0}, "needs an optim_b1 above 0"),
+        ({"optim": "muon", "muon_rules": [("haed/.*", True), (".*", False)]}, "muon_rules: no par"),
+        ({"optim_momentum": 0.9}, "optim='adamw' has no optim_momentum"),
         ({"optim_dtype": "int8"}, "optim_dtype='int8'"),
         ({"optim": "sgd", "optim_b2": 0.9}, "optim='sgd' has no optim_b2; it has optim_b1"),
         ({"lr_rules": [("heat/.*", 1.0), (".*", 1.0)]}, "lr_rules: no parameter matches 'heat/.*'"),

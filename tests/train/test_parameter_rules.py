@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from recipes import flatten, golden_json, unflatten
 
+from vit_jax.checkpoint import names as layout_names
 from vit_jax.checkpoint.stacked import stack_blocks, unstack_blocks
 from vit_jax.errors import UserError
+from vit_jax.families.registry import families
 from vit_jax.train.parameter_rules import (
     layer_decay_rules,
     match_rules,
@@ -113,6 +115,35 @@ def test_layer_decay_covers_every_model(model):
     first = [n for n in got if got[n] == min(got.values())]
     assert {"embedding/kernel", "stem/kernel"} & set(first)
     assert got["head/kernel"] == 1.0
+
+
+FLAT = (
+    "cct",
+    "ceit",
+    "cpvt",
+    "deepvit",
+    "deit",
+    "diversepatch",
+    "lvvit",
+    "refiner",
+    "t2t",
+    "vit_avg",
+)
+
+
+@pytest.mark.parametrize("family", FLAT)
+def test_layer_decay_covers_flat_families(family):
+    """Every parameter has one rule of its own, the deepest the embedding's."""
+    config = {"family": family, **next(iter(families()[family].architectures.values())).config}
+    parameters = [r.ours for r in layout_names.table(config, "linen") if not r.statistic]
+    every = [name for (name,) in parameters]
+    blocks = {int(n.split("encoderblock_")[1].split("/")[0]) for n in every if "encoderblock_" in n}
+    shapes = {name: jax.ShapeDtypeStruct((2, 2), np.float32) for name in every}
+    values = match_rules(layer_decay_rules(0.9, unflatten(shapes)), every, "layer_decay")
+    assert set(values.values()) == {0.9**i for i in range(len(blocks) + 2)}
+    assert values["posembed_input/pos_embedding" if family != "cpvt" else "cls"] == min(
+        values.values()
+    )
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.1])

@@ -17,12 +17,14 @@ from rich.console import Console
 from vit_jax import models
 from vit_jax.errors import UserError
 from vit_jax.evaluate import flops
-from vit_jax.evaluate.evaluation import Evaluation
 from vit_jax.families import sizes
-from vit_jax.train import log, progress
+from vit_jax.train import clock as clock_lib
+from vit_jax.train import log, metrics, progress
+from vit_jax.train.actions import Step, profiling
+from vit_jax.train.actions.profiling import Profiler
 from vit_jax.train.log import RunLog, device_memory
-from vit_jax.train.profiling import Profiler
 from vit_jax.train.progress import RunProgress
+from vit_jax.train.state import TrainState
 
 FIGURES = {"loss": 0.5, "speed": 1234.4, "utilisation": 0.423, "memory": (3 * 2**30, 80 * 2**30)}
 
@@ -55,7 +57,7 @@ def test_a_line_holds_every_figure_that_is_known(clock):
         shown.update(1, **FIGURES)
         clock.now += 60
         shown.update(21, loss=0.25)
-        shown.evaluated(21, accuracy=0.5, loss=0.75)
+        shown.evaluated(21, "test", {"accuracy_test": 0.5, "loss_test": 0.75})
     assert lines(shown) == [
         "step 1/100  loss 0.5000  images/s 1,234  MFU 42.3%  memory 3.0/80.0 GiB",
         # 20 steps in 60 seconds, 79 to go; one line, however narrow the terminal would be
@@ -77,7 +79,7 @@ def test_lines_are_rare_but_for_evaluations(clock):
         for step in range(1, 101):
             shown.update(step, loss=1.0)
             if step in (5, 100):
-                shown.evaluated(step, accuracy=0.5, loss=1.0)
+                shown.evaluated(step, "test", {"accuracy_test": 0.5, "loss_test": 1.0})
             clock.now += 1
     at = [int(re.match(r"step (\d+)/100", line)[1]) for line in lines(shown)]
     assert at == [1, 5, *range(11, 100, 10), 100, 100]
@@ -153,19 +155,60 @@ def test_the_log_shows_utilisation_and_memory_where_the_device_tells(tmp_path, m
     class Device:
         device_kind = "NVIDIA H100 80GB HBM3"
 
-        def memory_stats(self):
-            return {"peak_bytes_in_use": 2**31, "bytes_limit": 2**36, "bytes_in_use": 5}
+        def __init__(self, peak):
+            self.peak = peak
 
-    monkeypatch.setattr(log.jax, "local_devices", lambda: [Device()])
+        def memory_stats(self):
+            return {"peak_bytes_in_use": self.peak, "bytes_limit": 2**36, "bytes_in_use": 5}
+
+    monkeypatch.setattr(log.jax, "local_devices", lambda: [Device(2**30), Device(2**31)])
     with RunLog(tmp_path, 0, 10, image_flops=1e12) as run:
         run.train(1, loss=0.5, lr=0.1, speed=2 * 494.7, devices=2)
     assert "images/s 989  MFU 50.0%  memory 2.0/64.0 GiB" in capsys.readouterr().out
+    (line,) = metrics.read(tmp_path)
+    assert line["mfu"] == pytest.approx(0.5)
+    assert line["peak_memory_gib"] == 2.0
+
+
+def test_the_log_adds_up_over_restarts_and_leaves_out_what_is_not_finite(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(log.time, "monotonic", lambda: now)
+    for first in (0, 2):
+        with RunLog(tmp_path, first, 10) as run:
+            run.saved(0.25)
+            run.saved(0.5)
+            for step in (first + 1, first + 2, first + 3):
+                now += 900.0
+                run.train(step, loss=float("nan"), lr=0.1, speed=8.0, devices=4)
+    lines = metrics.read(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]  # the first third step is repeated
+    assert [line["device_hours"] for line in lines] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert [line.get("save_seconds") for line in lines] == [0.75, None, 0.75, None, None]
+    assert not any("train_loss" in line for line in lines)
+
+
+def test_the_clock_tells_training_from_waiting_and_pauses(monkeypatch):
+    now = 50.0
+    monkeypatch.setattr(clock_lib.time, "monotonic", lambda: now)
+    clock = clock_lib.Clock()
+    now += 100.0  # compilation
+    clock.restart(1)
+    now += 3.0
+    with clock.waiting():
+        now += 1.0
+    with clock.paused(clock_lib.SAVING) as span:
+        now += 60.0
+    assert span.seconds == 60.0
+    assert clock.pace(3) == clock_lib.Pace(step_seconds=2.0, data_wait_seconds=0.5, steps=2)
+    now += 5.0
+    assert clock.pace(8) == clock_lib.Pace(step_seconds=1.0, data_wait_seconds=0.0, steps=5)
+    assert clock.seconds == 169.0
 
 
 def test_the_log_of_an_unknown_device_shows_neither(tmp_path, capsys):
     with RunLog(tmp_path, 0, 10, image_flops=1e12) as run:
         run.train(1, loss=0.5, lr=0.1, speed=100.0, devices=1)
-        run.evaluation(1, Evaluation(examples=4, counted=4, correct=1, loss=2.0))
+        run.evaluation(1, "test", {"accuracy_test": 0.25, "loss_test": 2.0, "examples_test": 4})
     out = capsys.readouterr().out
     assert "step 1/10  loss 0.5000  images/s 100\nstep 1/10  test:  loss 2.0000" in out
     assert "MFU" not in out
@@ -233,6 +276,11 @@ def test_a_model_that_cannot_be_counted_has_no_utilisation():
 # --- the profiler --------------------------------------------------------------------------------
 
 
+def dispatched(number, total, loss=0.0):
+    state = TrainState(number, params={}, opt_state={})
+    return Step(number, total, state, {"loss": jnp.asarray(loss)})
+
+
 @pytest.fixture
 def traced(tmp_path, monkeypatch):
     """Runs steps under the profiler; between which steps it traced."""
@@ -247,7 +295,7 @@ def traced(tmp_path, monkeypatch):
                 calls.append(step)
                 if step == fail_at:
                     raise UserError("nan")
-                profiler.after(step, jnp.zeros(()))
+                profiler.after(dispatched(step, total))
         return calls
 
     run.calls, run.start = calls, ("start", str(tmp_path))
@@ -278,6 +326,23 @@ def test_the_profiler_ends_with_the_run(traced):
     assert traced.calls == [traced.start, 1, 2, "stop"]
 
 
+def test_a_file_in_the_workdir_asks_for_a_trace(traced, tmp_path, monkeypatch):
+    monkeypatch.setattr(profiling, "_EVERY", 0.0)
+    (tmp_path / "profile").touch()
+    assert traced((), total=7) == [traced.start, 1, 2, 3, 4, 5, "stop", 6, 7]
+    assert not list(tmp_path.iterdir())
+    traced.calls.clear()
+    monkeypatch.setattr(profiling, "_EVERY", 1000.0)
+    (tmp_path / "profile").touch()
+    assert traced((), total=2) == [1, 2]
+
+
+@pytest.mark.parametrize("port", ["x", "0", "65536", "-1"])
+def test_a_port_for_profiles_is_a_port(port):
+    with pytest.raises(UserError, match="VIT_JAX_PROFILE_PORT"):
+        profiling.profile_server(port)
+
+
 @pytest.mark.parametrize("steps", [(1,), (3, 2), (0, 2), (1, 2, 3), (1.0, 2), ("1", "2")])
 def test_the_profiler_refuses_other_ranges(tmp_path, steps):
     with pytest.raises(UserError, match=r"expected \(first_step, last_step\)"):
@@ -287,5 +352,5 @@ def test_the_profiler_refuses_other_ranges(tmp_path, steps):
 def test_a_real_trace_lies_where_tensorboard_looks(tmp_path):
     with Profiler(tmp_path, (1, 1)) as profiler:
         profiler.before(1)
-        profiler.after(1, jax.jit(lambda x: x @ x)(jnp.ones((8, 8))))
+        profiler.after(dispatched(1, 1, jax.jit(lambda x: x @ x)(jnp.ones((8, 8)))))
     assert list((tmp_path / "plugins" / "profile").glob("*/*.xplane.pb"))

@@ -19,6 +19,7 @@ from vit_jax.train.run_lock import run_lock
 from vit_jax.train.same_config import require_same_classes, require_same_config
 
 MANY_KILLS = 20  # so many that some of them come while a checkpoint is saved
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,8 @@ def images(tmp_path_factory) -> pathlib.Path:
 
 def command(images, workdir, *more: str) -> list[str]:
     flags = [f"--config={processes.TESTS}/tiny_run.py", f"--config.dataset={images}"]
-    return ["-m", "vit_jax.main", *flags, f"--workdir={workdir}", *more]
+    flags += [f"--config.total_steps={STEPS}", f"--workdir={workdir}"]
+    return ["-m", "vit_jax.main", *flags, *more]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_a_run_killed_at_random_moments_is_the_uninterrupted_run(
         process = processes.start(command(images, workdir))
         if kills < wanted:
             wait_for_lines(workdir, process)
-            time.sleep(rng.uniform(0, 0.6))
+            time.sleep(rng.uniform(0, 0.3))
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 os.killpg(process.pid, signal.SIGKILL)
         ((status, _, errors),) = processes.finish(process)
@@ -103,7 +105,7 @@ def test_sigterm_saves_and_the_run_goes_on(images, uninterrupted, tmp_path):
     ((status, _, errors),) = processes.finish(process)
     (latest,) = {max(tiny_run.stored(tmp_path)), tiny_run.lines(tmp_path)[-1]["step"]}
     assert status == 143
-    assert latest < 60
+    assert latest < STEPS
     assert errors.startswith(
         f"vit_jax.main: stopped by SIGTERM after step {latest}, which is saved"
     )
@@ -148,7 +150,7 @@ def test_sigterm_to_one_of_two_processes_stops_both(images, tmp_path):
     pair[1].send_signal(signal.SIGTERM)
     results = processes.finish(*pair)
     (latest,) = {max(tiny_run.stored(workdir)), tiny_run.lines(workdir)[-1]["step"]}
-    assert latest < 60
+    assert latest < STEPS
     for status, _, errors in results:
         assert status == 143, errors[-3000:]
         assert f"stopped by SIGTERM after step {latest}, which is saved" in errors

@@ -135,7 +135,7 @@ def test_of_two_that_start_at_once_without_locks_one_goes_on(tmp_path, quick, mo
             refused.append(str(error))
 
     monkeypatch.setattr(module, "_require_dead", require_dead)
-    monkeypatch.setattr(module, "_me", lambda: {"process": threading.get_ident()})
+    monkeypatch.setattr(module, "this_run", lambda: {"process": threading.get_ident()})
     threads = [threading.Thread(target=hold, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()

@@ -8,12 +8,17 @@ import functools
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from zoo_official import FLOAT32_BAR
 
+from vit_jax.checkpoint import names
+from vit_jax.families.registry import resolve
+from vit_jax.families.sizes import recorded
 from vit_jax.models.botnet import AttentionNorm, BottleneckAttention, Unit
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 from vit_jax.variables import collections
@@ -45,26 +50,45 @@ def attention_weights(t: dict[str, np.ndarray], heads: int) -> dict[str, np.ndar
     return kernels | {"row_offsets": t["rel_h"], "column_offsets": t["rel_w"]}
 
 
-def run(module: nn.Module, flat: dict[str, np.ndarray], x: np.ndarray, **train) -> np.ndarray:
-    wide = {name: value.astype(np.float64) for name, value in flat.items()}
-    with jax.enable_x64(True):
-        apply = jax.jit(lambda v, x: module.apply(v, x, **train))
+def run(
+    module: nn.Module, flat: dict[str, np.ndarray], x: np.ndarray, dtype: Any = np.float64, **train
+) -> np.ndarray:
+    with jax.enable_x64(dtype == np.float64):
+        wide = {name: value.astype(dtype) for name, value in flat.items()}
         statistics = [name for name in wide if name.endswith(("/mean", "/var"))]
-        return np.asarray(apply(collections(wide, statistics), x.astype(np.float64)))
+        return np.asarray(program(module, **train)(collections(wide, statistics), x.astype(dtype)))
+
+
+@functools.cache
+def program(module: nn.Module, **train):
+    return jax.jit(lambda v, x: module.apply(v, x, **train))
+
+
+def assert_same(figure: str, module: nn.Module, flat, x: np.ndarray, **train) -> None:
+    """In both types; and a change by 1 % of any tensor is seen."""
+    ours = run(module, flat, x, **train)
+    assert relative_error(ours, FIGURES[figure]) <= FLOAT64_BAR
+    narrow = run(module, flat, x, np.float32, **train)
+    assert relative_error(narrow, FIGURES[figure]) <= FLOAT32_BAR
+    for name, value in flat.items():
+        larger = run(module, {**flat, name: value * np.float32(1.01)}, x, **train)
+        assert relative_error(larger, FIGURES[figure]) > FLOAT64_BAR, name
 
 
 @pytest.mark.parametrize("figure", ["scaled_both", "content_only"])
 def test_attention_is_the_papers(figure):
     t, heads = drawn("attention"), FACTS["cases"]["attention"]["heads"]
-    for scaled in (True, False):
-        module = BottleneckAttention(heads, scale_positions=scaled)
-        ours = run(module, attention_weights(t, heads), t["x"])
-        same = relative_error(ours, FIGURES[figure]) <= FLOAT64_BAR
-        assert same == (scaled == (figure == "scaled_both"))
+    flat = attention_weights(t, heads)
+    scaled = figure == "scaled_both"
+    assert_same(figure, BottleneckAttention(heads, scale_positions=scaled), flat, t["x"])
+    other = run(BottleneckAttention(heads, scale_positions=not scaled), flat, t["x"])
+    assert relative_error(other, FIGURES[figure]) > FLOAT64_BAR
 
 
-@pytest.mark.parametrize("case", ["s1", "s2"])
-def test_the_unit_is_the_papers(case):
+@pytest.mark.parametrize("figure", ["s1", "s2", "s2_shortcut_activation"])
+def test_the_unit_is_the_papers(figure):
+    """With the shortcut of a ResNet, and with that of the authors' code."""
+    case = figure[:2]
     t, facts = drawn(case), FACTS["cases"][case]
     attention = functools.partial(BottleneckAttention, facts["heads"], scale_positions=True)
 
@@ -80,6 +104,29 @@ def test_the_unit_is_the_papers(case):
         leaves = {leaf: f"{theirs}.{name}" for name, leaf in NORM.items()}
         flat |= {f"{ours}/norm/{leaf}": t[n] for leaf, n in leaves.items() if n in t}
 
-    module = Unit(32, facts["stride"], mix, nn.relu)
-    ours = run(module, flat, t["x"], drop_path_rate=0.0, train=False)
-    assert relative_error(ours, FIGURES[case]) <= FLOAT64_BAR
+    activated = figure.endswith("activation")
+    module = Unit(32, facts["stride"], mix, nn.relu, shortcut_activation=activated)
+    assert_same(figure, module, flat, t["x"], drop_path_rate=0.0, train=False)
+
+
+# Published numbers of parameters, in millions. S1 has them with squeeze and excitation only.
+PUBLISHED = {"botnet50": 20.8, "botnet_s1_59": 33.5, "botnet_s1_110": 54.7}
+
+
+def test_sizes_are_near_the_published():
+    for name, millions in PUBLISHED.items():
+        assert recorded()[name].params == pytest.approx(millions * 1e6, rel=0.03)
+
+
+def test_s1_keeps_the_map_of_its_last_stage():
+    """And tables of positions are as large as the maps that they are for."""
+    for name, rows in (("botnet50", [27, 13, 13]), ("botnet_s1_59", [27] * 6)):
+        config = resolve(name).config.to_dict()
+        shapes = names.expected_shapes(config, num_classes=2, image_size=(224, 224))
+        tables = [s[0] for key, s in shapes.items() if key.endswith("row_offsets")]
+        assert sorted(tables, reverse=True) == rows
+        assert names.image_size_of(config, shapes) == (224, 224)
+        resized = names.resizes(config, (224, 224), (256, 192), "timm")
+        made = {key: edit(np.zeros(shapes[key])).shape for key, edit in resized.items()}
+        wanted = names.expected_shapes(config, num_classes=2, image_size=(256, 192))
+        assert made == {key: wanted[key] for key in made}

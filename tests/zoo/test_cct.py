@@ -1,4 +1,4 @@
-"""What only CCT has, beside the battery's tests, and figures of the official code."""
+"""What only Compact Transformers have, beside the battery's tests and the official figures."""
 
 import functools
 
@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from zoo_cases import Case, change_encoder, config_of, resizing
-from zoo_golden import Golden
 
-from vit_jax.checkpoint import from_torch
+from vit_jax.checkpoint import names
 from vit_jax.checkpoint.names import shapes_of
+from vit_jax.errors import UserError
+from vit_jax.families.registry import families
 from vit_jax.families.resize import resize_posembed
 from vit_jax.layers.block import vit_block
 from vit_jax.layers.norm import LayerNorm, LayerNorm5
 from vit_jax.layers.pool import sequence_pool
-from vit_jax.models import cct, from_config
+from vit_jax.layers.sincos import sinusoid
+from vit_jax.models import cct, get_model
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
-from vit_jax.parity.traces import trace_ours
+from vit_jax.parity.subject import random_params
 
 SMALL, LARGE = "cct_6_3x2_32", "cct_14_7x2_224"
 POSITIONS = "posembed_input/pos_embedding"
@@ -29,26 +31,35 @@ def case(name: str, size: tuple[int, int], num_classes: int = 7) -> Case:
     return Case(name, size, num_classes=num_classes, num_layers=2)
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "fields"),
-    [
-        ("cct_tiny", 40, {"num_convolutions": 2, "kernel_size": 7, "stride": 2}),
-        # Its sines are stored with the weights, and are read like learned positions.
-        ("cct_tiny_sine", 24, {"num_convolutions": 1, "kernel_size": 3, "stride": 1}),
-    ],
-)
-def test_logits_are_the_official_codes(name, size, fields):
-    golden = Golden(name)
-    sizes = {"hidden_size": 24, "num_layers": 3, "num_heads": 3, "mlp_dim": 48}
-    config = config_of(SMALL, **fields, **sizes)
-    assert golden.images.shape[1:3] == (size, size)
-    variables = from_torch(golden.weights, config, "vit_pytorch")
-    model = from_config(config, num_classes=7)
-    points = ["tokenizer", "Transformer/encoderblock_0", "Transformer/encoder_norm"]
-    trace = trace_ours(model, variables, golden.images, points, np.float64)
-    wanted = [golden.figures[name] for name in ("mid_tokens", "mid_block0", "mid_norm")]
-    for ours, theirs in zip(trace.outputs, [*wanted, golden.figures["logits_f64"]], strict=True):
-        assert relative_error(ours, theirs) <= FLOAT64_BAR
+def fitted(kind: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What changes of a model with such positions for images of another size."""
+    config = config_of(SMALL, position_embedding=kind, hidden_size=128)
+    shapes = names.expected_shapes(config, num_classes=7, image_size=(32, 32))
+    flat = random_params(shapes, seed=0)
+    return {
+        name: edit(flat[name])
+        for name, edit in resizing(config, shapes, (32, 32), size, "timm").items()
+    }
+
+
+def test_sines_are_computed_for_each_size():
+    """Learned positions are stretched; of a model without any, nothing depends on the size."""
+    (table,) = fitted("sine", (16, 40)).values()
+    np.testing.assert_array_equal(table, sinusoid(4 * 10, 128))
+    (learned,) = fitted("learned", (16, 40)).values()
+    assert learned.shape == table.shape
+    assert not np.array_equal(learned, table)
+    assert fitted("none", (16, 40)) == {}
+    frozen = families()["cct"].frozen
+    assert frozen({"position_embedding": "sine"}) == (POSITIONS,)
+    assert frozen({}) == ()
+
+
+def test_an_unknown_kind_of_positions_is_an_error():
+    with pytest.raises(UserError, match=r"position_embedding 'sin'\. Did you mean 'sine'"):
+        get_model(SMALL, position_embedding="sin").init(
+            jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False
+        )
 
 
 def test_another_formula_is_seen(monkeypatch):

@@ -74,3 +74,32 @@ def test_weights_for_another_image_size_are_timms(name, prefix):
     official = resizing(old.config, shapes_of(old.flat), old.size, new.size, "official")
     other = new.ours_from(**{**old.flat, POSITIONS: official[POSITIONS](old.flat[POSITIONS])})
     assert relative_error(other, new.theirs(module)) > 2e-5
+
+
+@pytest.mark.parametrize("new", [(80, 48), (192, 320)])
+def test_dino_resizes_positions_as_its_official_code(new):
+    """By a scale of (n + 0.1) / N an axis, which is no other method's: in float64 here."""
+    this = Case("dino_vits16", (112, 112), num_classes=0, num_layers=1)
+    table = this.flat[POSITIONS].astype(np.float64)
+    grid = tuple(side // 16 for side in new)
+    maps = torch.from_numpy(table[:, 1:].reshape(1, 7, 7, -1)).permute(0, 3, 1, 2)
+    scales = tuple((side + 0.1) / 7 for side in grid)
+    maps = torch.nn.functional.interpolate(maps, scale_factor=scales, mode="bicubic")
+    assert tuple(maps.shape[2:]) == grid
+    official = maps.permute(0, 2, 3, 1).reshape(1, grid[0] * grid[1], -1).numpy()
+    resized = {
+        method: resizing(this.config, shapes_of(this.flat), this.size, new, method)[POSITIONS](
+            table
+        )
+        for method in (None, "bicubic", "timm")
+    }
+    np.testing.assert_array_equal(resized[None][:, :1], table[:, :1])
+    np.testing.assert_allclose(resized.pop(None)[:, 1:], official, atol=1e-6 * table.std())
+    for other in resized.values():
+        assert np.abs(other[:, 1:] - official).max() > 1e-2 * table.std()
+
+
+def test_dino_features_are_those_of_transformers_vit():
+    this = Case("dino_vits8", (24, 24), layout="hf", num_classes=0, num_layers=2)
+    assert this.error() <= FLOAT64_BAR
+    this.assert_round_trip()

@@ -13,9 +13,13 @@ from zoo_training import (
     values_per_channel,
 )
 
+from vit_jax.checkpoint import from_torch, to_torch
 from vit_jax.checkpoint.names import shapes_of
+from vit_jax.errors import UserError
 from vit_jax.families.levit import resize_biases
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
+from vit_jax.tree import arrays
+from vit_jax.variables import named
 
 LINEAR, CONV = "levit_128s", "levit_conv_192"
 SIZES = {LINEAR: (48, 80), CONV: (64, 64)}
@@ -84,3 +88,26 @@ def test_weights_fit_another_image_size():
     other = Case(CONV, (96, 80), depths=(1, 1, 1))
     assert shapes_of(resized) == shapes_of(other.flat)
     assert np.isfinite(other.ours_from(**resized)).all()
+
+
+def test_the_official_repositorys_names():
+    """Its tensors lie in timm's order, which puts heads and stem where it does."""
+    this = Case(LINEAR, (64, 64), depths=(1, 1, 1))
+    official = to_torch(this.variables, this.config, "official")
+    indices = {name: x for name, x in official.items() if name.endswith("attention_bias_idxs")}
+    in_order = [x for name, x in official.items() if name not in indices]
+    tensors = [x for name, x in this.state.items() if "num_batches" not in name]
+    for theirs, timms in zip(in_order, tensors, strict=False):
+        np.testing.assert_array_equal(theirs, timms)
+    assert {"patch_embed.6.c.weight", "blocks.1.m.2.bn.running_var", "head_dist.l.bias"} <= set(
+        official
+    )
+    back = arrays(named(from_torch(official, this.config, "official")))
+    for name, x in this.flat.items():
+        np.testing.assert_array_equal(back[name], x, err_msg=name)
+    # Which pair of a query and a key has which of the biases.
+    wanted = [x for name, x in this.module.named_buffers() if name.endswith("bias_idxs")]
+    for ours, theirs in zip(indices.values(), wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs.numpy())
+    with pytest.raises(UserError, match="takes square images"):
+        to_torch(case(LINEAR).variables, case(LINEAR).config, "official")

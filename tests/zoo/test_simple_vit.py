@@ -1,4 +1,4 @@
-"""SimpleViT against figures of big_vision, and against our Vision Transformer."""
+"""SimpleViT against our Vision Transformer, beside its figures in test_official.py."""
 
 import functools
 
@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from zoo_cases import Case, change_encoder, config_of
+from zoo_cases import Case, change_encoder
+from zoo_figures import official
 from zoo_golden import Golden
 
 from vit_jax.layers.block import google_block, vit_block
 from vit_jax.layers.norm import LayerNorm5
 from vit_jax.layers.sincos import sincos2d
-from vit_jax.models import from_config, get_model, simple_vit
+from vit_jax.models import get_model, simple_vit
 from vit_jax.parity.figures import FLOAT64_BAR, relative_error
 from vit_jax.parity.traces import trace_ours
 from vit_jax.tree import arrays, unflatten
@@ -20,42 +21,9 @@ from vit_jax.tree import arrays, unflatten
 NAME = "simple_vit_s_16"
 
 
-@functools.cache
-def tiny(golden: str):
-    """Model, parameters and figures of big_vision's tiny models."""
-    figures = Golden(golden)
-    config = config_of(
-        NAME,
-        patch_size=(8, 8),
-        hidden_size=24,
-        num_layers=2,
-        num_heads=3,
-        mlp_dim=40,
-        representation_size=24 if golden.endswith("_rep") else None,
-    )
-    variables = {"params": unflatten(figures.weights)}
-    return from_config(config, num_classes=7), variables, figures
-
-
-@pytest.mark.parametrize("name", ["bv_simplevit_tiny", "bv_simplevit_tiny_rep"])
-def test_logits_are_big_visions(name):
-    """The names too: its parameters are ours as they are."""
-    model, variables, golden = tiny(name)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), golden.images)
-    assert {k: x.shape for k, x in arrays(shapes["params"]).items()} == {
-        k: x.shape for k, x in golden.weights.items()
-    }
-    points = ["embedding", "Transformer/encoderblock_0", "Transformer/encoder_norm"]
-    trace = trace_ours(model, variables, golden.images, points, np.float64)
-    assert relative_error(trace.logits, golden.figures["logits_f64"]) <= FLOAT64_BAR
-    for ours, theirs in zip(trace.blocks, ("stem", "block0", "encoded"), strict=True):
-        wanted = golden.figures[f"mid_{theirs}"]
-        wanted = wanted.reshape(ours.shape)
-        assert relative_error(ours, wanted) <= FLOAT64_BAR
-
-
 def test_features_are_what_the_head_gets():
-    model, variables, golden = tiny("bv_simplevit_tiny")
+    this = official("bv_simplevit_tiny")
+    model, variables, golden = this.model, this.variables, this.golden
     params = {k: x for k, x in variables["params"].items() if k != "head"}
     features = trace_ours(
         model.clone(num_classes=0), {"params": params}, golden.images, [], np.float64
@@ -73,12 +41,9 @@ def wide_block(num_heads: int, mlp_dim: int, **fields):
 
 
 def test_another_formula_is_seen(monkeypatch):
-    model, variables, golden = tiny("bv_simplevit_tiny")
-
     def error(**factories) -> float:
         change_encoder(monkeypatch, simple_vit, **factories)
-        ours = trace_ours(model.clone(), variables, golden.images, [], np.float64).logits
-        return relative_error(ours, golden.figures["logits_f64"])
+        return official("bv_simplevit_tiny").logits_error()
 
     assert error(block=google_block) <= FLOAT64_BAR
     assert error(block=erf_block) > FLOAT64_BAR

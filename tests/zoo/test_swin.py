@@ -6,10 +6,13 @@ import torch
 from timm.layers import resize_rel_pos_bias_table
 from zoo_cases import Case, resizing
 
-from vit_jax.checkpoint import names
+from vit_jax.checkpoint import from_torch, names, to_torch
 from vit_jax.checkpoint.names import shapes_of
 from vit_jax.families.swin import resize_bias
-from vit_jax.models.swin import relative_position_index, shifted_regions, window_and_shift
+from vit_jax.layers.relative import relative_position_index, shifted_regions
+from vit_jax.models.swin import window_and_shift
+from vit_jax.tree import arrays
+from vit_jax.variables import named
 
 NAME = "swin_tiny_patch4_window7_224"
 TABLE = "stage_{}/encoderblock_0/MultiHeadDotProductAttention_0/relative_position_bias"
@@ -77,3 +80,20 @@ def test_regions_of_a_rolled_map():
     """In one dimension: windows of 2, shifted by 1. The last one holds the two ends of the map."""
     regions = shifted_regions((4, 2), (2, 2), (1, 0))
     np.testing.assert_array_equal(regions, [[0, 0, 0, 0], [3, 3, 6, 6]])
+
+
+def test_the_official_repositorys_names():
+    """timm's tensors with `downsample` a stage before, and what both make of the image size."""
+    this = Case(NAME, (224, 224), **SIZES, num_classes=21_841)
+    official = to_torch(this.variables, this.config, "official")
+    assert official["head.weight"].shape == (21_841, 128)
+    assert "layers.0.downsample.reduction.weight" in official
+    assert not any(name.startswith("layers.3.downsample") for name in official)
+    buffers = dict(this.module.named_buffers())
+    made = {name: x for name, x in official.items() if name.endswith(("_index", "attn_mask"))}
+    assert made.keys() == buffers.keys()
+    for name, x in made.items():
+        np.testing.assert_array_equal(x, buffers[name].numpy(), err_msg=name)
+    back = arrays(named(from_torch(official, this.config, "official")))
+    for name, x in this.flat.items():
+        np.testing.assert_array_equal(back[name], x, err_msg=name)
