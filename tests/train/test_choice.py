@@ -87,5 +87,7 @@ def test_bad_choices(run, capsys, option, message):
 def test_a_file_offers_no_choice(capsys, tmp_path):
     path = tmp_path / "a.npz"
     path.write_bytes(b"")
-    assert cli.main(["predict", str(path), str(path), "--checkpoint=best"]) == 2
+    image = tmp_path / "a.png"
+    image.write_bytes(b"")
+    assert cli.main(["predict", str(path), str(image), "--checkpoint=best"]) == 2
     assert "is not a run directory" in capsys.readouterr().err
