@@ -256,7 +256,9 @@ def load_weights(
         or its address, a directory of Hugging Face, timm or Orbax.
       model: Registered name of the model in it. It may be left out where the model is recorded,
         and where names and shapes fit one registered model.
-      part, image_size, allow: As for `checkpoint.load`.
+      part: As for `checkpoint.load`.
+      image_size: As for `checkpoint.load`.
+      allow: As for `checkpoint.load`.
 
     Raises:
       UserError: for a path that is missing or unreadable, a model that is unknown, not recognised

@@ -74,7 +74,8 @@ def interpolate_posembed(
       posemb: [1, tokens, D].
       num_tokens: Tokens wanted, the class token included.
       has_class_token: Whether token 0 is a class token.
-      old_grid, new_grid: (rows, columns) where the grid is not square.
+      old_grid: (rows, columns) of `posemb`, where its grid is not square.
+      new_grid: (rows, columns) wanted, where that grid is not square.
 
     Returns:
       [1, num_tokens, D]. Bilinear with aligned corners.
