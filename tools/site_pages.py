@@ -10,6 +10,7 @@ import posixpath
 import re
 
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -20,6 +21,7 @@ _PAGES |= {"CHANGELOG.md": "changelog.md"}
 _LINK = re.compile(r"(?<!\!)(\]\()([^)#:\s]+)((?:#[^)\s]*)?\))")
 
 
+@event_priority(100)  # before the plugin that makes pages of notebooks
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds what does not lie in docs/."""
     for source, page in _PAGES.items():
@@ -27,7 +29,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source in sorted((_ROOT / "launch").iterdir()):
         files.append(File.generated(config, f"launch/{source.name}", abs_src_path=str(source)))
     for source in sorted((_ROOT / "notebooks").glob("*.ipynb")):
-        files.append(File.generated(config, f"notebooks/{source.name}", abs_src_path=str(source)))
+        name = source.relative_to(_ROOT).as_posix()
+        files.append(File(name, str(_ROOT), config.site_dir, config.use_directory_urls))
     files.append(File.generated(config, "reference/commands.md", content=_commands()))
     return files
 

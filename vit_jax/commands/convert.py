@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from vit_jax import stores
+from vit_jax import stores, waiting
 from vit_jax.commands import common
 from vit_jax.errors import UserError, some
 
@@ -115,10 +115,9 @@ def _report(done: "Conversion") -> Iterator[tuple[str, str]]:
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes on stderr when that is a terminal."""
-    import rich.console
     import rich.progress
 
-    console = rich.console.Console(stderr=True)
+    console = waiting.console(stderr=True)
     columns = (
         rich.progress.TextColumn("converting"),
         rich.progress.BarColumn(),
