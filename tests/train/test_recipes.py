@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from processes import start, succeed
 
 from vit_jax import cli
 from vit_jax.train import metrics, run_info
@@ -23,6 +24,8 @@ ARGUMENTS = {
     "lit": ["b16b"],
 }
 WITHOUT_CLASSES = ("lit",)
+# Over four devices, what is left of its convolutions is compiled to loops that take a minute.
+ON_ONE_DEVICE = ("vit:r50_b16,cifar100",)
 NOT_RECIPES = {"__init__", "common", "models", "inference_time"}
 RECIPES = sorted(
     f"{path.stem}:{argument}" if argument else path.stem
@@ -39,7 +42,10 @@ def test_recipe_runs(recipe, tmp_path):
     command = ["train", "--config", config, "--workdir", str(tmp_path), "--smoke"]
     if name == "augreg":
         command.append("--config.accum_steps=1")
-    assert cli.main(command) == 0
+    if recipe in ON_ONE_DEVICE:
+        succeed(start(["-m", "vit_jax.cli", *command]))
+    else:
+        assert cli.main(command) == 0
     assert (tmp_path / "checkpoint_3").exists()
     lines = metrics.read(tmp_path)
     losses = [line["train_loss"] for line in lines if "train_loss" in line]
