@@ -78,7 +78,7 @@ def _write_vocabulary(folder: pathlib.Path) -> pathlib.Path:
 
 
 def _random_weights(model: nn.Module, seed: int) -> dict[str, Any]:
-    """Variables of a model of images, initialised by one program: op by op takes ten times longer."""
+    """A model's variables, initialised by one program: op by op it takes ten times longer."""
     images = np.zeros((1, SIZE, SIZE, 3), np.float32)
     return jax.device_get(jax.jit(partial(model.init, train=False))(jax.random.key(seed), images))
 
