@@ -62,6 +62,11 @@ class Model:
     text: Text | None = None
     licence: str = ""
 
+    @property
+    def flexible(self) -> tuple[int, int] | None:
+        """The side of a patch and the number of patches of an image; see `Family.flexible`."""
+        return get(self.config).flexible(self.config)
+
     def metadata(self) -> dict[str, Any]:
         """In the words of our own metadata, which `recorded.read` understands.
 
