@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vit_jax import stores
 from vit_jax.commands import common
 from vit_jax.errors import UserError, some
+from vit_jax.families.resize import METHODS
 
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Conversion
@@ -42,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resize-method",
-        choices=("official", "timm"),
-        help="whose interpolation (default: that of the family's own code)",
+        choices=METHODS,
+        help="how: the original code's, timm's, PyTorch's without antialiasing (bilinear, bicubic: "
+        "transformers), or DINO's (default: that of the family's own code, which inspect tells)",
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="a new head of zeros; 0: none")
     parser.add_argument(

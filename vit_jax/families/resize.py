@@ -20,6 +20,8 @@ from vit_jax.errors import UserError
 from vit_jax.layers.interpolation import half_pixel_weights, keys_cubic, linear, torch_bicubic
 
 Grid = tuple[int, int]
+# What a table of positions may be resized by; the other methods are of tables of distances.
+METHODS = ("official", "timm", "bilinear", "bicubic", "dino")
 
 
 def resize_posembed(
