@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="channels of the images to fit the weights to, as timm does it",
     )
     parser.add_argument(
+        "--patch-size",
+        type=common.image_size,
+        metavar="N|HxW",
+        help="pixels of a patch, as in FlexiViT: the kernel that reads it is resampled; as many "
+        "patches make another image size, unless --image-size asks for one",
+    )
+    parser.add_argument(
         "--drop-pre-logits",
         action="store_true",
         help="drop the layer before the head, and the head that reads it",
@@ -86,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
             num_classes=args.num_classes,
             drop_pre_logits=args.drop_pre_logits,
             channels=args.channels,
+            patch_size=args.patch_size,
             dtype=args.dtype,
             part=args.part,
             allow=args.allow,
