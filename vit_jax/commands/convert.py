@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from vit_jax import stores
 from vit_jax.commands import common
-from vit_jax.errors import UserError, some
-from vit_jax.families.resize import METHODS
+from vit_jax.errors import UserError, some, suggest
 
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Conversion
@@ -43,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resize-method",
-        choices=METHODS,
-        help="how: the original code's, timm's, PyTorch's without antialiasing (bilinear, bicubic: "
-        "transformers), or DINO's (default: that of the family's own code, which inspect tells)",
+        metavar="NAME",
+        help="how: official, timm, bilinear or bicubic (PyTorch's without antialiasing, as in "
+        "transformers), or dino (default: that of the family's own code, which inspect tells)",
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="a new head of zeros; 0: none")
     parser.add_argument(
@@ -71,7 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from vit_jax.checkpoint import convert, targets
+    from vit_jax.families.resize import METHODS
 
+    if args.resize_method not in (None, *METHODS):
+        raise UserError(
+            f"unknown --resize-method {args.resize_method!r}."
+            f"{suggest(args.resize_method, METHODS)} Known: {', '.join(METHODS)}"
+        )
     src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
     suffixes = targets.target_of(args.to).suffixes
     if suffixes and dst.suffix not in suffixes:
