@@ -50,8 +50,9 @@ def conv(
 
 def max_pool(x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, ⌈H / 2⌉, ⌈W / 2⌉, C]: the largest of 3×3, one beyond the border."""
-    padding: Any = ((1, 1), (1, 1))  # Flax's annotation knows only names
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+    # The border is made first, which XLA makes a part of the pooling again: ONNX has no such pooling.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
 
 def average_pool(x: jax.Array, side: int) -> jax.Array:
