@@ -6,9 +6,10 @@ MODEL is the workdir of a run or a checkpoint. DST is a file that is not there y
   vit-jax export vit.safetensors vit.onnx --to onnx --raw
   vit-jax export clip/ texts.onnx --to onnx --what text
 
-The file takes any number of examples at once. It is run, and compared with the model, before it gets
-its name; what it takes and gives, how images are prepared, the classes and the differences stand in
-DST.json beside it. How to run it: docs/export.md. It needs `pip install "vit-jax[export]"`.
+The file takes any number of examples at once. It is run, and compared with the model, before it
+gets its name; what it takes and gives, how images are prepared, the classes and the differences
+stand in DST.json beside it. How to run it: docs/export.md.
+It needs `pip install "vit-jax[export]"`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: text.split(","),
         metavar="KIND,…",
         help="what it gives: logits, features (what the head would get; of two towers the image's "
-        "vector), tokens (the patches' after the last norm), text (of two towers the text's vector) "
+        "vector), tokens (the patches' after the last norm), text (of two towers the text's) "
         "(logits; without a head features; of two towers features,text)",
     )
     parser.add_argument(

@@ -17,7 +17,7 @@ import numpy as np
 from vit_jax import __version__, stores
 from vit_jax.errors import UserError, chosen
 from vit_jax.export import onnx_file, stablehlo
-from vit_jax.export.program import Program, program_of
+from vit_jax.export.program import Program, program_of, scores_of
 from vit_jax.tree import arrays
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ def export(
             "model": loaded.weights.model.metadata(),
             "class_names": loaded.class_names,
             **program.described(),
+            **scores_of(loaded),
             "sha256": hashlib.sha256(content).hexdigest(),
             "bytes": len(content),
             "vit_jax": __version__,

@@ -25,7 +25,7 @@ def written(program: Program) -> bytes:
 
     specs = program.specs()
     try:
-        with _quiet():
+        with _converting():
             model: Any = jax2onnx.to_onnx(
                 program.closed,
                 specs,
@@ -44,14 +44,17 @@ def written(program: Program) -> bytes:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the converter prints and warns of, which is not for who uses it."""
+def _converting() -> Iterator[None]:
+    """Without what the converter prints and warns of, and with JAX as it expects it."""
+    import jax
+
     loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        printed = contextlib.redirect_stdout(io.StringIO())
+        with printed, jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -64,9 +67,7 @@ def reader(path: str | pathlib.Path, program: Program) -> Callable[..., tuple[An
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [x.name for x in program.inputs]
-    return lambda *arrays: session.run(
-        list(program.outputs), dict(zip(names, arrays, strict=True))
-    )
+    return lambda *arrays: session.run(list(program.outputs), dict(zip(names, arrays, strict=True)))
 
 
 def facts(path: str | pathlib.Path) -> dict[str, Any]:
@@ -75,4 +76,7 @@ def facts(path: str | pathlib.Path) -> dict[str, Any]:
 
     model = onnx.load(path, load_external_data=False)
     versions = {name: importlib.metadata.version(name) for name in ("jax", *PACKAGES)}
-    return {"opset": max(x.version for x in model.opset_import if not x.domain), "versions": versions}
+    return {
+        "opset": max(x.version for x in model.opset_import if not x.domain),
+        "versions": versions,
+    }

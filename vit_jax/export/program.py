@@ -153,10 +153,24 @@ def program_of(
     )
 
 
-def _usual(loaded: "Loaded") -> tuple[str, ...]:
-    from vit_jax.families.registry import get
+def scores_of(loaded: "Loaded") -> dict[str, Any]:
+    """Of two towers, {'scores': 't' and 'b' of t · zimg · ztxtᵀ + b}; {} of other models."""
+    if not _has_two_towers(loaded):
+        return {}
+    params = loaded.variables["params"]
+    bias = {"b": float(params["b"][0])} if "b" in params else {}
+    return {"scores": {"t": float(np.exp(params["t"][0])), **bias}}
 
-    if "tokens" in get(loaded.weights.model.config).inputs:
+
+def _has_two_towers(loaded: "Loaded") -> bool:
+    from vit_jax.families.registry import get
+    from vit_jax.two_towers import BOTH
+
+    return get(loaded.weights.model.config).inputs == BOTH
+
+
+def _usual(loaded: "Loaded") -> tuple[str, ...]:
+    if _has_two_towers(loaded):
         return ("features", "text")
     return ("logits",) if loaded.weights.model.num_classes else ("features",)
 
@@ -164,7 +178,9 @@ def _usual(loaded: "Loaded") -> tuple[str, ...]:
 def _images(loaded: "Loaded", raw: bool) -> Input:
     way = loaded.preprocessing
     shape = (*way.height_width, way.channels)
-    return Input("images", "n", shape, "uint8", 256) if raw else Input("images", "n", shape, "float32")
+    return (
+        Input("images", "n", shape, "uint8", 256) if raw else Input("images", "n", shape, "float32")
+    )
 
 
 def _texts(loaded: "Loaded") -> Input:

@@ -50,7 +50,7 @@ def conv(
 
 def max_pool(x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, ⌈H / 2⌉, ⌈W / 2⌉, C]: the largest of 3×3, one beyond the border."""
-    # The border is made first, which XLA makes a part of the pooling again: ONNX has no such pooling.
+    # A border made before can be exported to ONNX, and XLA makes it a part of the pooling again.
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 

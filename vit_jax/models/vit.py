@@ -144,7 +144,7 @@ class VisionTransformer(ImageModel):
     ) -> jax.Array:
         """The root quarters height and width, each stage after the first halves them."""
         width = int(64 * width_factor)
-        x = StdConv(width, (7, 7), (2, 2), use_bias=False, dtype=self.dtype, name="conv_root")(x)
+        x = StdConv(width, (7, 7), (2, 2), dtype=self.dtype, name="conv_root")(x)
         x = nn.relu(GroupNorm(dtype=self.dtype, name="gn_root")(x))
         x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         for i, units in enumerate(num_layers):
