@@ -22,10 +22,10 @@ from vit_jax.checkpoint.facts import Model
 from vit_jax.errors import UserError
 from vit_jax.export import onnx_file, stablehlo
 from vit_jax.export.program import Input, Program
-from vit_jax.families.registry import resolve
+from vit_jax.families.registry import resolve, shrunk
 from vit_jax.families.text import Text
-from vit_jax.loaded import Loaded
-from vit_jax.models import from_config
+from vit_jax.families.towers import text_length
+from vit_jax.loaded import of_weights
 from vit_jax.parity import subject
 from vit_jax.variables import collections
 
@@ -35,11 +35,16 @@ ONE_LAYER = {"transformer": {"num_layers": 1}}
 EVERY = {key: (row.name, row.size, row.fields) for key, row in ROWS.items()} | {
     "hybrid": ("R26+ViT-S_32", (64, 96), {**ONE_LAYER, "resnet": {"num_layers": (1, 1, 1, 1)}}),
     "naflex": ("naflexvit_base_patch16_siglip", (48, 80), {"num_layers": 1}),
-    "scanned": ("ViT-Ti_16", (48, 80), {"transformer": {"num_layers": 2, "scan": True}}),
+    "scanned": (
+        "ViT-Ti_16",
+        (48, 80),
+        {"transformer": {"num_layers": 2, "scan": True, "remat": True}},
+    ),
 }
 TEXT = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 32, "vocab_size": 177}
 QUICK = [("vit", "stablehlo"), ("swin", "stablehlo"), ("hybrid", "onnx"), ("levit", "onnx")]
 SLOW = [(key, to) for to in export.FORMATS for key in EVERY if (key, to) not in QUICK]
+NAMES_OF_SIGLIP = ("siglip2-base-patch16-256", "siglip2-base-patch16-naflex")
 VIT = ("ViT-Ti_16", (32, 48), ONE_LAYER)
 
 
@@ -47,7 +52,7 @@ def model_of(name, size, fields, num_classes=5):
     """A model with random weights in every parameter."""
     config = config_of(name, **fields)
     made = subject.prepare(config, None, size, num_classes, seed=0)
-    facts = Model(
+    known = Model(
         name,
         config,
         num_classes,
@@ -56,9 +61,7 @@ def model_of(name, size, fields, num_classes=5):
         [f"class {i}" for i in range(num_classes)] or None,
         licence="mit",
     )
-    weights = inference.Weights(facts, collections(made.params, names.statistics(config)))
-    module = from_config(config, num_classes=num_classes)
-    return Loaded(inference.LoadedModel(weights, module, weights.for_model()))
+    return of_weights(inference.Weights(known, collections(made.params, names.statistics(config))))
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +158,18 @@ def test_two_towers_in_one_file_and_apart(here):
     np.testing.assert_allclose(space["scores"], scores, rtol=0, atol=1e-4 * np.abs(scores).max())
     (alone,) = run_of("texts.stablehlo", "stablehlo")(given["texts"])
     np.testing.assert_allclose(alone, ztxt, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", export.FORMATS)
+@pytest.mark.parametrize("name", ["clip-vit-base-patch16", *NAMES_OF_SIGLIP])
+def test_every_kind_of_two_towers_can_be_exported(name, to, tmp_path):
+    config = resolve(name).config.to_dict()
+    texts = Text("bert", "", text_length(config))
+    towers = vit_jax.load(write_model(tmp_path / "a.npz", name, texts=texts, **shrunk(config)))
+    done = export.export(towers, tmp_path / f"a{export.FORMATS[to].SUFFIX}", to=to)
+    assert done.description["outputs"] == ["features", "text"]
+    assert max(done.errors.values()) <= export.BAR
 
 
 def test_the_module_within_nnx(here):

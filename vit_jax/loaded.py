@@ -336,7 +336,11 @@ def load(
     Raises:
       UserError: as `inference.load_weights`.
     """
-    weights = inference.load_weights(what, model, **how)
+    return of_weights(inference.load_weights(what, model, **how), vocabulary)
+
+
+def of_weights(weights: inference.Weights, vocabulary: str | None = None) -> Loaded:
+    """The model of these weights; `vocabulary` as for `load`."""
     known = weights.model
     if get(known.config).inputs == two_towers.BOTH:
         return Loaded(two_towers.towers_of(weights, vocabulary))

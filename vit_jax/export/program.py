@@ -136,6 +136,7 @@ def program_of(
     Raises:
       UserError: for what the model does not have.
     """
+    loaded = _plain(loaded)
     outputs = tuple(what or _usual(loaded))
     for output in outputs:
         chosen(output, OUTPUTS, "output")
@@ -151,6 +152,16 @@ def program_of(
     return Program(
         loaded.name, inputs, outputs, _function(loaded, inputs, outputs), loaded.variables, batch
     )
+
+
+def _plain(loaded: "Loaded") -> "Loaded":
+    """The same model in float32 with its blocks one by one, which every format knows."""
+    from vit_jax.families.registry import without_speed
+    from vit_jax.loaded import of_weights
+
+    known = loaded.weights.model
+    known = dataclasses.replace(known, config=without_speed(known.config))
+    return of_weights(dataclasses.replace(loaded.weights, model=known))
 
 
 def scores_of(loaded: "Loaded") -> dict[str, Any]:
