@@ -61,8 +61,8 @@ def _converting() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def reader(path: str | pathlib.Path, program: Program) -> Callable[..., tuple[Any, ...]]:
-    """What a file computes, a function of arrays."""
+def reader(path: str | pathlib.Path, program: Program) -> Callable[..., Any]:
+    """What a file computes: a function of arrays, to a sequence of arrays."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

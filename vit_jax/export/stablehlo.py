@@ -25,8 +25,8 @@ def written(program: Program) -> bytes:
     return bytes(exported.serialize())
 
 
-def reader(path: str | pathlib.Path, program: Program) -> Callable[..., tuple[Any, ...]]:
-    """What a file computes, a function of arrays."""
+def reader(path: str | pathlib.Path, program: Program) -> Callable[..., Any]:
+    """What a file computes: a function of arrays, to a sequence of arrays."""
     from jax import export
 
     return export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
