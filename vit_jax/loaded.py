@@ -138,14 +138,14 @@ class Loaded:
     def prepare(self, image: Any) -> Any:
         """One image as the model wants it, float32 [height, width, channels].
 
-        A model of variable size gets it as a `PatchBatch` of one, in about its aspect ratio.
+        A model of variable size gets it in about its aspect ratio, as a `PatchBatch` without the
+        axis N. `vit_jax.patches.stacked` makes a batch of such as of others.
 
         Raises:
           UserError: for a file that is missing or damaged, for values that are not uint8, and for
             what is no image.
         """
-        pixels = self._decoded(image)
-        return self.reader.preprocess(pixels) if self._collate is None else self._collate([pixels])
+        return self.reader.preprocess(self._decoded(image))
 
     def _decoded(self, image: Any) -> np.ndarray:
         """The pixels of one image, uint8 [height, width, channels of the model]."""
@@ -155,19 +155,6 @@ class Loaded:
             name = os.fspath(image)
             return self.reader.decode({"image": read_image(name), "name": name})
         return self.reader.decode({"image": _pixels(image)})
-
-    @functools.cached_property
-    def _collate(self) -> Callable[[list[np.ndarray]], Any] | None:
-        """What makes a batch of decoded images for a model of variable size; None for others."""
-        flexible = get(self.weights.model.config).flexible
-        if flexible is None:
-            return None
-        from vit_jax.input_pipeline.patches import patch_batch
-
-        patch, length = flexible(self.weights.model.config)
-        return functools.partial(
-            patch_batch, length=length, patch=patch, preprocess=self.preprocessing
-        )
 
     @property
     def _text_reader(self) -> two_towers.TwoTowers:
@@ -191,9 +178,6 @@ class Loaded:
             )
 
     def _through(self, run: Callable[[np.ndarray], Any], images: Images) -> np.ndarray:
-        if self._collate is not None:
-            decoded = _Prepared(self._decoded, _listed(images))
-            return inference.in_batches(run, decoded, self._collate)
         return inference.in_batches(run, _Prepared(self.prepare, _listed(images)))
 
     def forward(self, what: str) -> Callable[[Any, Any], Any]:
@@ -274,10 +258,10 @@ class Loaded:
         return functools.partial(program, variables)
 
 
-class _Prepared(Sequence[np.ndarray]):
+class _Prepared(Sequence[Any]):
     """Images that are prepared when their turn comes."""
 
-    def __init__(self, prepare: Callable[[Any], np.ndarray], images: Sequence[Any]):
+    def __init__(self, prepare: Callable[[Any], Any], images: Sequence[Any]):
         self._prepare, self._images = prepare, images
 
     def __len__(self) -> int:

@@ -27,6 +27,8 @@ from vit_jax.layers.interpolation import (
 )
 
 Grid = tuple[int, int]
+# What a table of positions may be resized by; the other methods are of tables of distances.
+METHODS = ("official", "timm", "bilinear", "bicubic", "dino")
 
 
 def resize_posembed(
@@ -92,6 +94,29 @@ def interpolate_posembed(
     if math.prod(new_grid) != num_tokens - prefix:
         raise UserError(f"grid {new_grid} does not hold {num_tokens - prefix} patches")
     return resize_posembed(posemb, old_grid, new_grid, prefix)
+
+
+def resample_patches(kernel: np.ndarray, new: Grid) -> np.ndarray:
+    """The kernel that reads patches of another size, by the pseudo-inverse of their resizing.
+
+    Beyer et al. 2023, "FlexiViT: One Model for All Patch Sizes" (arXiv:2212.08013), section 3.4 and
+    equation 4: a larger patch gives what the smaller one gave that it was resized from. Patches are
+    resized as there and in timm: cubic, antialiased. Resizing parts into rows and columns, and so
+    does its pseudo-inverse.
+
+    Args:
+      kernel: [rows, columns, C, D].
+      new: (rows, columns) in pixels.
+
+    Returns:
+      [new rows, new columns, C, D], in the dtype of `kernel`.
+    """
+    rows, columns = (
+        np.linalg.pinv(_antialiased_cubic(old, size).T)
+        for old, size in zip(kernel.shape[:2], new, strict=True)
+    )
+    found = np.einsum("ij,jkcd,lk->ilcd", rows, kernel.astype(np.float64), columns, optimize=True)
+    return found.astype(kernel.dtype)
 
 
 def square(num_patches: int, whose: str = "the") -> Grid:
