@@ -112,7 +112,7 @@ def resample_patches(kernel: np.ndarray, new: Grid) -> np.ndarray:
       [new rows, new columns, C, D], in the dtype of `kernel`.
     """
     rows, columns = (
-        np.linalg.pinv(_antialiased_cubic(old, size).T)
+        np.linalg.pinv(antialiased_weights(old, size, keys_cubic).T)
         for old, size in zip(kernel.shape[:2], new, strict=True)
     )
     found = np.einsum("ij,jkcd,lk->ilcd", rows, kernel.astype(np.float64), columns, optimize=True)
