@@ -29,6 +29,7 @@ COMMANDS = (
     "runs",
     "inspect",
     "convert",
+    "export",
     "parity",
     "models",
     "plan",

@@ -89,12 +89,7 @@ class Loaded:
             return self.features(images), self.texts(texts)
         if texts is not None:
             raise UserError(f"{self.name} takes images alone, and got texts too")
-        self._require_images()
-        if not self.weights.model.num_classes:
-            raise UserError(
-                f"{self.name} has no head: model.features(images) and model.tokens(images) give "
-                "what it computes"
-            )
+        self._require_head()
         return self._through(self.reader.dispatch, images)
 
     def features(self, images: Images) -> np.ndarray:
@@ -174,24 +169,37 @@ class Loaded:
     def _require_images(self) -> None:
         require_images(self.weights.model.config, self.name)
 
+    def _require_head(self) -> None:
+        self._require_images()
+        if not self.weights.model.num_classes:
+            raise UserError(
+                f"{self.name} has no head: model.features(images) and model.tokens(images) give "
+                "what it computes"
+            )
+
     def _through(self, run: Callable[[np.ndarray], Any], images: Images) -> np.ndarray:
         return inference.in_batches(run, _Prepared(self.prepare, _listed(images)))
 
     def forward(self, what: str) -> Callable[[Any, Any], Any]:
-        """What computes 'features', 'tokens' or 'text': a function of (variables, inputs).
+        """What computes 'logits', 'features', 'tokens' or 'text': of (variables, inputs).
 
         The inputs are prepared images, or for 'text' what the tokenizer gives. It is pure, to be
         compiled for whatever devices; `tokens` says of which models there are tokens.
 
         Raises:
-          UserError: as `features` and `texts`; and from a call, as `tokens`.
+          UserError: as the call, `features` and `texts`; and from a call, as `tokens`.
         """
         makers = {
+            "logits": self._forward_logits,
             "features": self._forward_features,
             "tokens": self._forward_tokens,
             "text": self._forward_texts,
         }
         return makers[what]()
+
+    def _forward_logits(self) -> Callable[[Any, Any], Any]:
+        self._require_head()
+        return lambda variables, x: self.module.apply(variables, x, train=False)
 
     def _forward_features(self) -> Callable[[Any, Any], Any]:
         if self._has_two_towers:
@@ -312,7 +320,11 @@ def load(
     Raises:
       UserError: as `inference.load_weights`.
     """
-    weights = inference.load_weights(what, model, **how)
+    return of_weights(inference.load_weights(what, model, **how), vocabulary)
+
+
+def of_weights(weights: inference.Weights, vocabulary: str | None = None) -> Loaded:
+    """The model of these weights; `vocabulary` as for `load`."""
     known = weights.model
     if get(known.config).inputs == two_towers.BOTH:
         return Loaded(two_towers.towers_of(weights, vocabulary))

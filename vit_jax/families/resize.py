@@ -17,7 +17,14 @@ from collections.abc import Callable
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.layers.interpolation import half_pixel_weights, keys_cubic, linear, torch_bicubic
+from vit_jax.layers.interpolation import (
+    antialiased_weights,
+    half_pixel_weights,
+    keys_cubic,
+    linear,
+    normalised,
+    torch_bicubic,
+)
 
 Grid = tuple[int, int]
 # What a table of positions may be resized by; the other methods are of tables of distances.
@@ -106,7 +113,7 @@ def resample_patches(kernel: np.ndarray, new: Grid) -> np.ndarray:
       [new rows, new columns, C, D], in the dtype of `kernel`.
     """
     rows, columns = (
-        np.linalg.pinv(_antialiased_cubic(old, size).T)
+        np.linalg.pinv(antialiased_weights(old, size, keys_cubic).T)
         for old, size in zip(kernel.shape[:2], new, strict=True)
     )
     found = np.einsum("ij,jkcd,lk->ilcd", rows, kernel.astype(np.float64), columns, optimize=True)
@@ -126,14 +133,7 @@ def square(num_patches: int, whose: str = "the") -> Grid:
 def _align_corners(old: int, new: int) -> np.ndarray:
     """[new, old]: linear weights; the first and the last points stay where they are."""
     position = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
-    return _normalised(position, old, linear)
-
-
-def _antialiased_cubic(old: int, new: int) -> np.ndarray:
-    """[new, old]: cubic weights at half-pixel centres, cut off at the border and renormalised."""
-    scale = old / new
-    position = (np.arange(new) + 0.5) * scale - 0.5
-    return _normalised(position / max(scale, 1.0), old, keys_cubic, max(scale, 1.0))
+    return normalised(position, old, linear)
 
 
 Between = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -173,16 +173,9 @@ def _spline(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return spline(np.clip(wanted, known[0], known[-1]))
 
 
-def _normalised(
-    position: np.ndarray, old: int, kernel: Callable[[np.ndarray], np.ndarray], widen: float = 1.0
-) -> np.ndarray:
-    weights = kernel(position[:, None] - np.arange(old) / widen)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
 _WEIGHTS = {
     "official": _align_corners,
-    "timm": _antialiased_cubic,
+    "timm": functools.partial(antialiased_weights, kernel=keys_cubic),
     "bilinear": functools.partial(half_pixel_weights, kernel=linear),
     "bicubic": functools.partial(half_pixel_weights, kernel=torch_bicubic),
     "dino": functools.partial(half_pixel_weights, kernel=torch_bicubic, offset=0.1),
