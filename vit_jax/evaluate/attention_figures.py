@@ -39,7 +39,7 @@ def draw_maps(
 
     columns = 1 + max(len(maps) for _, maps in rows)
     every = np.concatenate([x.ravel() for _, maps in rows for x in maps.values()])
-    top = float(np.percentile(every, 99.5))
+    top = max(2.0, float(np.percentile(every, 99.5)))  # an even share is never the brightest
     ratio = max(picture.shape[0] / picture.shape[1] for picture, _ in rows)
     size = (_TILE * max(columns, 2) + 0.9, (_TILE * ratio + 0.35) * len(rows))
     with matplotlib.rc_context(_STYLE):
@@ -87,7 +87,11 @@ def draw_distances(distances: Mapping[str, np.ndarray], out: str | os.PathLike) 
             axes.plot([depth] * len(heads), heads, "o", color="#0072B2", alpha=0.6, markersize=4)
         means = [heads.mean() for heads in distances.values()]
         axes.plot(means, color="#D55E00", linewidth=1.4, label="mean over heads")
-        axes.set(xlabel="layer", ylabel="mean attention distance, pixels", ylim=(0, None))
+        axes.set(
+            xlabel="layer",
+            ylabel="mean attention distance, pixels",
+            ylim=(0, 1.15 * max(x.max() for x in distances.values())),
+        )
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
         save_figure(figure, pathlib.Path(out))
@@ -108,7 +112,7 @@ def draw_positions(similarity: np.ndarray, grid: tuple[int, int], out: str | os.
             for axes, column in zip(line, columns, strict=True):
                 shown = axes.imshow(maps[row, column], cmap="viridis", vmin=-1, vmax=1)
                 axes.set(xticks=[], yticks=[])
-                if line is tiles[-1]:
+                if row == rows[-1]:
                     axes.set_xlabel(column)
                 if column == columns[0]:
                     axes.set_ylabel(row)
