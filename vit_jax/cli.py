@@ -25,6 +25,7 @@ COMMANDS = (
     "nearest",
     "zeroshot",
     "tokens",
+    "attention",
     "plot",
     "runs",
     "inspect",

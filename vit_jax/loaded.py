@@ -23,6 +23,8 @@ from vit_jax.families.registry import get, require_images
 if TYPE_CHECKING:
     from flax import linen as nn
 
+    from vit_jax.evaluate.looking import Look
+
 # One image or several: uint8 [H, W], [H, W, C] or [N, H, W, C], a path, an image of Pillow, or a
 # list of such.
 Images = Any
@@ -145,9 +147,9 @@ class Loaded:
           UserError: for a file that is missing or damaged, for values that are not uint8, and for
             what is no image.
         """
-        return self.reader.preprocess(self._decoded(image))
+        return self.reader.preprocess(self.decoded(image))
 
-    def _decoded(self, image: Any) -> np.ndarray:
+    def decoded(self, image: Any) -> np.ndarray:
         """The pixels of one image, uint8 [height, width, channels of the model]."""
         if isinstance(image, str | os.PathLike):
             from vit_jax.input_pipeline.records import read_image
@@ -178,7 +180,18 @@ class Loaded:
             )
 
     def _through(self, run: Callable[[np.ndarray], Any], images: Images) -> np.ndarray:
-        return inference.in_batches(run, _Prepared(self.prepare, _listed(images)))
+        return inference.in_batches(run, _Prepared(self.prepare, listed(images)))
+
+    def attention(self, images: Images) -> "list[Look]":
+        """The attention weights that the model computes on each image, with the patches' grid.
+
+        Raises:
+          UserError: for images that cannot be read, and for a model without one grid of patches;
+            `vit_jax.evaluate.inside.look_inside` gives the weights of any module.
+        """
+        from vit_jax.evaluate.looking import looks
+
+        return list(looks(self, images))
 
     def forward(self, what: str) -> Callable[[Any, Any], Any]:
         """What computes 'logits', 'features', 'tokens' or 'text': of (variables, inputs).
@@ -271,7 +284,7 @@ class _Prepared(Sequence[Any]):
         return self._prepare(self._images[index])
 
 
-def _listed(images: Images) -> Sequence[Any]:
+def listed(images: Images) -> Sequence[Any]:
     """One image or several as several; UserError where there is none."""
     several = list(images) if isinstance(images, list | tuple) else [images]
     if isinstance(images, np.ndarray) and images.ndim == 4:

@@ -156,6 +156,17 @@ def _averages(scores: jax.Array, v: jax.Array) -> jax.Array:
     return (sums.astype(weights.dtype) / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
 
+def shown_by(module: nn.Module) -> Callable[[jax.Array], Any] | None:
+    """What a module hands to `attend` as `look`, so that its weights can be looked at.
+
+    They are sown as 'attention_weights' when the caller makes 'intermediates' mutable. None where
+    nobody looks.
+    """
+    if not module.is_mutable_collection("intermediates"):
+        return None
+    return lambda weights: module.sow("intermediates", "attention_weights", weights)
+
+
 class MultiHeadDotProductAttention(nn.Module):
     """Attention with separate query, key and value projections: [N, …, T, D] -> the same shape.
 
