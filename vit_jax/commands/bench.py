@@ -43,9 +43,11 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     # Both frameworks share the card's memory. JAX reads this when it first looks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from vit_jax.devices import allocator
     from vit_jax.layers.attention import choice
 
     choice.check(args.attend)
+    allocator.keep_memory()  # as `vit-jax train` does; the peer's memory comes from there too
     measured = {name: _measure(name, args) for name in args.models}
     if args.json:
         common.print_json({**_about(), "results": [_result(n, t) for n, t in measured.items()]})
