@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from vit_jax import train
+from vit_jax import checkpoint, cli, train
+from vit_jax.checkpoint.files.formats import open_archive
 from vit_jax.checkpoint.stacked import stack_blocks
 from vit_jax.errors import UserError
 from vit_jax.train import checkpointing, lora
@@ -143,3 +144,18 @@ def test_a_run_trains_adapters_and_the_head_alone_and_goes_on_exactly(tmp_path):
     for name, x in raw.items():
         np.testing.assert_array_equal(runs["parts"][1][name], x)
         np.testing.assert_allclose(runs["split"][1][name], x, rtol=1e-4, atol=1e-5)
+
+    file, model = tmp_path / "adapters.safetensors", tmp_path / "model.npz"
+    assert cli.main(["convert", str(tmp_path / "whole"), str(file), "--to", "lora"]) == 0
+    with open_archive(file) as archive:
+        assert set(archive) == set(adapters) | moved
+    merge = ["convert", str(file), str(model), "--to", "official", "--merge"]
+    assert cli.main([*merge, str(tmp_path / "whole")]) == 2  # another base
+    assert not model.exists()
+    assert cli.main([*merge, str(tmp_path / "base")]) == 0
+    got = flatten(checkpoint.load(model))
+    for name, x in stored.items():
+        np.testing.assert_allclose(got[name], x, rtol=1e-6, atol=1e-6)
+    for wrong in (["--to", "lora"], ["--to", "official", "--merge", str(tmp_path / "base")]):
+        no_adapters = str(tmp_path / "wrong.safetensors")
+        assert cli.main(["convert", str(tmp_path / "base"), no_adapters, *wrong]) == 2
