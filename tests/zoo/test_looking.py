@@ -21,7 +21,7 @@ KINDS = (
     "swin",
     "pvt",
 )
-WITHOUT = {"mixer", "vt", "vt_filter"}  # no attention through `attend` whose weights are shown
+WITHOUT = {"mixer", "vt"}  # no attention through `attend` whose weights are shown
 
 
 @pytest.mark.parametrize(
