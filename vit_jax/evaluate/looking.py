@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import attention
 from vit_jax.families.family import Config
 from vit_jax.families.registry import get, require_images
-from vit_jax.patches import PatchBatch
+from vit_jax.patches import PatchBatch, stacked
 from vit_jax.tree import arrays
 
 if TYPE_CHECKING:
@@ -104,11 +104,10 @@ def looks(model: "Loaded", images: "Images") -> Iterator[Look]:
     run = _forward(model)
     for image in listed(images):
         prepared = model.prepare(image)
-        batch = prepared if isinstance(prepared, PatchBatch) else prepared[None]
-        weights = {path: np.asarray(x) for path, x in run(batch).items()}
+        weights = {path: np.asarray(x) for path, x in run(stacked([prepared])).items()}
         if isinstance(prepared, PatchBatch):
             assert cut is not None
-            rows, columns = map(int, np.asarray(prepared.grid)[0])
+            rows, columns = map(int, prepared.grid)
             grid, apart = (rows, columns), (cut[0], cut[0])
             used = rows * columns
             weights = {path: x[..., : min(used, x.shape[-2]), :used] for path, x in weights.items()}
