@@ -342,10 +342,15 @@ class MultiHeadDotProductAttention(nn.Module):
 
     def _on_weights(self, train: bool) -> Change | None:
         """Changes the weights, if the class or its dropout does so; shows them before dropout."""
+        drop = self._drop(train)
+        return None if drop is None else lambda weights: drop(self._seen(weights))
+
+    def _drop(self, train: bool) -> Change | None:
+        """Drops weights, where that is done."""
         if not (train and self.dropout_rate > 0):
             return None
         dropout = nn.Dropout(self.dropout_rate, name="weights_dropout")
-        return lambda weights: dropout(self._seen(weights), deterministic=False)
+        return lambda weights: dropout(weights, deterministic=False)
 
     def _watched(self) -> bool:
         return self.is_mutable_collection("intermediates")
