@@ -21,10 +21,12 @@ from vit_jax.errors import UserError, suggest
 from vit_jax.layers.attention import cudnn, packed
 from vit_jax.layers.axes import BATCH_AXES
 
-# 'packed' is the kernel of ./packed.py, 'cudnn' NVIDIA's flash attention, 'xla' plain operations.
-# 'auto' takes the first on TPU and the second on GPU, both for 16-bit types and where they can
-# compute an attention, and 'xla' for everything else.
-IMPLEMENTATIONS = ("auto", "xla", "packed", "cudnn")
+# 'packed' is the kernel of ./packed.py, 'cudnn' NVIDIA's flash attention, 'xla' plain operations,
+# 'blocks' the same of one block of queries at a time, see ./blocks.py. 'auto' takes the first on
+# TPU and the second on GPU, both for 16-bit types and where they can compute an attention; for all
+# else 'blocks' where an image has more scores than `_MOST_SCORES` in a head, 'xla' where not.
+IMPLEMENTATIONS = ("auto", "xla", "blocks", "packed", "cudnn")
+_MOST_SCORES = 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,11 +167,15 @@ def _refused(name: str, reason: str) -> UserError:
     )
 
 
-def _note(program: str, reason: str | None = None) -> None:
+def _note(program: str) -> None:
     if (taken := _taken.get()) is not None:
         taken.programs.add(program)
-        if reason is not None and reason not in taken.reasons:
-            taken.reasons.append(reason)
+
+
+def _note_why(reason: str) -> None:
+    """Notes why an attention did not get the best program."""
+    if (taken := _taken.get()) is not None and reason not in taken.reasons:
+        taken.reasons.append(reason)
 
 
 def on_cpu() -> bool:
@@ -181,9 +187,9 @@ def needs_weights(reason: str) -> None:
     """To be called where the attention weights are changed by a setting that can be turned off.
 
     Raises:
-      UserError: if a kernel was asked for by its name, as kernels have no such weights.
+      UserError: if a kernel was asked for by its name, as those have no such weights.
     """
-    if current().name in ("packed", "cudnn"):
+    if current().name in ("packed", "cudnn", "blocks"):
         raise _refused(current().name, reason)
 
 
@@ -221,7 +227,7 @@ def takes_packed(x: jax.Array, heads: packed.Heads, dtype: Any, other_kind: str 
         if choice.chosen_for != "tpu":
             return False
         if (dtype or x.dtype) != jnp.bfloat16:
-            _note("xla", f"{jnp.dtype(dtype or x.dtype)}, not bfloat16")
+            _note_why(f"{jnp.dtype(dtype or x.dtype)}, not bfloat16")
             return False
     elif choice.name != "packed":
         return False
@@ -240,7 +246,7 @@ def _takes(kernel: str, choice: Attending, other_kind: str | None, problem: str 
         return True
     if other_kind is None and choice.name == kernel:
         raise _refused(kernel, problem)
-    _note("xla", problem)
+    _note_why(problem)
     return False
 
 
@@ -253,8 +259,31 @@ def _not_packed(choice: Attending, x: jax.Array, heads: packed.Heads) -> str | N
     return packed.problem(x.shape[1], heads)
 
 
+def takes_blocks(q: jax.Array, k: jax.Array, other_kind: str | None) -> bool:
+    """Whether an attention is computed by plain operations, a block of queries at a time.
+
+    Args:
+      q: Queries, of a shape as in `attend`.
+      k: Keys, of a shape as in `attend`.
+      other_kind: Why it cannot be, if that is so.
+
+    Raises:
+      UserError: where 'blocks' was asked for, and it cannot be.
+    """
+    choice = current()
+    if choice.name == "blocks" and other_kind is not None:
+        raise _refused(choice.name, other_kind)
+    long = q.shape[-3] * k.shape[-3] > _MOST_SCORES
+    taken = choice.name == "blocks" or (choice.name != "xla" and long and other_kind is None)
+    if taken:
+        _note("blocks")
+    elif choice.name != "xla" and long:
+        _note_why(f"all scores of {q.shape[-3]} tokens at once: {other_kind}")
+    return taken
+
+
 def takes_plain() -> None:
-    """Notes that plain operations compute an attention."""
+    """Notes that plain operations compute an attention, with all scores at once."""
     _note("xla")
 
 
