@@ -1,6 +1,6 @@
 """Attention: one function, and the multi-head layer around it.
 
-The kernels are `./packed.py` and `./cudnn.py`; `./choice.py` says which program is taken.
+The kernels are `./packed.py`, `./flash.py` and `./cudnn.py`; `./choice.py` says which program is taken.
 """
 
 from collections.abc import Callable
@@ -64,6 +64,10 @@ def attend(
         if look is not None:
             look(_weights(_scores(q, k, scale), v.dtype))
         return cudnn_attention(q, k, v, scale)
+    if choice.takes_flash(q, k, v, _other_kind(bias, on_scores, on_weights)):
+        if look is not None:
+            look(_weights(_scores(q, k, scale), v.dtype))
+        return choice.flash_over_mesh(q, k, v, scale)
     choice.takes_plain()
     return plain_attention(
         q, k, v, bias=bias, scale=scale, on_scores=on_scores, on_weights=on_weights, look=look
