@@ -1,6 +1,7 @@
 """Attention: one function, and the multi-head layer around it.
 
-The kernels are `./packed.py`, `./flash.py` and `./cudnn.py`; `./choice.py` says which program is taken.
+The kernels are `./packed.py`, `./flash.py` and `./cudnn.py`; `./choice.py` says which program is
+taken.
 """
 
 from collections.abc import Callable

@@ -25,6 +25,10 @@ _BLOCK = 128  # Queries.
 _MOST_VMEM = 96 * 2**20
 # Below it, plain operations are taken for what the packed kernel cannot compute.
 FEWEST_KEYS = 512
+# The compiler gives no estimate for a kernel, so that it carries one: cycles of v5e for each step,
+# and for each vector register of a step's scores, forward and backward. Fitted, within 5 %, to the
+# schedules that `benchmarks/kernel_schedule.py` prints.
+_STEP_CYCLES, _FORWARD_CYCLES, _BACKWARD_CYCLES = 580, 3.96, 14.0
 _LOG2_E = math.log2(math.e)
 _SUMS = 8  # Rows of a block of sums, a whole vector register; the first ones are those of heads.
 
@@ -33,21 +37,22 @@ def problem(q: jax.Array, k: jax.Array, v: jax.Array) -> str | None:
     """Why the kernel does not take these, shapes as in `flash_attention`; None if it does."""
     if v.shape[-1] != q.shape[-1]:
         return f"values are {v.shape[-1]} wide and keys {q.shape[-1]}"
-    if _vmem_bytes(k.shape[1], _padded(q.shape[-1])) > _MOST_VMEM:
+    if q.shape[-1] > LANES:
+        return f"heads are {q.shape[-1]} wide, and {LANES} at most lie in a register"
+    if _vmem_bytes(k.shape[1], q.dtype.itemsize) > _MOST_VMEM:
         return f"the keys of {k.shape[1]} tokens do not fit on the chip"
     return None
 
 
 def _padded(width: int) -> int:
     """The lanes that a head gets."""
-    return next((x for x in (32, 64) if width <= x), -(-width // LANES) * LANES)
+    return next(x for x in (32, 64, LANES) if width <= x)
 
 
-def _vmem_bytes(keys: int, width: int, itemsize: int = 2) -> int:
+def _vmem_bytes(keys: int, itemsize: int) -> int:
     """What a kernel asks for, generously."""
     # Keys, values and their gradients, while the next ones are on their way.
-    lanes = max(width, LANES)
-    rows = 2 * keys * lanes * (2 * itemsize + 2 * 4)
+    rows = 2 * keys * LANES * (2 * itemsize + 2 * 4)
     # Scores, weights and their gradients of a head or two.
     scores = 12 * 4 * _BLOCK * -(-keys // LANES) * LANES
     return rows + scores + 8 * 2**20
@@ -87,7 +92,7 @@ def flash_attention(
 def _side_by_side(x: jax.Array, more: int) -> jax.Array:
     """[N, T + more, L] from [N, T, heads, d], filled up with zeros."""
     width = _padded(x.shape[-1])
-    heads = -x.shape[2] % max(1, LANES // width)
+    heads = -x.shape[2] % (LANES // width)
     x = jnp.pad(x, ((0, 0), (0, more), (0, heads), (0, width - x.shape[-1])))
     return x.reshape(*x.shape[:2], -1)
 
@@ -106,7 +111,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, width: int, interpret: bo
         [(q, grid.queries), (k, grid.keys), (v, grid.keys)],
         [(jax.ShapeDtypeStruct(q.shape, q.dtype), grid.queries), (sums, grid.sums)],
         products=2,
-        cycles=packed.FORWARD_CYCLES,
+        cycles=_FORWARD_CYCLES,
         name="flash_attention_forward",
         interpret=interpret,
     )
@@ -138,7 +143,7 @@ def _backward_rule(width: int, interpret: bool, residuals, gradient: jax.Array):
             (of_keys, grid.keys),
         ],
         products=5,
-        cycles=packed.BACKWARD_CYCLES,
+        cycles=_BACKWARD_CYCLES,
         name="flash_attention_backward",
         interpret=interpret,
     )
@@ -154,19 +159,19 @@ class _Grid:
     def __init__(self, q: jax.Array, k: jax.Array, width: int):
         self._batch, self._length, lanes = q.shape
         self._keys, self._width, self._itemsize = k.shape[1], width, q.dtype.itemsize
-        self._window = max(width, LANES)
-        self.windows = lanes // self._window
-        self.queries = pl.BlockSpec((None, _BLOCK, self._window), lambda n, w, i: (n, i, w))
-        self.keys = pl.BlockSpec((None, self._keys, self._window), lambda n, w, i: (n, 0, w))
+        self.windows = lanes // LANES
+        self.queries = pl.BlockSpec((None, _BLOCK, LANES), lambda n, w, i: (n, i, w))
+        self.keys = pl.BlockSpec((None, self._keys, LANES), lambda n, w, i: (n, 0, w))
         self.sums = pl.BlockSpec((None, _SUMS, _BLOCK), lambda n, w, i: (n, w, i))
 
     def call(self, kernel, inputs, outputs, *, products, cycles, name, interpret):
         """Runs `kernel`; inputs and outputs come with their blocks."""
-        heads = packed.Heads(self._window // self._width, self._width)
+        heads = packed.Heads(LANES // self._width, self._width)
         steps = (self._batch, self.windows, self._length // _BLOCK)
         weights = math.prod(steps) * _BLOCK * self._keys * heads.count
         arrays = [x for x, _ in (*inputs, *outputs)]
-        step = packed.estimated_cycles(_BLOCK, self._keys, heads, products, cycles)
+        registers = heads.count * _BLOCK // 8 * -(-self._keys // LANES)
+        step = _STEP_CYCLES + round(cycles * registers)
         return pl.pallas_call(
             functools.partial(kernel, heads=heads),
             grid=steps,
@@ -175,7 +180,7 @@ class _Grid:
             out_shape=[x for x, _ in outputs],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "arbitrary"),
-                vmem_limit_bytes=_vmem_bytes(self._keys, self._width, self._itemsize),
+                vmem_limit_bytes=_vmem_bytes(self._keys, self._itemsize),
             ),
             cost_estimate=pl.CostEstimate(
                 flops=2 * products * weights * self._width,

@@ -31,7 +31,7 @@ _LOG2_E = math.log2(math.e)
 # The compiler gives no estimate for a kernel, so that it carries one: cycles of v5e for each vector
 # register of scores, and for each pass of a matrix unit (16 rows by a tile of 128 x 128). Fitted,
 # within 5 %, to the schedules that `benchmarks/kernel_schedule.py` prints.
-FORWARD_CYCLES, BACKWARD_CYCLES = (2.2, 4.1), (7.7, 2.1)
+_FORWARD_CYCLES, _BACKWARD_CYCLES = (2.2, 4.1), (7.7, 2.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _forward(qkv: jax.Array, bias: jax.Array, heads: Heads, interpret: bool):
         (qkv, _row(bias, wide)),
         (out, sums),
         products=2,
-        cycles=FORWARD_CYCLES,
+        cycles=_FORWARD_CYCLES,
         heads=heads,
         name="packed_attention_forward",
         interpret=interpret,
@@ -135,7 +135,7 @@ def _backward_rule(heads: Heads, interpret: bool, residuals, gradient: jax.Array
             jax.ShapeDtypeStruct((qkv.shape[0], 1, qkv.shape[2]), wide),
         ),
         products=5,
-        cycles=BACKWARD_CYCLES,
+        cycles=_BACKWARD_CYCLES,
         heads=heads,
         name="packed_attention_backward",
         interpret=interpret,
@@ -190,24 +190,18 @@ def _call(
             transcendentals=weights,
             bytes_accessed=sum(math.prod(x.shape) * x.dtype.itemsize for x in (*inputs, *outputs)),
         ),
-        metadata={
-            "estimated_cycles": str(
-                batch * estimated_cycles(length, length, heads, products, cycles)
-            )
-        },
+        metadata={"estimated_cycles": str(batch * _cycles(length, heads, products, cycles))},
         name=name,
         interpret=interpret,
     )(*inputs)
 
 
-def estimated_cycles(
-    queries: int, keys: int, heads: Heads, products: int, cycles: tuple[float, float]
-) -> int:
-    """The estimate for one step of a grid."""
-    tiles = -(-keys // LANES)
-    registers = heads.count * -(-queries // 8) * tiles
+def _cycles(length: int, heads: Heads, products: int, cycles: tuple[float, float]) -> int:
+    """The estimate for one image."""
+    tiles = -(-length // LANES)
+    registers = heads.count * -(-length // 8) * tiles
     windows = [heads.window(head) for head in range(heads.count)]
-    passes = sum((end - first) // LANES for first, end in windows) * tiles * -(-queries // 16)
+    passes = sum((end - first) // LANES for first, end in windows) * tiles * -(-length // 16)
     per_register, per_pass = cycles
     return round(per_register * registers + per_pass * products * passes)
 
