@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow lint docs docs-check notebooks format clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/vit-jax demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -19,6 +19,17 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# The site, at http://127.0.0.1:8000; a link that leads nowhere ends it.
+docs: docs-check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
+docs-check: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q
+
+# Runs every notebook from top to bottom; the outputs that are committed must be those of its cells.
+notebooks: $(VENV)/.dev
+	$(BIN)/python tools/notebooks.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -41,4 +52,9 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@echo "installing vit_jax with torch, timm and transformers into $(VENV) (about 6 GB) …"
 	@$(PIP) install -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.docs
+
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	@echo "installing vit_jax with what builds its site into $(VENV) …"
+	@$(PIP) install -e '.[docs]'
+	@touch $@

@@ -39,6 +39,19 @@ import pytest  # noqa: E402
 # tests/zoo compute in float64, where Flax's norms promote: tests/models/test_promotion.py has them.
 _STRICT = {"layers", "models"}
 
+# Minutes each on a slow machine. A worker gets whole files: one of these among the last would keep
+# it busy while the others have nothing to do.
+_LONGEST = (
+    *("devices/test_distributed.py", "train/test_recipes.py", "train/test_resume.py"),
+    *("zoo/test_battery.py", "zoo/test_files.py", "zoo/test_official.py", "zoo/test_training.py"),
+    *("plan/test_fit.py", "train/test_health.py", "train/test_loop.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first, the others in their order."""
+    items.sort(key=lambda item: not str(item.path).endswith(_LONGEST))
+
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request):

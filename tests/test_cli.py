@@ -160,7 +160,7 @@ def test_no_command_prints_the_help(vit_jax):
         (["train", "--workdir=x"], "required: --config"),
         (
             ["convert", "a", "b", "--to=onnx"],
-            "unknown format 'onnx'; known: official, big_vision, orbax, timm, hf, tlt, torch,",
+            "unknown format 'onnx'; known: official, big_vision, orbax, timm, hf, open_clip, tlt,",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from PIL import Image
 from prepared_elsewhere import photographs
 from recipes import random_params
 from safetensors.numpy import save_file
+from vocabularies import OPTIONS, theirs, trained
 
 import vit_jax
 from vit_jax import checkpoint, cli
@@ -130,6 +131,39 @@ def test_both_towers_of_a_repository(hub, tmp_path):
     assert distance(model.features(PHOTOGRAPHS), wanted) < NOISE
     with pytest.raises(UserError, match=r"holds a siglip by its name, and config\.json desc"):
         checkpoint.identify(hub.add("google/siglip-base-patch16-224", tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore:This sequence already has")
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("siglip", "SiglipTokenizer"), ("siglip2", "Siglip2Tokenizer"), ("siglip2", "GemmaTokenizer")],
+)
+def test_a_repository_has_its_tokenizer(hub, kind, says, tmp_path):
+    vocabulary = trained(tmp_path / "x", **OPTIONS[kind])
+    folder = tmp_path / "repository"
+    tokenize = theirs(kind, vocabulary)
+    tokenize.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": says}))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**sizes, "intermediate_size": 48, "image_size": 32, "patch_size": 16}
+    text = {**sizes, "intermediate_size": 48, "vocab_size": 330, "max_position_embeddings": 8}
+    transformers.SiglipModel(
+        transformers.SiglipConfig(vision_config=vision, text_config=text)
+    ).save_pretrained(folder)
+    texts = ["a photo of a Cat!", "", "two dogs, running! " * 4]
+    wanted = tokenize(texts, padding="max_length", truncation=True, max_length=8)["input_ids"]
+    address = hub.add(f"someone/{says}", folder)
+    for where in (address, str(folder)):
+        model = vit_jax.load(where)
+        assert model.tokenize(texts).tolist() == wanted
+        assert model.weights.model.text.kind == kind
+    assert vit_jax.load(address).weights.model.text.vocabulary.startswith(f"{address}@")
+    for file in folder.glob("*token*"):
+        file.unlink()
+    (folder / "spiece.model").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="nothing tells which tokenizer"):
+        vit_jax.load(folder).tokenize(texts)
 
 
 # --- what is told --------------------------------------------------------------------------------

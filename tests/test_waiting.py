@@ -10,7 +10,7 @@ import pytest
 from processes import read_terminal
 
 from vit_jax import cli
-from vit_jax.waiting import waiting
+from vit_jax.waiting import console, waiting
 
 
 def test_a_line_at_the_start_and_one_at_the_end(capsys):
@@ -52,3 +52,9 @@ def test_preparing_a_dataset_says_what_it_does_in_our_words(tmp_path, capfd):
     )
     assert "Unknown size" not in out
     assert out.rstrip().endswith(f"ready in {tmp_path}/digits/1.0.0")
+
+
+@pytest.mark.parametrize("stderr", [False, True])
+def test_colours_that_are_forced_make_no_terminal_of_a_file(monkeypatch, capsys, stderr):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not console(stderr=stderr).is_terminal

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from vit_jax import __version__
+from vit_jax.devices import allocator
 from vit_jax.errors import Diverged, Preempted, Status, UserError, suggest
 
 COMMANDS = (
@@ -25,10 +26,12 @@ COMMANDS = (
     "nearest",
     "zeroshot",
     "tokens",
+    "attention",
     "plot",
     "runs",
     "inspect",
     "convert",
+    "export",
     "parity",
     "models",
     "plan",
@@ -49,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status, see `vit_jax.errors.Status`; a status other than 0 comes after one line on
       stderr that says why.
     """
+    if argv is None:
+        allocator.own_process()
     return guarded(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
 
 

@@ -17,6 +17,7 @@ from vit_jax.checkpoint.source import open_source, read_all
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import require_images
+from vit_jax.patches import stacked
 from vit_jax.tree import arrays
 from vit_jax.variables import collections
 
@@ -70,21 +71,19 @@ def _as_float32(tree: Any) -> Any:
 
 def in_batches(
     run: Callable[[Any], Any],
-    images: Sequence[np.ndarray] | np.ndarray,
-    collate: Callable[[list[np.ndarray]], Any] = np.stack,
+    images: Sequence[Any] | np.ndarray,
 ) -> np.ndarray:
     """What `run` gives for any number of images, of which it gets a few at once.
 
     Args:
       run: N images to an array [N, …]. The last batch is filled up, so that one program serves all.
-      images: N arrays, each made when its turn comes.
-      collate: Makes a batch of a list of them.
+      images: N prepared images, each made when its turn comes.
     """
     size, parts = min(len(images), _BATCH), []
     for start in range(0, len(images), size):
         batch = [images[i] for i in range(start, min(start + size, len(images)))]
         filled = batch + [batch[-1]] * (size - len(batch))
-        parts.append(np.asarray(run(collate(filled)))[: len(batch)])
+        parts.append(np.asarray(run(stacked(filled)))[: len(batch)])
     return np.concatenate(parts)
 
 
@@ -93,18 +92,26 @@ class ImageReader(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def known(self) -> Model:
+        """What is known of the model."""
+
+    @property
     def preprocessing(self) -> Preprocess:
         """How the model wants its images."""
+        return self.known.preprocess
 
     @abc.abstractmethod
-    def dispatch(self, images: np.ndarray) -> "jax.Array":
-        """A row for each of [N, height, width, channels], maybe still computed when this returns.
+    def dispatch(self, images: Any) -> "jax.Array":
+        """A row for each prepared image of a batch, maybe still computed when this returns.
 
         It compiles once a shape.
+
+        Args:
+          images: [N, height, width, channels], or a `PatchBatch` for a model of variable size.
         """
 
-    def read_image(self, path: Path) -> np.ndarray:
-        """An image file as the model wants it: float32 [height, width, channels].
+    def read_image(self, path: Path) -> Any:
+        """An image file as the model wants it, see `preprocess`.
 
         Raises:
           UserError: for a file that is missing, unreadable or damaged.
@@ -124,11 +131,15 @@ class ImageReader(abc.ABC):
 
         return Decode(self.preprocessing.channels)(dict(record))["image"]
 
-    def preprocess(self, pixels: np.ndarray) -> np.ndarray:
-        """Decoded pixels as the model wants them, float32 [height, width, channels]."""
-        from vit_jax.input_pipeline.transforms import preprocess_image
+    def preprocess(self, pixels: np.ndarray) -> Any:
+        """Decoded pixels as the model wants them, float32 [height, width, channels].
 
-        return preprocess_image(pixels, self.preprocessing)
+        A model of variable size gets them in about their aspect ratio, as a `PatchBatch` without
+        the axis N. `vit_jax.patches.stacked` makes a batch of such as of others.
+        """
+        from vit_jax.input_pipeline.patches import prepared
+
+        return prepared(pixels, self.known.preprocess, self.known.flexible)
 
 
 class Classifier(ImageReader):
@@ -154,11 +165,11 @@ class Classifier(ImageReader):
         image = self.preprocess(self.decode(record))
         return OneHot(self.num_classes)({**record, "image": image})
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """[N, height, width, channels] to float32 [N, num_classes]; compiles once a shape."""
+    def logits(self, images: Any) -> np.ndarray:
+        """Images as `dispatch` takes them to float32 [N, num_classes]; compiles once a shape."""
         return np.asarray(self.dispatch(images))
 
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
+    def probabilities(self, images: Any) -> np.ndarray:
         """[N, num_classes], for any number of images: see `probabilities_of`."""
         return self.probabilities_of(in_batches(self.logits, images))
 
@@ -184,8 +195,8 @@ class LoadedModel(Classifier):
     variables: dict[str, Any]
 
     @property
-    def preprocessing(self) -> Preprocess:
-        return self.weights.model.preprocess
+    def known(self) -> Model:
+        return self.weights.model
 
     @property
     def num_classes(self) -> int:
@@ -200,7 +211,7 @@ class LoadedModel(Classifier):
         """Whether every number of the head is zero, so that all classes are equally likely."""
         return names.head_is_zero(arrays(self.weights.params))
 
-    def dispatch(self, images: np.ndarray) -> "jax.Array":
+    def dispatch(self, images: Any) -> "jax.Array":
         """`logits` that may still be computed when this returns."""
         return self._forward(self.placed, images)
 
@@ -256,7 +267,9 @@ def load_weights(
         or its address, a directory of Hugging Face, timm or Orbax.
       model: Registered name of the model in it. It may be left out where the model is recorded,
         and where names and shapes fit one registered model.
-      part, image_size, allow: As for `checkpoint.load`.
+      part: As for `checkpoint.load`.
+      image_size: As for `checkpoint.load`.
+      allow: As for `checkpoint.load`.
 
     Raises:
       UserError: for a path that is missing or unreadable, a model that is unknown, not recognised

@@ -23,6 +23,8 @@ from vit_jax.families.registry import get, require_images
 if TYPE_CHECKING:
     from flax import linen as nn
 
+    from vit_jax.evaluate.looking import Look
+
 # One image or several: uint8 [H, W], [H, W, C] or [N, H, W, C], a path, an image of Pillow, or a
 # list of such.
 Images = Any
@@ -89,12 +91,7 @@ class Loaded:
             return self.features(images), self.texts(texts)
         if texts is not None:
             raise UserError(f"{self.name} takes images alone, and got texts too")
-        self._require_images()
-        if not self.weights.model.num_classes:
-            raise UserError(
-                f"{self.name} has no head: model.features(images) and model.tokens(images) give "
-                "what it computes"
-            )
+        self._require_head()
         return self._through(self.reader.dispatch, images)
 
     def features(self, images: Images) -> np.ndarray:
@@ -143,16 +140,16 @@ class Loaded:
     def prepare(self, image: Any) -> Any:
         """One image as the model wants it, float32 [height, width, channels].
 
-        A model of variable size gets it as a `PatchBatch` of one, in about its aspect ratio.
+        A model of variable size gets it in about its aspect ratio, as a `PatchBatch` without the
+        axis N. `vit_jax.patches.stacked` makes a batch of such as of others.
 
         Raises:
           UserError: for a file that is missing or damaged, for values that are not uint8, and for
             what is no image.
         """
-        pixels = self._decoded(image)
-        return self.reader.preprocess(pixels) if self._collate is None else self._collate([pixels])
+        return self.reader.preprocess(self.decoded(image))
 
-    def _decoded(self, image: Any) -> np.ndarray:
+    def decoded(self, image: Any) -> np.ndarray:
         """The pixels of one image, uint8 [height, width, channels of the model]."""
         if isinstance(image, str | os.PathLike):
             from vit_jax.input_pipeline.records import read_image
@@ -160,19 +157,6 @@ class Loaded:
             name = os.fspath(image)
             return self.reader.decode({"image": read_image(name), "name": name})
         return self.reader.decode({"image": _pixels(image)})
-
-    @functools.cached_property
-    def _collate(self) -> Callable[[list[np.ndarray]], Any] | None:
-        """What makes a batch of decoded images for a model of variable size; None for others."""
-        flexible = get(self.weights.model.config).flexible
-        if flexible is None:
-            return None
-        from vit_jax.input_pipeline.patches import patch_batch
-
-        patch, length = flexible(self.weights.model.config)
-        return functools.partial(
-            patch_batch, length=length, patch=patch, preprocess=self.preprocessing
-        )
 
     @property
     def _text_reader(self) -> two_towers.TwoTowers:
@@ -187,27 +171,48 @@ class Loaded:
     def _require_images(self) -> None:
         require_images(self.weights.model.config, self.name)
 
+    def _require_head(self) -> None:
+        self._require_images()
+        if not self.weights.model.num_classes:
+            raise UserError(
+                f"{self.name} has no head: model.features(images) and model.tokens(images) give "
+                "what it computes"
+            )
+
     def _through(self, run: Callable[[np.ndarray], Any], images: Images) -> np.ndarray:
-        if self._collate is not None:
-            decoded = _Prepared(self._decoded, _listed(images))
-            return inference.in_batches(run, decoded, self._collate)
-        return inference.in_batches(run, _Prepared(self.prepare, _listed(images)))
+        return inference.in_batches(run, _Prepared(self.prepare, listed(images)))
+
+    def attention(self, images: Images) -> "list[Look]":
+        """The attention weights that the model computes on each image, with the patches' grid.
+
+        Raises:
+          UserError: for images that cannot be read, and for a model without one grid of patches;
+            `vit_jax.evaluate.inside.look_inside` gives the weights of any module.
+        """
+        from vit_jax.evaluate.looking import looks
+
+        return list(looks(self, images))
 
     def forward(self, what: str) -> Callable[[Any, Any], Any]:
-        """What computes 'features', 'tokens' or 'text': a function of (variables, inputs).
+        """What computes 'logits', 'features', 'tokens' or 'text': of (variables, inputs).
 
         The inputs are prepared images, or for 'text' what the tokenizer gives. It is pure, to be
         compiled for whatever devices; `tokens` says of which models there are tokens.
 
         Raises:
-          UserError: as `features` and `texts`; and from a call, as `tokens`.
+          UserError: as the call, `features` and `texts`; and from a call, as `tokens`.
         """
         makers = {
+            "logits": self._forward_logits,
             "features": self._forward_features,
             "tokens": self._forward_tokens,
             "text": self._forward_texts,
         }
         return makers[what]()
+
+    def _forward_logits(self) -> Callable[[Any, Any], Any]:
+        self._require_head()
+        return lambda variables, x: self.module.apply(variables, x, train=False)
 
     def _forward_features(self) -> Callable[[Any, Any], Any]:
         if self._has_two_towers:
@@ -266,10 +271,10 @@ class Loaded:
         return functools.partial(program, variables)
 
 
-class _Prepared(Sequence[np.ndarray]):
+class _Prepared(Sequence[Any]):
     """Images that are prepared when their turn comes."""
 
-    def __init__(self, prepare: Callable[[Any], np.ndarray], images: Sequence[Any]):
+    def __init__(self, prepare: Callable[[Any], Any], images: Sequence[Any]):
         self._prepare, self._images = prepare, images
 
     def __len__(self) -> int:
@@ -279,7 +284,7 @@ class _Prepared(Sequence[np.ndarray]):
         return self._prepare(self._images[index])
 
 
-def _listed(images: Images) -> Sequence[Any]:
+def listed(images: Images) -> Sequence[Any]:
     """One image or several as several; UserError where there is none."""
     several = list(images) if isinstance(images, list | tuple) else [images]
     if isinstance(images, np.ndarray) and images.ndim == 4:
@@ -328,7 +333,11 @@ def load(
     Raises:
       UserError: as `inference.load_weights`.
     """
-    weights = inference.load_weights(what, model, **how)
+    return of_weights(inference.load_weights(what, model, **how), vocabulary)
+
+
+def of_weights(weights: inference.Weights, vocabulary: str | None = None) -> Loaded:
+    """The model of these weights; `vocabulary` as for `load`."""
     known = weights.model
     if get(known.config).inputs == two_towers.BOTH:
         return Loaded(two_towers.towers_of(weights, vocabulary))

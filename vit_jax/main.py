@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     trainer = config.get("trainer", "train")
     if trainer == "train":
         from vit_jax import train
-        from vit_jax.devices import compilation_cache, distributed, peers
+        from vit_jax.devices import allocator, compilation_cache, distributed, peers
         from vit_jax.train.actions.profiling import profile_server
 
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
@@ -61,6 +61,7 @@ def run(argv: Sequence[str]) -> int:
             options.process_id,
             heartbeat_timeout=options.heartbeat_timeout,
         )
+        allocator.keep_memory()
         with peers.told():
             profile_server(os.environ.get("VIT_JAX_PROFILE_PORT"))
             if options.smoke:
@@ -157,7 +158,9 @@ def _reason(error: BaseException) -> str:
 def main() -> int:
     """Runs the process's command line and returns the exit status, as `vit_jax.cli.main` does."""
     from vit_jax import cli
+    from vit_jax.devices import allocator
 
+    allocator.own_process()
     return cli.guarded(lambda: run(sys.argv[1:]), prog="vit_jax.main")
 
 

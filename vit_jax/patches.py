@@ -5,7 +5,10 @@ arXiv:2307.06304): images keep about their aspect ratio, and are filled up to on
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from vit_jax.errors import UserError
 
@@ -17,12 +20,29 @@ class PatchBatch(NamedTuple):
       patches: [N, S, p · p · C], row by row; in a patch by (row, column, channel). What fills an
         image up may be any numbers that are finite.
       valid: Booleans [N, S]: which of them are an image's. An image's come first.
-      grid: Integers [N, 2]: rows and columns of patches of each image, one at least.
+      grid: Integers [N, 2]: rows and columns of patches of each image, one at least; 0 for what
+        fills a batch up.
+
+    One image has the same three without the axis N.
     """
 
     patches: Any
     valid: Any
     grid: Any
+
+
+def stacked(images: Sequence[Any]) -> Any:
+    """Prepared images as a batch: arrays [...] as [N, ...], and each a `PatchBatch` as one."""
+    if isinstance(images[0], PatchBatch):
+        return PatchBatch(*map(np.stack, zip(*images, strict=True)))
+    return np.stack(images)
+
+
+def mapped(function: Callable[[Any], Any], images: Any) -> Any:
+    """A function of arrays, of images: of an array, or of each of those of a `PatchBatch`."""
+    return (
+        PatchBatch(*map(function, images)) if isinstance(images, PatchBatch) else function(images)
+    )
 
 
 def cut(images: Any, patch: int) -> tuple[Any, tuple[int, int]]:

@@ -17,7 +17,6 @@ from vit_jax.checkpoint import names
 from vit_jax.errors import UserError
 from vit_jax.evaluate import zeroshot
 from vit_jax.families import registry
-from vit_jax.families.preprocess import Preprocess
 from vit_jax.text import Tokenizer, get_tokenizer
 
 if TYPE_CHECKING:
@@ -61,15 +60,15 @@ class TwoTowers(inference.ImageReader):
         return found
 
     @property
-    def preprocessing(self) -> Preprocess:
-        return self.weights.model.preprocess
+    def known(self) -> "Model":
+        return self.weights.model
 
-    def dispatch(self, images: np.ndarray) -> "jax.Array":
+    def dispatch(self, images: Any) -> "jax.Array":
         """`images` that may still be computed when this returns."""
         return self._embedded(self.placed, images=images)[0]
 
-    def images(self, images: np.ndarray) -> np.ndarray:
-        """[N, height, width, channels] to float32 [N, D], unit vectors; compiles once a shape."""
+    def images(self, images: Any) -> np.ndarray:
+        """Images as `dispatch` takes them to float32 [N, D], unit vectors."""
         return np.asarray(self.dispatch(images))
 
     def texts(self, texts: Sequence[str], follow: Follow = iter) -> np.ndarray:
@@ -157,8 +156,8 @@ class ZeroShot(inference.Classifier):
     classes: np.ndarray
 
     @property
-    def preprocessing(self) -> Preprocess:
-        return self.towers.preprocessing
+    def known(self) -> "Model":
+        return self.towers.known
 
     @property
     def num_classes(self) -> int:
@@ -179,7 +178,7 @@ class ZeroShot(inference.Classifier):
 
         return sigmoid(logits) if self.is_sigmoid else super().probabilities_of(logits)
 
-    def dispatch(self, images: np.ndarray) -> "jax.Array":
+    def dispatch(self, images: Any) -> "jax.Array":
         """`logits` that may still be computed when this returns."""
         return self._scores(self.towers.placed, self.classes, images)
 

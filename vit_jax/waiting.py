@@ -6,7 +6,24 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> "Console":
+    """A console of rich's that is a terminal where its stream is one.
+
+    Rich takes any stream for a terminal where FORCE_COLOR is set, as it is in notebooks and many CI
+    systems: a log would be full of bars, and tables as narrow as a terminal.
+    """
+    import rich.console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return rich.console.Console(
+        stderr=stderr, width=width, force_terminal=stream.isatty(), force_jupyter=False
+    )
 
 
 @contextlib.contextmanager
@@ -35,7 +52,6 @@ def _line(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _clock(what: str, folders: Sequence[str | os.PathLike]) -> Iterator[None]:
     from rich import progress
-    from rich.console import Console
     from rich.text import Text
 
     before = _size(folders)
@@ -53,7 +69,7 @@ def _clock(what: str, folders: Sequence[str | os.PathLike]) -> Iterator[None]:
         progress.TimeElapsedColumn(),
         Written(),
     )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with progress.Progress(*columns, console=console(stderr=True), transient=True) as bar:
         bar.add_task(what, total=None)
         yield
 

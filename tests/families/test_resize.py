@@ -1,11 +1,15 @@
 import numpy as np
 import pytest
 import torch
-from recipes import GOLDEN
+from recipes import GOLDEN, random_params
 from timm.layers import resample_abs_pos_embed
 
-from vit_jax.checkpoint import interpolate_posembed, resize_posembed
+from vit_jax import checkpoint, cli
+from vit_jax.checkpoint import interpolate_posembed, names, resize_posembed
 from vit_jax.errors import UserError
+from vit_jax.families.registry import config_of, shrunk
+from vit_jax.families.resize import METHODS
+from vit_jax.tree import arrays
 
 GOLDEN_POSEMB = np.load(GOLDEN / "posemb.npz")
 PAIRS = [((14, 14), (24, 24)), ((14, 14), (7, 9)), ((7, 5), (14, 14)), ((3, 3), (2, 8)),
@@ -85,3 +89,21 @@ def test_bad_grids():
         resize_posembed(posemb, (3, 4), (2, 2), 1, "nearest")
     got = interpolate_posembed(posemb, 17, True, old_grid=(3, 4), new_grid=(2, 8))
     assert got.shape == (1, 17, 4)
+
+
+def test_convert_offers_every_method_and_inspect_tells_the_default(tmp_path, capsys):
+    config = shrunk(config_of("dino_vits16"))
+    shapes = names.expected_shapes(config, num_classes=0, image_size=(64, 64))
+    checkpoint.save(tmp_path / "bare.npz", random_params(shapes, 0.5))
+    source, target = (str(tmp_path / name) for name in ("source.npz", "target.npz"))
+    checkpoint.convert(tmp_path / "bare.npz", source, to="official", model=config)
+    assert cli.main(["inspect", source]) == 0
+    assert "resized by the method 'dino'" in capsys.readouterr().out
+    ask = ["convert", source, target, "--to", "official", "--image-size", "96x32"]
+    name = "posembed_input/pos_embedding"
+    for method in METHODS:
+        assert cli.main([*ask, "--resize-method", method]) == 0
+        assert f"method {method!r}" in capsys.readouterr().out
+        old, new = (arrays(checkpoint.load(path, config))[name] for path in (source, target))
+        np.testing.assert_array_equal(new, resize_posembed(old, (4, 4), (6, 2), 1, method))
+    assert cli.main([*ask, "--resize-method", "geometric"]) == 2

@@ -36,8 +36,8 @@ def test_every_registered_model_is_recorded(recorded):
 def test_what_else_is_generated_is_up_to_date():
     rows = json.loads(fingerprints.FILE.read_text())
     assert rows == generate.fingerprint_rows(), "run `python -m vit_jax.families.generate`"
-    readme = generate.README.read_text()
-    assert readme == generate.with_table(readme), "run `python -m vit_jax.families.generate`"
+    page = generate.TABLE.read_text()
+    assert page == generate.with_table(page), "run `python -m vit_jax.families.generate`"
 
 
 # One name for each config and image size: the other names repeat them.

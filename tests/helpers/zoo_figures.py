@@ -224,6 +224,9 @@ ROWS = {
     "diversepatch_tiny_talk_s002": Row(
         "diversepatch_deit_tiny_patch16_224", _DIVERSE, _DIVERSE_POINTS, logits="logits_cls_f64"
     ),
+    "diversepatch_tiny_talk_s005": Row(
+        "diversepatch_deit_tiny_patch16_224", _DIVERSE, _DIVERSE_POINTS, logits="logits_cls_f64"
+    ),
     "diversepatch_tiny_notalk": Row(
         "diversepatch_deit_tiny_patch16_224",
         _DIVERSE | {"talking_heads": False},

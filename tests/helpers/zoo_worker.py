@@ -13,42 +13,20 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from zoo_shallow import shallow
 
 from vit_jax.configs import common
 from vit_jax.devices.sharding import make_mesh
-from vit_jax.families.registry import families, resolve, shrunk
 from vit_jax.train import engine as engine_lib
 
 CLASSES, DEVICES = 3, 4
 # In pixels; convolutions of many channels in bfloat16 are loops, slower than compiling them.
 SIZES = collections.defaultdict(lambda: 64, cct=32, vt=32, botnet_paper=32)
-# One block of each kind, and two stages: what a second one adds is compiled for seconds, which is
-# nine tenths of the time that this takes, and shows nothing more.
-_ONE_BLOCK = (
-    *("beit", "beitv2", "cait", "cct", "clip_vision", "cpvt", "deit", "deit3", "deit_distilled"),
-    *("dino", "diversepatch", "lvvit", "simple_vit", "t2t", "tnt", "vit_avg", "vit_lite"),
-)
-_TWO_STAGES = {"hidden_sizes": (32, 64), "depths": (1, 1), "num_heads": (1, 2)}
-_REDUCED = {**_TWO_STAGES, "mlp_ratios": (8, 4), "sr_ratios": (8, 1)}
-FIELDS = {family: {"num_layers": 1} for family in _ONE_BLOCK}
-FIELDS |= dict.fromkeys(("levit", "pit", "pit_distilled"), _TWO_STAGES)
-FIELDS |= {"pvt": _REDUCED, "pvt_v2": _REDUCED, "twins": {**_REDUCED, "depths": (2, 1)}}
-FIELDS |= {
-    "botnet": {"hidden_sizes": (32, 64), "stages": (("conv",), ("conv", "attention"))},
-    "botnet_paper": {"hidden_sizes": (32, 64), "stages": (("conv",), ("attention",))},
-    "ceit": {"num_layers": 2},  # the last block's patches are not read
-    "cvt": {**_TWO_STAGES, "mlp_ratios": (4, 4)},
-    "mixer": {"num_blocks": 1},
-    "swin": {"depths": (2, 1), "num_heads": (1, 2)},
-    "vit": {"transformer": {"num_layers": 1, "num_heads": 2, "mlp_dim": 32, "dropout_rate": 0.1}},
-    "vt": {"hidden_sizes": (64,), "depths": (1,)},
-}
 
 
 def run_of(family: str) -> ConfigDict:
-    name = next(iter(families()[family].architectures))
     config = common.get_config().unlock()
-    config.model = ConfigDict(shrunk(resolve(name).config.to_dict()) | FIELDS.get(family, {}))
+    config.model = ConfigDict(shallow(family))
     config.pp.crop, config.dtype = SIZES[family], "bfloat16"
     config.batch, config.batch_eval, config.accum_steps = 2 * DEVICES, DEVICES, 1
     config.total_steps, config.warmup_steps, config.decay_type = 3, 0, "constant"

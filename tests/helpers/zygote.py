@@ -108,4 +108,5 @@ if __name__ == "__main__":
         import tensorboardX.event_file_writer  # noqa: F401
 
     gc.freeze()
+    gc.set_threshold(100_000, 50, 100)  # as `conftest.py` does, and why
     do(serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -17,40 +17,44 @@ from vit_jax.layers.rotary import axial_angles, in_pairs, rotate_pairs
 from vit_jax.tree import arrays
 
 
+@pytest.mark.promotes
 def test_every_block_gets_the_context_however_it_is_run():
-    attention = functools.partial(MultiHeadDotProductAttention, rotate=rotate_pairs)
-    encoder = functools.partial(
-        Encoder, 3, 32, 2, block=functools.partial(vit_block, attention=attention)
-    )
-    x = jax.random.normal(jax.random.key(0), (2, 7, 16))
-    context = {
-        "rotary": in_pairs(axial_angles(np.arange(2.0), np.arange(3.0), np.ones(2))),
-        "bias": jnp.where(jnp.arange(7) < 5, 0.0, -1e30).reshape(1, 1, 1, 7),
-    }
-    params = encoder().init(jax.random.key(1), x, train=False)["params"]
-    params = jax.tree.map(lambda p: 20 * p, params)  # so that attention matters
-    blocks = [params.pop(f"encoderblock_{i}") for i in range(3)]
-    stacked = {**params, "encoderblock": jax.tree.map(lambda *b: jnp.stack(b), *blocks)}
-    params |= {f"encoderblock_{i}": block for i, block in enumerate(blocks)}
+    """In float64: the gradients are large, and what float32 rounds off them is, too."""
+    with jax.enable_x64(True):
+        attention = functools.partial(MultiHeadDotProductAttention, rotate=rotate_pairs)
+        encoder = functools.partial(
+            Encoder, 3, 32, 2, block=functools.partial(vit_block, attention=attention)
+        )
+        x = jax.random.normal(jax.random.key(0), (2, 7, 16))
+        context = {
+            "rotary": in_pairs(axial_angles(np.arange(2.0), np.arange(3.0), np.ones(2))),
+            "bias": jnp.where(jnp.arange(7) < 5, 0.0, -1e30).reshape(1, 1, 1, 7),
+        }
+        params = encoder().init(jax.random.key(1), x, train=False)["params"]
+        params = jax.tree.map(lambda p: 20 * p, params)  # so that attention matters
+        blocks = [params.pop(f"encoderblock_{i}") for i in range(3)]
+        stacked = {**params, "encoderblock": jax.tree.map(lambda *b: jnp.stack(b), *blocks)}
+        params |= {f"encoderblock_{i}": block for i, block in enumerate(blocks)}
 
-    def run(params, context, **fields):
-        model = encoder(**fields)
-        y = jax.jit(lambda x: model.apply({"params": params}, x, train=False, **context))(x)
-        gradient = jax.jit(
-            jax.grad(
-                lambda x: (model.apply({"params": params}, x, train=False, **context) ** 3).sum()
-            )
-        )(x)
-        return np.stack([y, gradient])
+        def run(params, context, **fields):
+            model = encoder(**fields)
+            y = jax.jit(lambda x: model.apply({"params": params}, x, train=False, **context))(x)
+            gradient = jax.jit(
+                jax.grad(
+                    lambda x: (
+                        model.apply({"params": params}, x, train=False, **context) ** 3
+                    ).sum()
+                )
+            )(x)
+            return np.stack([y, gradient])
 
-    # Gradients are large here: the bar below is float32's rounding of their sums.
-    plain = run(params, context)
-    assert abs(plain[0, :, 5:]).max() > 0
-    for fields, tree in (({"remat": True}, params), ({"scan": True, "remat": True}, stacked)):
-        np.testing.assert_allclose(run(tree, context, **fields), plain, rtol=1e-4, atol=1e-4)
-    for name in context:
-        left = {key: value for key, value in context.items() if key != name}
-        assert abs(run(params, left) - plain).max() > 1e-2
+        plain = run(params, context)
+        assert abs(plain[0, :, 5:]).max() > 0
+        for fields, tree in (({"remat": True}, params), ({"scan": True, "remat": True}, stacked)):
+            np.testing.assert_allclose(run(tree, context, **fields), plain, rtol=1e-9, atol=1e-9)
+        for name in context:
+            left = {key: value for key, value in context.items() if key != name}
+            assert abs(run(params, left) - plain).max() > 1e-2
 
 
 def test_gated_mlp():

@@ -8,13 +8,13 @@ import jax
 import pytest
 from kernels import equations
 from ml_collections import ConfigDict
+from zoo_shallow import shallow
 
 from vit_jax import cli, main
 from vit_jax import models as model_lib
 from vit_jax.configs import common, models
 from vit_jax.errors import UserError
-from vit_jax.families import registry
-from vit_jax.families.registry import families, shrunk, taking
+from vit_jax.families.registry import taking
 from vit_jax.overrides import changed
 from vit_jax.plan import compiling, fit, space, topology
 from vit_jax.plan.report import Memory, Plan
@@ -162,8 +162,7 @@ def test_a_mixer_keeps_what_it_has(compiled):
 def test_named_tensors_are_searched_in_every_family_that_has_them(family):
     """And they are honoured: what is kept by name is not computed again."""
     config = common.get_config().unlock()
-    first = next(iter(families()[family].architectures))
-    config.model = ConfigDict(shrunk(registry.resolve(first).config.to_dict()))
+    config.model = ConfigDict(shallow(family))
     config.pp.crop = 64
     field, values = space.remat(config)
     # The MLP of BoTNet is a convolution, which has no name; a Mixer has no attention, and what the

@@ -1,23 +1,17 @@
 """SigLIP's tokenizers against transformers', with vocabularies that are trained here."""
 
-import io
+import json
 
 import pytest
-import sentencepiece
 import transformers
 from transformers.tokenization_utils_sentencepiece import SentencePieceExtractor
+from vocabularies import OPTIONS, theirs, trained
 
 from vit_jax.errors import UserError
 from vit_jax.families.text import Text
 from vit_jax.text import get_tokenizer
 
 LENGTH = 16
-CORPUS = [
-    "a photo of a cat",
-    "two dogs, running!",
-    "The quick brown fox jumps over the lazy dog.",
-    "stop hello world " + " ".join("abcdefghijklmnopqrstuvwxyz0123456789.,!"),
-]
 HARD = [
     "",
     "   ",
@@ -35,6 +29,7 @@ HARD = [
     "你好",
     "<s> [CLS] <extra_id_0>",
 ]
+ENDLESS = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}'
 # A text may hold what the vocabulary calls its special pieces.
 SPECIAL = {
     "siglip": ["</s>", "a </s> cat", "<unk> dog", "dog</s>", " </s>a", "</s></s> a", "</S> a"],
@@ -42,46 +37,10 @@ SPECIAL = {
 }
 
 
-def trained(path, **options):
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS * 50), model_writer=model, minloglevel=2, **options
-    )
-    path.write_bytes(model.getvalue())
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def vocabularies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vocabularies")
-    return {
-        "siglip": trained(
-            folder / "spiece.model", vocab_size=60, pad_id=0, eos_id=1, unk_id=2, bos_id=-1
-        ),
-        # As Gemma's: pairs of bytes, texts as they are.
-        "siglip2": trained(
-            folder / "tokenizer.model",
-            vocab_size=330,
-            model_type="bpe",
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            user_defined_symbols=["<mask>"],
-            **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
-            **{"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"},
-        ),
-    }
-
-
-def theirs(kind, path):
-    """transformers' tokenizer; SigLIP 2's with the settings of its published files."""
-    if kind == "siglip":
-        return transformers.SiglipTokenizer(path)
-    vocabulary, *_, merges = SentencePieceExtractor(path).extract()
-    return transformers.Siglip2Tokenizer(
-        vocab=vocabulary, merges=merges, add_eos_token=True, padding_side="right"
-    )
+    return {kind: trained(folder / kind, **options) for kind, options in OPTIONS.items()}
 
 
 @pytest.mark.filterwarnings("ignore:This sequence already has")
@@ -100,6 +59,38 @@ def test_ids_are_those_of_transformers(kind, vocabularies):
     assert ours.pieces.size == {"siglip": 60, "siglip2": 330}[kind]
 
 
+@pytest.mark.filterwarnings("ignore:This sequence already has")
+def test_a_tokenizer_json_gives_the_same_ids(vocabularies, tmp_path):
+    """Of SigLIP 2 as transformers saves it, and as Gemma's, which says nothing of small letters."""
+    tokenize = theirs("siglip2", vocabularies["siglip2"])
+    tokenize.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    saved["normalizer"] = saved["normalizer"]["normalizers"][1]
+    (tmp_path / "gemma.json").write_text(json.dumps(saved))
+    texts = HARD + SPECIAL["siglip2"]
+    wanted = tokenize(texts, padding="max_length", truncation=True, max_length=LENGTH)["input_ids"]
+    for name in ("tokenizer.json", "gemma.json"):
+        ours = get_tokenizer(Text("siglip2", str(tmp_path / name), LENGTH))
+        for text, row, ids in zip(texts, ours(texts).tolist(), wanted, strict=True):
+            assert row == ids, (name, text)
+        assert ours.pieces.size == 330
+
+
+def test_pieces_of_t5_give_the_same_ids(vocabularies, tmp_path):
+    """As open_clip keeps SigLIP's; of plain texts they are those of the SentencePiece model."""
+    _, scores, _ = SentencePieceExtractor(vocabularies["siglip"]).extract()
+    transformers.T5Tokenizer(vocab=scores, extra_ids=3).save_pretrained(tmp_path)
+    pieces, whole = (
+        get_tokenizer(Text("siglip", path, LENGTH))
+        for path in (vocabularies["siglip"], str(tmp_path / "tokenizer.json"))
+    )
+    plain = [text for text in HARD if not {"▁", "_"} & set(text)]
+    for text, row, ids in zip(plain, whole(plain).tolist(), pieces(plain).tolist(), strict=True):
+        assert row == ids, text
+    assert whole(["a_cat"]).tolist() == pieces(["a cat"]).tolist() != pieces(["a_cat"]).tolist()
+    assert whole.pieces.size == pieces.pieces.size == 60
+
+
 @pytest.mark.parametrize(("kind", "other"), [("siglip", "sentencepiece"), ("siglip2", "siglip")])
 def test_another_models_rules_give_other_ids(kind, other, vocabularies):
     make, wrong = (get_tokenizer(Text(k, vocabularies[kind], LENGTH)) for k in (kind, other))
@@ -111,3 +102,7 @@ def test_a_vocabulary_without_what_a_text_needs(vocabularies, tmp_path):
     for kind in ("siglip", "siglip2", "sentencepiece"):
         with pytest.raises(UserError, match="which a text needs"):
             get_tokenizer(Text(kind, path))
+    for content, message in (("{}", "is no tokenizer.json"), (ENDLESS, "has no </s>")):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            get_tokenizer(Text("siglip", str(tmp_path / "tokenizer.json")))

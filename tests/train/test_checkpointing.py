@@ -17,8 +17,10 @@ import tiny_run
 from jax.experimental import multihost_utils
 
 from vit_jax.configs import common
+from vit_jax.devices import sharding
 from vit_jax.devices.sharding import make_mesh
 from vit_jax.errors import UserError
+from vit_jax.train import checkpointing
 from vit_jax.train import engine as engine_lib
 from vit_jax.train.checkpointing import Checkpoints, load_params
 from vit_jax.train.state import TrainState
@@ -206,3 +208,16 @@ def test_four_devices_write_and_one_two_and_eight_restore(tmp_path):
     for devices in (1, 2, 8):
         found = json.loads((tmp_path / f"{devices}.json").read_text())
         assert found == expected | {"devices": devices}
+
+
+def test_copies_of_small_arrays_are_not_cut_for_writing(tmp_path, monkeypatch):
+    """Each cut is a program of its own to compile, for every shape and device."""
+    cuts, cut = [], jax.lax.slice_in_dim  # what Orbax cuts with
+    monkeypatch.setattr(jax.lax, "slice_in_dim", lambda *a, **k: cuts.append(a) or cut(*a, **k))
+    mesh = make_mesh({"data": 4, "fsdp": 1, "model": 1})
+    state = jax.device_put(state_of(1), sharding.replicated(mesh))
+    for least, expected in ((checkpointing._LARGE, 0), (0, 2 * 4)):
+        monkeypatch.setattr(checkpointing, "_LARGE", least)
+        with Checkpoints(tmp_path / str(least)) as checkpoints:
+            checkpoints.save(state)
+        assert len(cuts) == expected

@@ -24,8 +24,8 @@ ARGUMENTS = {
     "lit": ["b16b"],
 }
 WITHOUT_CLASSES = ("lit",)
-# Convolutions in bfloat16 are loops on a CPU: here compiling well is less work than running.
-WELL_COMPILED = ("vit:r50_b16,cifar100",)
+# Over four devices, what is left of its convolutions is compiled to loops that take a minute.
+ON_ONE_DEVICE = ("vit:r50_b16,cifar100",)
 NOT_RECIPES = {"__init__", "common", "models", "inference_time"}
 RECIPES = sorted(
     f"{path.stem}:{argument}" if argument else path.stem
@@ -42,8 +42,8 @@ def test_recipe_runs(recipe, tmp_path):
     command = ["train", "--config", config, "--workdir", str(tmp_path), "--smoke"]
     if name == "augreg":
         command.append("--config.accum_steps=1")
-    if recipe in WELL_COMPILED:
-        succeed(start(["-m", "vit_jax.cli", *command], XLA_FLAGS=""))
+    if recipe in ON_ONE_DEVICE:
+        succeed(start(["-m", "vit_jax.cli", *command]))
     else:
         assert cli.main(command) == 0
     assert (tmp_path / "checkpoint_3").exists()

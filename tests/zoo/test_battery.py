@@ -36,7 +36,7 @@ def test_every_family_has_a_row():
     # LeViT's two layouts, the two PiT, DeiT and BEiT, and DINO are one model with other parts.
     alike = {"levit_conv": "levit", "pit": "pit_distilled", "deit": "deit_distilled"}
     alike |= {"beitv2": "beit", "dino": "deit_distilled"}
-    # NaFlex is compared in a file of its own, with positions that the libraries have in float32.
+    # NaFlex has all of this in a file of its own: the libraries have its positions in float32.
     known = set(taking("images")) - {"naflex_vision"}
     every = {alike.get(name, name) for name in known}
     assert {row.family for row in ROWS.values()} == known

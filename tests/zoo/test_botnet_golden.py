@@ -85,6 +85,22 @@ def test_attention_is_the_papers(figure):
     assert relative_error(other, FIGURES[figure]) > FLOAT64_BAR
 
 
+@pytest.mark.parametrize("mode", ["scaled_both", "unscaled", "content_only"])
+@pytest.mark.parametrize("map_of", ["attention", "attention_14"])
+def test_attention_on_two_maps_and_without_a_scale(map_of, mode):
+    """The figure of the paper scales nothing: twice the queries, of heads of 4, undo our scale."""
+    t, heads = drawn(map_of), FACTS["cases"][map_of]["heads"]
+    t = {**t, "wq": 2 * t["wq"]} if mode == "unscaled" else t
+    module = BottleneckAttention(heads, scale_positions=mode != "content_only")
+    figure = {"attention": mode, "attention_14": f"14_{mode}"}[map_of]
+    for dtype, bar in ((np.float64, FLOAT64_BAR), (np.float32, FLOAT32_BAR)):
+        ours = run(module, attention_weights(t, heads), t["x"], dtype)
+        assert relative_error(ours, FIGURES[figure]) <= bar
+        if figure == "14_scaled_both":
+            pooled = ours.reshape(2, 7, 2, 7, 2, -1).mean((2, 4))
+            assert relative_error(pooled, FIGURES["14_pooled"]) <= bar
+
+
 @pytest.mark.parametrize("figure", ["s1", "s2", "s2_shortcut_activation"])
 def test_the_unit_is_the_papers(figure):
     """With the shortcut of a ResNet, and with that of the authors' code."""

@@ -16,10 +16,11 @@ from vit_jax.train.diverse_patches import (
     released_mixing_loss,
 )
 
-TALK, NO_TALK, SMALL_WEIGHTS = (
+TALK, NO_TALK, SMALL_WEIGHTS, LARGER_WEIGHTS = (
     "diversepatch_tiny_talk",
     "diversepatch_tiny_notalk",
     "diversepatch_tiny_talk_s002",
+    "diversepatch_tiny_talk_s005",
 )
 TINY = "diversepatch_deit_tiny_patch16_224"
 
@@ -35,7 +36,7 @@ def test_what_evaluation_reports():
     assert relative_error(both, wanted["eval_sum_of_softmax_f64"]) <= FLOAT64_BAR
 
 
-@pytest.mark.parametrize("name", [TALK, NO_TALK, SMALL_WEIGHTS])
+@pytest.mark.parametrize("name", [TALK, NO_TALK, SMALL_WEIGHTS, LARGER_WEIGHTS])
 def test_losses_of_training(name):
     """The official losses, from the heads of two regions and from the patches."""
     this = official(name)

@@ -28,7 +28,7 @@ def smallest(family: str) -> str:
     return min(own, key=lambda name: recorded()[name].params)
 
 
-@functools.cache
+@functools.lru_cache(1)  # those of all families are gigabytes
 def weights(family: str) -> dict[str, np.ndarray]:
     """Random ones of the family's smallest model, by our names."""
     spec = resolve(smallest(family))
@@ -36,21 +36,15 @@ def weights(family: str) -> dict[str, np.ndarray]:
     return held_params(spec.config.to_dict(), spec.num_classes, (side, side))
 
 
-@pytest.fixture(params=taking("images"))
+@pytest.fixture(params=taking("images"), scope="module")  # so that a family's tests come together
 def family(request):
     return request.param
 
 
-@pytest.fixture
-def linen_file(family, tmp_path):
-    """Our names, and nothing that says what they are of."""
-    path = tmp_path / "ours.npz"
-    write_npz(path, weights(family))
-    return path
-
-
-def test_files_are_recognised_and_converted_both_ways(family, linen_file, tmp_path):
+def test_files_are_recognised_and_converted_both_ways(family, tmp_path):
     name, to = smallest(family), families()[family].reference
+    linen_file = tmp_path / "ours.npz"  # nothing says what the tensors are of
+    write_npz(linen_file, weights(family))
     named = name if family in NAMED else None
     there = tmp_path / ("there.npz" if to == "big_vision" else "there.safetensors")
     back = tmp_path / "back.npz"
@@ -77,10 +71,11 @@ def test_files_are_recognised_and_converted_both_ways(family, linen_file, tmp_pa
             np.testing.assert_array_equal(archive[key], x, err_msg=key)
 
 
-def test_a_damaged_file_names_what_is_wrong(family, linen_file, tmp_path):
-    tensors = dict(weights(family))
+def test_a_damaged_file_names_what_is_wrong(family, tmp_path):
+    tensors = {name: np.zeros(x.shape, np.float16) for name, x in weights(family).items()}
     gone = next(name for name in tensors if not name.startswith("head"))
     del tensors[gone]
+    linen_file = tmp_path / "ours.npz"
     write_npz(linen_file, tensors)
     with pytest.raises(UserError, match="missing") as error:
         convert(linen_file, tmp_path / "out.npz", to="official", model=smallest(family))

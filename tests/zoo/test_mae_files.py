@@ -17,6 +17,7 @@ from vit_jax.checkpoint.recorded import OURS
 from vit_jax.errors import UserError
 from vit_jax.families.mae import DECODER, ENCODER, encoder_config
 from vit_jax.models import from_config
+from vit_jax.parity.comparing import compare
 from vit_jax.parity.figures import FLOAT32_BAR, FLOAT64_BAR, relative_error
 from vit_jax.parity.references import load as load_weights
 from vit_jax.parity.subject import random_params
@@ -93,6 +94,21 @@ def test_loss_and_predictions_are_transformers(norm_pixels):
     found = ours(SQUARE, np.float64, norm_pixels)
     assert relative_error(found[0], pred) <= FLOAT64_BAR
     np.testing.assert_allclose(found[1], loss, rtol=FLOAT64_BAR)
+
+
+def test_parity_compares_all_of_it():
+    """Every block of both parts, the predictions, and gradients; by the patches that are kept."""
+    how: dict[str, Any] = {"num_classes": 0, "num_images": 2}
+    found = compare(CONFIG, image_size=(48, 48), gradients=True, **how)
+    drifts = [*found.matched.blocks, found.matched.logits]
+    assert max(drift.error for drift in drifts) <= FLOAT64_BAR
+    assert max(drift.error_float32 for drift in drifts) <= FLOAT32_BAR
+    assert len(drifts) == CONFIG["num_layers"] + CONFIG["decoder"]["num_layers"] + 1
+    assert found.as_shipped.logits.error > FLOAT64_BAR  # with another eps
+    assert max(tensor.error for tensor in found.gradients.tensors) <= FLOAT64_BAR
+    for size, message in ((OBLONG, "takes square images"), ((32, 48), "cannot be built")):
+        with pytest.raises(UserError, match=message):
+            compare(CONFIG, image_size=size, **how)
 
 
 def test_in_float32():

@@ -19,7 +19,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 from zoo_cases import config_of
 
 from vit_jax import checkpoint
-from vit_jax.checkpoint import to_torch
+from vit_jax.checkpoint import names, to_torch
 from vit_jax.errors import UserError
 from vit_jax.input_pipeline.patches import patch_batch
 from vit_jax.layers import flexible
@@ -86,10 +86,10 @@ def ours64():
 def by_interpolation(table, spatial_shapes, max_length):
     """Positions as PyTorch's own interpolation gives them, in the table's type."""
     found = table.new_zeros(len(spatial_shapes), max_length, table.shape[-1])
-    for own, (height, width) in zip(found, spatial_shapes.tolist(), strict=True):
+    for i, (height, width) in enumerate(spatial_shapes.tolist()):
         how = {"mode": "bilinear", "align_corners": False, "antialias": True}
         resized = functional.interpolate(table.permute(2, 0, 1)[None], (height, width), **how)
-        own[: height * width] = resized[0].flatten(1).T
+        found[i, : height * width] = resized[0].flatten(1).T
     return found
 
 
@@ -175,6 +175,44 @@ def test_what_is_wrong_is_seen(monkeypatch):
 
     model.embeddings.resize_positional_embeddings = without_antialias
     assert errors(ours64(), of_transformers(model))[-1] > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_of_a_batch_of_shapes_are_transformers():
+    """Of every parameter, with the table of positions, which each image resizes otherwise."""
+    module = transformers_model().requires_grad_(True)
+    weights = np.random.default_rng(2).standard_normal((len(GRIDS), SMALL["hidden_size"]))
+    inputs = {"pixel_values": batch().patches, "pixel_attention_mask": batch().valid.astype(int)}
+    tensors = {name: torch.from_numpy(x) for name, x in inputs.items()}
+    pooled = module(**tensors, spatial_shapes=torch.from_numpy(batch().grid).long()).pooler_output
+    (pooled * torch.from_numpy(weights)).sum().backward()
+    live = names.respelled(module.state_dict(), config(), "hf")
+    parameters = dict(module.named_parameters())
+    state = {file: parameters[name].grad.numpy() for file, name in live.items()}
+    theirs = arrays(checkpoint.from_torch(state, config(), "hf")["params"])
+
+    model = from_config(prepared().config)
+    with jax.enable_x64(True), attending("auto"):
+        variables = jax.tree.map(lambda x: np.asarray(x, np.float64), prepared().variables)
+
+        def loss(variables, inputs):
+            return (model.apply(variables, inputs, train=False) * weights).sum()
+
+        ours = arrays(jax.device_get(jax.jit(jax.grad(loss))(variables, batch()))["params"])
+    assert ours.keys() == theirs.keys()
+    floor = 1e-12 * max(np.abs(x).max() for x in theirs.values())  # a key's bias has none
+    for name, wanted in theirs.items():
+        error = np.abs(ours[name] - wanted).max()
+        assert error <= max(FLOAT64_BAR * np.abs(wanted).max(), floor), name
+
+
+def test_bfloat16_stays_near():
+    model = from_config(prepared().config | {"dtype": jnp.bfloat16})
+    narrow = batch()._replace(patches=batch().patches.astype(np.float32))
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    embeddings = apply(prepared().variables, narrow)
+    assert embeddings.dtype == jnp.float32
+    assert 1e-4 < relative_error(np.asarray(embeddings), ours64()[1]) < 0.1
 
 
 def test_what_fills_up_changes_nothing():

@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 from zoo_cases import change_encoder, config_of
 from zoo_figures import official
+from zoo_official import Official
 
 from vit_jax.checkpoint import edits, names
 from vit_jax.configs import common
@@ -87,3 +88,17 @@ def test_sizes_and_channels_that_do_not_fit():
         get_model("t2t_vit_7", token_layer="perform").init(
             jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False
         )
+
+
+@pytest.mark.slow
+def test_a_published_size_is_the_official_codes():
+    """`t2t_vit_7` as it is published, of 224 pixels and 1000 classes."""
+    name = "t2t_vit_7"
+    this = Official(name, config_of(name), {"logits_f64": ""}, num_classes=1000)
+    this.assert_names_both_ways()
+    this.assert_same(np.float64)
+    this.assert_same(np.float32)
+    key = "tokens_to_token.attention1.w"  # the one that moves the logits least
+    other = this.read({**this.golden.weights, key: this.golden.weights[key] * np.float32(1.01)})
+    logits = this.compute(other)["logits_f64"]
+    assert relative_error(logits, this.golden.figures["logits_f64"]) > FLOAT64_BAR

@@ -150,6 +150,61 @@ def test_the_equations_are_the_papers(dtype, bar):
     assert relative_error(found[2], g.figures["transformer_attn_out_altaxis"]) > bar
 
 
+def test_attention_maps_are_the_figures(monkeypatch):
+    """Where tokens are read, and which tokens a cell of the map reads; in float64.
+
+    In float32 rounding alone moves these sharp softmaxes by 1.05e-5 of their spread.
+    """
+    maps: list[Any] = []
+    over_positions, attend = vt._over_positions, vt.attend
+
+    def read(scores, kind, axis):
+        maps.append(over_positions(scores, kind, axis))
+        return maps[-1]
+
+    def asked(q, k, v, **how):
+        one_hot = np.eye(k.shape[1], dtype=k.dtype)[None, :, None]
+        maps.append(attend(q, k, np.broadcast_to(one_hot, (*k.shape[:3], k.shape[1])), **how))
+        return attend(q, k, v, **how)
+
+    monkeypatch.setattr(vt, "_over_positions", read)
+    monkeypatch.setattr(vt, "attend", asked)
+
+    def shown(name):
+        first, second = stages(name)
+        params = jax.tree.map(
+            lambda x: np.asarray(x, np.float64), spelled(name, golden(name).weights)
+        )
+
+        def forward(params, x):
+            maps.clear()
+            if name == APPENDIX:
+                y, tokens = first.apply({"params": params["0"]}, x, None)
+                second.apply({"params": params["1"]}, y, tokens)
+                return maps[0], maps[3]  # behind a tokenizer come its Transformer and projector
+            tokens = vt.FilterTokenizer(5).apply({"params": params["0"]["tokenizer"]}, x)
+            again = vt.RecurrentTokenizer().apply({"params": params["1"]["tokenizer"]}, x, tokens)
+            told = vt.TokenTransformer().apply({"params": params["0"]["transformer"]}, again)
+            vt.Projector().apply({"params": params["0"]["projector"]}, x, told)
+            return (
+                maps[0],
+                maps[1],
+                again + jax.numpy.einsum("nqhk,nkc->nqc", maps[2], again),
+                maps[3],
+            )
+
+        with jax.enable_x64(True):
+            return jax.device_get(jax.jit(forward)(params, golden(name).images))
+
+    keys = ("filter_attn", "recurrent_attn", "transformer_attn_out", "projector_attn")
+    for key, x in zip(keys, shown(EQUATIONS), strict=True):
+        wanted = golden(EQUATIONS).figures[key]
+        assert relative_error(x.reshape(wanted.shape), wanted) <= FLOAT64_BAR, key
+    for key, x in zip(("coef1", "coef2"), shown(APPENDIX), strict=True):
+        ours = x.transpose(0, 3, 1, 2)  # [N, H · W, L, heads]
+        assert relative_error(ours, golden(APPENDIX).figures[key]) <= FLOAT64_BAR, key
+
+
 def test_every_tensor_of_the_appendix_counts_that_can():
     before = compute(APPENDIX, golden(APPENDIX).weights)
     unmoved = set()

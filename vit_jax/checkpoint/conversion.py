@@ -74,6 +74,7 @@ def convert(
     num_classes: int | None = None,
     drop_pre_logits: bool = False,
     channels: int | None = None,
+    patch_size: Size | None = None,
     dtype: str | None = None,
     part: str | None = None,
     allow: Allow = (),
@@ -94,6 +95,8 @@ def convert(
       drop_pre_logits: Whether to drop `pre_logits`, and with it the head that reads it.
       channels: The number of channels of the images that the new file is for, see
         `edits.with_channels`.
+      patch_size: (height, width) in pixels of the new file's patches, see `edits.with_patches`.
+        Without an image size there are as many of them.
       dtype: 'float32', 'float16' or 'bfloat16'; by default as stored.
       part: As for `open_source`.
       allow: As for `open_source`: 'other-function' goes on, too, where the target's library cannot
@@ -107,7 +110,14 @@ def convert(
     target = targets.target_of(to)
     with open_source(src, model, image_size, part=part, allow=allow) as source:
         plan = _planned(
-            source, image_size, resize_method, num_classes, drop_pre_logits, channels, dtype
+            source,
+            image_size,
+            resize_method,
+            num_classes,
+            drop_pre_logits,
+            channels,
+            patch_size,
+            dtype,
         )
         layout = _layout(to, target, plan)
         _prepare(plan, layout)
@@ -207,6 +217,7 @@ def _planned(
     num_classes: int | None,
     drop_pre_logits: bool,
     channels: int | None,
+    patch_size: Size | None,
     dtype: str | None,
 ) -> Plan:
     plan = Plan(source)
@@ -218,6 +229,11 @@ def _planned(
         plan.edit(edits.with_head(plan.config, plan.shapes, num_classes, size, stored))
     if channels is not None:
         plan.edit(edits.with_channels(plan.config, plan.shapes, channels))
+    if patch_size is not None:
+        grid = names.grid_of(plan.config, plan.size)
+        plan.edit(edits.with_patches(plan.config, plan.shapes, patch_size))
+        if grid is not None:
+            plan.size = grid[0] * patch_size[0], grid[1] * patch_size[1]
     if image_size is not None:
         old = plan.size
         plan.edit(edits.resized(plan.config, plan.shapes, old, image_size, resize_method))

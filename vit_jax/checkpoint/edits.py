@@ -4,6 +4,7 @@ Every entry point that changes weights, from Python, `convert`, `train` or `pari
 these functions. Nothing is computed before an edit is applied, see `names.applied`.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ from vit_jax.checkpoint import names
 from vit_jax.errors import UserError
 from vit_jax.families.family import Config, Edit, Shapes, Size, is_head
 from vit_jax.families.registry import get
+from vit_jax.families.resize import resample_patches
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -123,6 +125,46 @@ def with_channels(config: Config, shapes: Shapes, channels: int) -> Edit | None:
         f"{old} channels of the images become {channels}, {how}: {', '.join(kernels)}",
         changed=dict.fromkeys(kernels, fitted),
         config={"channels": channels},
+    )
+
+
+def with_patches(config: Config, shapes: Shapes, patch: Size) -> Edit | None:
+    """Fits the kernel that reads the patches to patches of another size, `resample_patches`.
+
+    The grid of patches stays as it is, so that the weights are then for images of another size.
+
+    Args:
+      config: Constructor fields.
+      shapes: The tensors' shapes by our names.
+      patch: (height, width) in pixels.
+
+    Returns:
+      None where the size is the same.
+
+    Raises:
+      UserError: for a model whose tokens are not read off patches side by side.
+    """
+    family = get(config)
+    old = None if family.stride is None else tuple(family.stride(config))
+    kernels = [name for name in family.stem(config) if name in shapes]
+    field = next((name for name in ("patches", "patch_size") if name in config), None)
+    if field is None or len(kernels) != 1 or shapes[kernels[0]][:2] != old:
+        raise UserError(
+            f"{names.called(config)} reads no patches that lie side by side with one kernel: their "
+            "size cannot be changed"
+        )
+    if family.predicts_pixels:
+        raise UserError(
+            f"{names.called(config)} predicts the pixels of its patches, whose size cannot be "
+            "changed; that of its encoder alone can, --part encoder"
+        )
+    if old == patch:
+        return None
+    told = {"size": patch} if field == "patches" else patch[0] if patch[0] == patch[1] else patch
+    return Edit(
+        f"patches of {old} pixels become {patch}, resampled by the pseudo-inverse: {kernels[0]}",
+        changed={kernels[0]: functools.partial(resample_patches, new=patch)},
+        config={field: told},
     )
 
 

@@ -62,6 +62,11 @@ class Model:
     text: Text | None = None
     licence: str = ""
 
+    @property
+    def flexible(self) -> tuple[int, int] | None:
+        """The side of a patch and the number of patches of an image; see `Family.flexible`."""
+        return get(self.config).flexible(self.config)
+
     def metadata(self) -> dict[str, Any]:
         """In the words of our own metadata, which `recorded.read` understands.
 
@@ -211,9 +216,15 @@ class Facts:
             self.licence,
         )
 
+    @property
+    def resize_method(self) -> str | None:
+        """How positions are resized where nobody asks for another way; None where they are not."""
+        family = None if self.config is None else get(self.config)
+        return None if family is None or family.resize is None else family.resize_method
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        fields = dict(vars(self))
+        fields = dict(vars(self)) | {"resize_method": self.resize_method}
         fields["preprocess"] = self.preprocess and self.preprocess.to_dict()
         fields["text"] = self.text and self.text.to_dict()
         fields["candidates"] = [c.described() for c in self.candidates]

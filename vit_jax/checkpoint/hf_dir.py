@@ -22,6 +22,7 @@ from vit_jax.errors import UserError
 from vit_jax.families.family import Config, HuggingFace, Size, channels
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import get
+from vit_jax.families.text import TOKENIZER_SETTINGS
 
 _FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---", re.DOTALL)
 _ENTRY = re.compile(r"^([\w-]+):(?:[ \t]*\r?\n[ \t]*-)?[ \t]+(\S[^\r\n]*)", re.MULTILINE)
@@ -65,13 +66,15 @@ def is_weights(path: pathlib.Path) -> bool:
 def read(path: pathlib.Path) -> dict[str, Any]:
     """What lies beside weights of this path, by name of file; {} if their name is of no directory.
 
-    JSON objects: CONFIG and PREPROCESSOR, or OPEN_CLIP; and of CARD what its front matter says.
+    JSON objects: CONFIG and PREPROCESSOR, or OPEN_CLIP; TOKENIZER_SETTINGS; and of CARD what
+    its front matter says.
 
     Raises UserError for a file that is not readable.
     """
     description = description_of(path.name)
     names = [] if description is None else [description]
     names += [PREPROCESSOR] if description == CONFIG else []
+    names += [] if description is None else [TOKENIZER_SETTINGS]
     beside = {name: path.parent / name for name in names if (path.parent / name).exists()}
     found = {name: _json(file) for name, file in beside.items()}
     if (found or hub.origin(path)) and (path.parent / CARD).exists():

@@ -84,7 +84,11 @@ def identify(
     """What a checkpoint is, by its contents, without reading more of it than its head.
 
     Args:
-      path, model, image_size, part, allow: As for `load`.
+      path: As for `load`.
+      model: As for `load`.
+      image_size: As for `load`.
+      part: As for `load`.
+      allow: As for `load`.
       every_number: Whether to look, too, for numbers that are NaN or infinite, and for biases that
         are zero: reads the whole.
 
@@ -154,7 +158,8 @@ def inspect_params(
     Args:
       params: Nested dict.
       expected: Nested dict.
-      fail_if_extra, fail_if_missing: Whether a difference is an error or only logged.
+      fail_if_extra: Whether a name that is not expected is an error, or only logged.
+      fail_if_missing: Whether a missing name is an error, or only logged.
 
     Returns:
       `params`.
@@ -208,8 +213,8 @@ def load_pretrained(
         models with running statistics need; for the head and for every name and shape. If their
         blocks are stacked, so are the result's.
       model_config: Registered name, config or linen module.
-      old_grid, new_grid: (rows, columns) of the file's and the model's patches where they form
-        no square.
+      old_grid: (rows, columns) of the file's patches, where they form no square.
+      new_grid: (rows, columns) of the model's patches, where they form no square.
 
     Returns:
       Nested dict with the names, shapes and dtypes of `init_params`; a cast is logged.

@@ -7,6 +7,7 @@ that the original code reads, which is 'linen' where a family says nothing else.
 
 import contextlib
 import functools
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,10 +51,11 @@ KEPT_OF = 4
 
 
 class _Frozen:
-    """A config as a key of a cache, equal where its text is."""
+    """A config as a key of a cache, equal where its JSON is, in which lists are tuples too."""
 
     def __init__(self, config: Config):
-        self.config, self._text = dict(config), repr(sorted(config.items()))
+        self.config = dict(config)
+        self._text = json.dumps(self.config, sort_keys=True, default=repr)
 
     def __hash__(self) -> int:
         return hash(self._text)

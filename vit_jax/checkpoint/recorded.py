@@ -26,7 +26,7 @@ from vit_jax.families.registry import (
     of_repository,
     registered,
 )
-from vit_jax.families.text import Text
+from vit_jax.families.text import TOKENIZER_SETTINGS, Text, tokenizer_kind
 
 # timm's arguments that tell apart models of one name: how tokens are pooled, and the activation.
 _POOLING = ("global_pool", "class_token", "fc_norm")
@@ -48,6 +48,7 @@ class Recorded:
       image_size: (height, width) in pixels.
       preprocess: How images are prepared.
       text: How texts are.
+      tokenizer: The kind of tokenizer that lies beside the weights, see `Text.kind`.
       class_names: In the order of the logits.
       history: The conversions that the file has been through, oldest first.
       notes: What was damaged, and what computes otherwise than our model.
@@ -65,6 +66,7 @@ class Recorded:
     image_size: Size | None = None
     preprocess: Preprocess | None = None
     text: Text | None = None
+    tokenizer: str | None = None
     class_names: list[str] | None = None
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -132,6 +134,7 @@ def read_beside(beside: Mapping[str, Any]) -> Recorded:
         _read_timm(config, found, hf_dir.CONFIG)
     if hf_dir.OPEN_CLIP in beside:
         _read_open_clip(beside[hf_dir.OPEN_CLIP], found)
+    found.tokenizer = tokenizer_kind(beside.get(TOKENIZER_SETTINGS, {}))
     found.licence = hf_dir.licence(beside.get(hf_dir.CARD, {})) or found.licence
     return found
 

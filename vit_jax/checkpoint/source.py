@@ -26,7 +26,7 @@ from vit_jax.families.family import Config, Size, channels, is_head
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import get
 from vit_jax.families.rules import listed
-from vit_jax.families.text import Text
+from vit_jax.families.text import Text, vocabulary_in
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +152,7 @@ def open_source(
             _reduce(found, given, archive, tower)
         view, skipped, notes = _parameters(archive, part)
         found.notes[:0] = notes
-        is_directory = hf_dir.CONFIG in beside
-        known = _facts(given, archive, view, found, model, image_size, skipped, is_directory)
+        known = _facts(given, archive, view, found, model, image_size, skipped, beside)
         if OTHER_FUNCTION in allowed:
             known = dataclasses.replace(known, other_function="")
         return Source(archive, view, known, image_size, allowed)
@@ -216,14 +215,14 @@ def _facts(
     model: Any,
     image_size: Size | None,
     skipped: list[str],
-    is_directory: bool,
+    beside: Mapping[str, Any],
 ) -> Facts:
     shapes = {n: s.shape for n, s in view.specs.items()}
     decision = facts.decide(path, shapes, found, model, image_size)
     chosen = decision.chosen
     common = {
         "path": path,
-        "format": "hf" if is_directory else archive.format,
+        "format": "hf" if hf_dir.CONFIG in beside else archive.format,
         "recorded": found.config is not None,
         "history": found.history,
         "skipped": tuple(skipped),
@@ -275,7 +274,7 @@ def _facts(
     spec = decision.spec
     fallback = spec.preprocess if spec is not None else Preprocess()
     preprocess = found.preprocess or fallback
-    folder = archive.path.parent if is_directory else None
+    folder = archive.path.parent if beside else None
     text = _text(found, None if spec is None else spec.weights.text, chosen.config, folder)
     if preprocess.channels != (count := channels(chosen.config)):
         preprocess = preprocess.for_channels(count)
@@ -308,22 +307,25 @@ def _facts(
 def _text(
     found: recorded.Recorded, published: Text | None, config: Config, folder: pathlib.Path | None
 ) -> Text | None:
-    """How texts are prepared: as recorded, or as published, with the vocabulary of the folder.
+    """How texts are prepared: as the folder says, as recorded, or as published.
 
     Args:
       found: What is recorded.
       published: What is known of the registered model.
       config: The model's.
-      folder: Of which the file is a part; None for a file alone.
+      folder: Of which the file is a part, whose vocabulary is taken; None for a file alone.
     """
     family = get(config)
     if "tokens" not in family.inputs:
         return None
-    if found.text is not None:
-        return found.text
-    usual = published or next(iter(family.architectures.values())).default.text
-    own = usual.lying_in(folder) if usual is not None and folder is not None else None
-    return published if own is None else dataclasses.replace(own, length=family.text_length(config))
+    told = found.text or published
+    usual = told or next(iter(family.architectures.values())).default.text
+    kind = found.tokenizer or (usual and usual.kind)
+    path = None if folder is None or kind is None else vocabulary_in(folder, kind)
+    if kind is None or path is None:
+        return told
+    length = family.text_length(config) if found.text is None else found.text.length
+    return Text(kind, hub.origin(path) or str(path), length)
 
 
 def _goes_on(differ: list[str], chosen: recognise.Candidate) -> str:

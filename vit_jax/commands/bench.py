@@ -4,6 +4,9 @@
 
 Ours and theirs take turns in one process; medians, with the least and the most beside them. On a
 GPU: --dtype bfloat16 --against timm-compiled.
+
+--history FILE keeps what was measured, and says whether it is slower than before or noise;
+--fail-if-slower ends with status 1 then.
 """
 
 import argparse
@@ -16,9 +19,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.commands import common
-from vit_jax.errors import UserError
+from vit_jax.errors import Status, UserError
 
 if TYPE_CHECKING:
+    from vit_jax.bench.history import Verdict
     from vit_jax.bench.measuring import Timing
 
 PEERS = ("timm", "timm-compiled", "none")
@@ -33,6 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attend", default="auto", metavar="NAME", help="as config.attend (auto)")
     parser.add_argument("--against", choices=PEERS, default="timm", help="the peer (timm)")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="timed (10)")
+    parser.add_argument("--history", metavar="FILE.jsonl", help="compare with it, and add to it")
+    parser.add_argument(
+        "--fail-if-slower", action="store_true", help="status 1 on a regression against --history"
+    )
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     common.add_json_option(parser)
 
@@ -41,14 +49,61 @@ def run(args: argparse.Namespace) -> None:
     for name in ("batch", "image_size", "rounds"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.fail_if_slower and not args.history:
+        raise UserError("--fail-if-slower needs --history FILE, which says how fast it was")
+    from vit_jax.bench import history
+
+    earlier = history.read(args.history) if args.history else []
     # Both frameworks share the card's memory. JAX reads this when it first looks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from vit_jax.devices import allocator
     from vit_jax.layers.attention import choice
 
     choice.check(args.attend)
+    allocator.keep_memory()  # as `vit-jax train` does; the peer's memory comes from there too
     measured = {name: _measure(name, args) for name in args.models}
+    verdicts = _kept(args, measured, earlier) if args.history else {}
+    _show(args, measured, verdicts)
+    if args.fail_if_slower and any(verdict.slower for verdict in verdicts.values()):
+        raise SystemExit(Status.FAILED)
+
+
+def _kept(
+    args: argparse.Namespace,
+    measured: "dict[str, list[Timing]]",
+    earlier: list[dict[str, Any]],
+) -> "dict[str, Verdict]":
+    """How each model's speed compares with the file's; the file then has the new ones too."""
+    from vit_jax.bench import history
+
+    shape = ("mode", "batch", "image_size", "dtype", "attend", "against")
+    about = {key: getattr(args, key) for key in shape}
+    about |= {"machine": platform.node(), "device": _about()["device"]}
+    new = {
+        name: history.entry(
+            about | {"model": name}, timings[0].seconds, [s for t in timings[1:] for s in t.seconds]
+        )
+        for name, timings in measured.items()
+    }
+    when = {key: _about()[key] for key in ("date", "versions")}
+    dated = [{**found, **when} for found in new.values()]
+    history.append(args.history, dated)
+    return {name: history.judge(found, earlier) for name, found in new.items()}
+
+
+def _show(
+    args: argparse.Namespace,
+    measured: "dict[str, list[Timing]]",
+    verdicts: "dict[str, Verdict]",
+) -> None:
     if args.json:
-        common.print_json({**_about(), "results": [_result(n, t) for n, t in measured.items()]})
+        results = [
+            {**_result(name, timings), "history": verdicts[name]._asdict()}
+            if name in verdicts
+            else _result(name, timings)
+            for name, timings in measured.items()
+        ]
+        common.print_json({**_about(), "results": results})
         return
     rows = [row for name, timings in measured.items() for row in _rows(name, timings)]
     columns = ("model", "who", ">ms", ">range", ">images/s", ">of peer", ">utilisation", ">memory")
@@ -58,6 +113,8 @@ def run(args: argparse.Namespace) -> None:
         common.print_table(columns, rows)
     about = _about()
     print(f"{about['date']}, {about['device']}, {about['versions']}: {about['command']}")
+    for name, verdict in verdicts.items():
+        print(f"{name}: {verdict.text}")
 
 
 def _measure(name: str, args: argparse.Namespace) -> "list[Timing]":

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vit_jax import json_text, stores
+from vit_jax import json_text, stores, waiting
 from vit_jax.errors import UserError, some
 
 if TYPE_CHECKING:
@@ -171,7 +171,6 @@ def print_json(value: Any) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Prints to stdout; a column whose name starts with `>` holds numbers, set to the right."""
     import rich.box
-    import rich.console
     import rich.table
     import rich.text
 
@@ -185,9 +184,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         # Text, not str: rich would read [brackets] in a class's name as markup.
         table.add_row(*map(rich.text.Text, row))
-    console = rich.console.Console()
-    if not console.is_terminal:
-        console = rich.console.Console(width=_UNLIMITED)
+    console = waiting.console(width=None if sys.stdout.isatty() else _UNLIMITED)
     with console.capture() as rendered:
         console.print(table)
     # Not printed by rich, which answers a broken pipe with an exit status of its own.
@@ -215,10 +212,9 @@ def print_records(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """The items, with a bar on stderr when that is a terminal."""
-    import rich.console
     import rich.progress
 
-    console = rich.console.Console(stderr=True)
+    console = waiting.console(stderr=True)
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),

@@ -11,9 +11,9 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from vit_jax import stores
+from vit_jax import stores, waiting
 from vit_jax.commands import common
-from vit_jax.errors import UserError, some
+from vit_jax.errors import UserError, some, suggest
 
 if TYPE_CHECKING:
     from vit_jax.checkpoint import Conversion
@@ -42,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resize-method",
-        choices=("official", "timm"),
-        help="whose interpolation (default: that of the family's own code)",
+        metavar="NAME",
+        help="how: official, timm, bilinear or bicubic (PyTorch's without antialiasing, as in "
+        "transformers), or dino (default: that of the family's own code, which inspect tells)",
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="a new head of zeros; 0: none")
     parser.add_argument(
@@ -51,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="channels of the images to fit the weights to, as timm does it",
+    )
+    parser.add_argument(
+        "--patch-size",
+        type=common.image_size,
+        metavar="N|HxW",
+        help="pixels of a patch, as in FlexiViT: the kernel that reads it is resampled; as many "
+        "patches make another image size, unless --image-size asks for one",
     )
     parser.add_argument(
         "--drop-pre-logits",
@@ -62,7 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from vit_jax.checkpoint import convert, targets
+    from vit_jax.families.resize import METHODS
 
+    if args.resize_method not in (None, *METHODS):
+        raise UserError(
+            f"unknown --resize-method {args.resize_method!r}."
+            f"{suggest(args.resize_method, METHODS)} Known: {', '.join(METHODS)}"
+        )
     src, dst = pathlib.Path(args.src), pathlib.Path(args.dst)
     suffixes = targets.target_of(args.to).suffixes
     if suffixes and dst.suffix not in suffixes:
@@ -84,6 +98,7 @@ def run(args: argparse.Namespace) -> None:
             num_classes=args.num_classes,
             drop_pre_logits=args.drop_pre_logits,
             channels=args.channels,
+            patch_size=args.patch_size,
             dtype=args.dtype,
             part=args.part,
             allow=args.allow,
@@ -115,10 +130,9 @@ def _report(done: "Conversion") -> Iterator[tuple[str, str]]:
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes on stderr when that is a terminal."""
-    import rich.console
     import rich.progress
 
-    console = rich.console.Console(stderr=True)
+    console = waiting.console(stderr=True)
     columns = (
         rich.progress.TextColumn("converting"),
         rich.progress.BarColumn(),

@@ -79,7 +79,9 @@ def facts(found: "Facts") -> Iterator[tuple[str, str]]:
     dtypes = ", ".join(f"{dtype} × {n}" for dtype, n in found.dtypes.items())
     yield "parameters", f"{found.num_params:,} in {len(found.tensors)} tensors ({dtypes})"
     if found.grid:
-        yield "positions", f"a grid of {found.grid[0]} × {found.grid[1]} patches"
+        method = found.resize_method
+        resized = f", resized by the method {method!r}" if method else ""
+        yield "positions", f"a grid of {found.grid[0]} × {found.grid[1]} patches{resized}"
     if found.image_size:
         yield "image size", f"{found.image_size[0]} × {found.image_size[1]} pixels"
     if found.config is not None:

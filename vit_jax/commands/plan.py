@@ -4,6 +4,10 @@
 
 Exactly the step that `vit-jax train` would run, with its shardings, compiled by the TPU's own
 compiler. Without --topology: for the devices of this machine.
+
+  vit-jax plan --compare A.json B.json
+
+What differs between two plans that --json printed; nothing is compiled.
 """
 
 import argparse
@@ -23,8 +27,10 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", required=True, metavar="FILE.py[:ARGUMENT]", help="file with get_config()"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="FILE.py[:ARGUMENT]", help="file with get_config()")
+    what.add_argument(
+        "--compare", nargs=2, metavar="FILE.json", help="tell the difference of two plans"
     )
     parser.add_argument(
         "--topology", metavar="NAME", help="a TPU slice, such as v5e:16x16, or several: 2*v5e:16x16"
@@ -50,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.compare:
+        if args.topology or args.set or args.fit or args.chart:
+            raise UserError("--compare reads two finished plans: of other options it takes --json")
+        return _compare(*args.compare, as_json=args.json)
     if args.classes < 1:
         raise UserError(f"--classes must be at least 1; got {args.classes}")
     if args.chart is not None:
@@ -71,6 +81,28 @@ def run(args: argparse.Namespace) -> None:
             plan = _plan(config, args)
             _show(plan, args)
             _require_fit(plan)
+    return None
+
+
+def _compare(first: str, second: str, as_json: bool) -> None:
+    from vit_jax.plan import compare
+
+    plans = [compare.read(path) for path in (first, second)]
+    if as_json:
+        return common.print_json(compare.to_dict(*plans))
+    for line in compare.changed(*plans) or ["The two are of the same devices, mesh and batch."]:
+        print(line)
+    columns = (">first", ">second", ">difference", ">ratio")
+    common.print_table(
+        ("on each device, a step", *columns), [row.cells() for row in compare.rows(*plans)]
+    )
+    for title, found in (
+        ("HBM traffic of a class", compare.class_rows(*plans)),
+        ("collective", compare.collective_rows(*plans)),
+    ):
+        if found:
+            common.print_table((title, *columns), [row.cells() for row in found])
+    return None
 
 
 def _plan(config: "ConfigDict", args: argparse.Namespace) -> "Plan":

@@ -52,6 +52,11 @@ def over_files(weights: "Weights", paths: list[str], batch: int) -> dict[str, fl
     from vit_jax.models import from_config
 
     known = weights.model
+    if known.flexible is not None:
+        raise UserError(
+            f"{known.name} has as many tokens as an image has patches, and is filled up to the "
+            "length of a batch: its tokens are not compared"
+        )
     model = from_config(unscanned(known.config), num_classes=known.num_classes)
     loaded = inference.LoadedModel(weights, model, weights.one_by_one())
     forward = jax.jit(lambda variables, images: similarity_by_depth(model, variables, images))

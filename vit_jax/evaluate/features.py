@@ -13,8 +13,9 @@ from vit_jax.evaluate.fewshot import Examples
 from vit_jax.families.family import is_head
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.families.registry import require_images
+from vit_jax.input_pipeline.patches import prepared
 from vit_jax.input_pipeline.records import Source, Subset
-from vit_jax.input_pipeline.transforms import Decode, preprocess_image
+from vit_jax.input_pipeline.transforms import Decode
 
 # The number of images that a device passes through the model at once. It is one number for runs
 # and for commands, so that both find the same features to the last bit.
@@ -63,16 +64,20 @@ def make_feature_step(model: Any, shards: int = 1) -> Callable[[Any, Any], Any]:
 class Prepare:
     """A pipeline's transform that decodes and preprocesses a stored example.
 
+    Attributes:
+      preprocess, flexible: As for `input_pipeline.patches.prepared`.
+
     Raises:
       UserError: from a call, for an example with several labels.
     """
 
     preprocess: Preprocess
+    flexible: tuple[int, int] | None = None
 
     def __call__(self, record: dict[str, Any], rng: Any = None) -> dict[str, Any]:
         label = np.int32(_label(record))
         pixels = Decode(self.preprocess.channels)(record)["image"]
-        return {"image": preprocess_image(pixels, self.preprocess), "label": label}
+        return {"image": prepared(pixels, self.preprocess, self.flexible), "label": label}
 
 
 class FeatureModel:
@@ -91,7 +96,7 @@ class FeatureModel:
 
         known = weights.model
         step = make_feature_step(feature_model(known.config))
-        self.prepare = Prepare(known.preprocess)
+        self.prepare = Prepare(known.preprocess, known.flexible)
         self._variables = jax.device_put(without_head(weights.for_model()))
         # The model runs on one device, with the attention that is chosen around the call.
         self._forward = jax.jit(attending()(step))
@@ -103,8 +108,11 @@ class FeatureModel:
         """The model of a run or a checkpoint; arguments and errors of `inference.load_weights`."""
         return cls(inference.load_weights(path, model, **how))
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Images [N, height, width, channels] to features [N, D]; compiles once for each shape."""
+    def __call__(self, images: Any) -> np.ndarray:
+        """Images [N, height, width, channels], or a `PatchBatch`, to features [N, D].
+
+        It compiles once a shape.
+        """
         return np.asarray(self._forward(self._variables, images))
 
     def over(self, batches: Iterable[Any], num_classes: int) -> Examples:

@@ -58,7 +58,7 @@ def plot(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> None:
     if out.suffix not in FORMATS:
         raise UserError(f"cannot draw into {str(out)!r}: expected a file name in .png or .svg")
     runs = {name: _run(workdir) for name, workdir in zip(names(workdirs), workdirs, strict=True)}
-    _require_matplotlib()
+    require_matplotlib()
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
@@ -108,7 +108,8 @@ def _run(workdir: str | os.PathLike) -> list[dict[str, float]]:
     return lines
 
 
-def _require_matplotlib() -> None:
+def require_matplotlib() -> None:
+    """Raises UserError where Matplotlib is missing."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.patches import mapped, stacked
 
 if TYPE_CHECKING:
     from vit_jax.inference import Classifier, ImageReader
@@ -52,14 +53,14 @@ class Read(NamedTuple):
     Attributes:
       number: Place of the image in the stream, from 1.
       name: The path of its file, or what its dataset calls it.
-      image: float32 [height, width, channels]; None where it could not be read.
+      image: As `ImageReader.preprocess` gives it; None where it could not be read.
       error: Why it could not be read; else ''.
       beside: What else its record holds.
     """
 
     number: int
     name: str
-    image: np.ndarray | None
+    image: Any
     error: str
     beside: Mapping[str, Any]
 
@@ -176,11 +177,9 @@ def _groups(reads: Iterable[Read], batch: int) -> Iterator[list[Read]]:
         yield group
 
 
-def _filled(images: list[np.ndarray], size: int) -> np.ndarray:
-    """[size, H, W, C]: the images, and zeros after them, so that one program serves every batch."""
-    filled = np.zeros((size, *images[0].shape), images[0].dtype)
-    np.stack(images, out=filled[: len(images)])
-    return filled
+def _filled(images: list[Any], size: int) -> Any:
+    """A batch of `size`: the images, and zeros after them, so that one program serves all."""
+    return stacked(images + [mapped(np.zeros_like, images[0])] * (size - len(images)))
 
 
 def _with_rows(reads: list[Read], found: Any) -> Iterator[tuple[Read, np.ndarray | None]]:

@@ -53,13 +53,12 @@ def similarity_by_depth(
 
     def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = call(*args, **kwargs)
-        if context.method_name == "__call__" and _is_block(context.module):
-            x = _tokens(output, len(images))
+        if context.method_name == "__call__" and is_block(context.module):
+            x = tokens_of(output, len(images))
             found["/".join(context.module.path)] = mean_similarity(x)
         return output
 
-    if getattr(model, "scan", False) or (getattr(model, "transformer", None) or {}).get("scan"):
-        raise UserError("the layers of a model that scans them cannot be looked at: scan=False")
+    require_unscanned(model)
     with nn.intercept_methods(record):
         model.apply(variables, images, train=False)
     if not found:
@@ -67,7 +66,13 @@ def similarity_by_depth(
     return found
 
 
-def _tokens(output: Any, images: int) -> jax.Array:
+def require_unscanned(model: nn.Module) -> None:
+    """Raises UserError for a model that scans its blocks: only a loop has a body to look into."""
+    if getattr(model, "scan", False) or (getattr(model, "transformer", None) or {}).get("scan"):
+        raise UserError("the layers of a model that scans them cannot be looked at: scan=False")
+
+
+def tokens_of(output: Any, images: int) -> jax.Array:
     """The tokens of the images [N, T, D], of what a block gives.
 
     Beside them a block may give others: tokens inside each patch [N · T, …], or attention weights
@@ -78,7 +83,7 @@ def _tokens(output: Any, images: int) -> jax.Array:
     return x.reshape(images, -1, x.shape[-1])
 
 
-def _is_block(module: nn.Module) -> bool:
+def is_block(module: nn.Module) -> bool:
     """Whether this is one of a stack of blocks, which are numbered: `encoderblock_3`."""
     name, _, number = (module.name or "").rpartition("_")
     return number.isdecimal() and name.lower().endswith("block") and "mlp" not in name.lower()

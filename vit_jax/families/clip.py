@@ -27,8 +27,8 @@ VISION, BOTH, TEXTS = "clip_vision", "clip", "clip_text"
 QUICK, ERF = "quick_gelu", "gelu"
 # The activations, and whose weights are made for each.
 ACTIVATIONS = {
-    QUICK: "x σ(1.702 x), of OpenAI, MetaCLIP, DFN's L/14 and H/14, and LAION-400M's B/32",
-    ERF: "the erf form of GELU, of LAION-2B, DataComp, DFN's B/16, and LAION-400M's others",
+    QUICK: "x σ(1.702 x), of OpenAI, MetaCLIP, DFN but for L/14 39B, and LAION-400M's B/32",
+    ERF: "the erf form of GELU, of LAION-2B, DataComp, DFN's L/14 39B, and LAION-400M's others",
 }
 ASKED = "its activation, which is no tensor: " + "; ".join(
     f"{name!r} is {what}" for name, what in ACTIVATIONS.items()
@@ -75,11 +75,12 @@ def text_tower(size: str, activation: str) -> dict[str, Any]:
 _HALF = (0.5, 0.5, 0.5)
 _MIT, _META, _APPLE = "MIT", "CC-BY-NC-4.0", "Apple-ASCL"
 _LICENCES = {"metaclip": _META, "dfn": _APPLE}  # by the beginning of a tag; others are MIT's
-# Activation -> (size, patch) -> image size -> tags of timm's weights.
+# Activation -> (size, patch) -> image size -> tags of timm's weights. The activation is what
+# open_clip 3.3.0 says of each (`quick_gelu` in its table of weights); timm says it of most.
 _TOWERS: dict[str, dict[tuple[str, int], dict[int, tuple[str, ...]]]] = {
     QUICK: {
         ("base", 32): {224: ("openai", "laion400m_e32", "metaclip_400m", "metaclip_2pt5b")},
-        ("base", 16): {224: ("openai", "metaclip_400m", "metaclip_2pt5b")},
+        ("base", 16): {224: ("openai", "dfn2b", "metaclip_400m", "metaclip_2pt5b")},
         ("large", 14): {
             224: ("openai", "dfn2b", "metaclip_400m", "metaclip_2pt5b"),
             336: ("openai",),
@@ -89,7 +90,7 @@ _TOWERS: dict[str, dict[tuple[str, int], dict[int, tuple[str, ...]]]] = {
     },
     ERF: {
         ("base", 32): {224: ("laion2b", "datacompxl"), 256: ("datacompxl",)},
-        ("base", 16): {224: ("laion2b", "laion400m_e32", "datacompxl", "dfn2b")},
+        ("base", 16): {224: ("laion2b", "laion400m_e32", "datacompxl")},
         ("large", 14): {224: ("laion2b", "laion400m_e32", "datacompxl", "dfn2b_s39b")},
         ("huge", 14): {224: ("laion2b", "metaclip_altogether")},
         ("giant", 14): {224: ("laion2b",)},
@@ -175,6 +176,7 @@ _MODELS: dict[str, _Published] = {
         "base", 16, 224, QUICK,
         {
             "openai": "openai/clip-vit-base-patch16",
+            "dfn2b": "apple/DFN2B-CLIP-ViT-B-16",
             "metaclip_400m": "facebook/metaclip-b16-400m",
             "metaclip_2pt5b": "facebook/metaclip-b16-fullcc2.5b",
         },
@@ -216,7 +218,6 @@ _MODELS: dict[str, _Published] = {
         {
             "laion2b": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
             "datacompxl": "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
-            "dfn2b": "apple/DFN2B-CLIP-ViT-B-16",
         },
     ),
     "CLIP-ViT-L-14-laion2B-s32B-b82K": (

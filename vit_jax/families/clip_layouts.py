@@ -117,14 +117,18 @@ def _torch_vision(config: Config) -> Table:
     )
 
 
-def _torch_text(config: Config) -> Table:
+def torch_text(config: Config) -> Table:
+    """A text tower without its projection, as open_clip has those of other families too."""
     return (
         rule("token_embedding.weight", "Embed_0/embedding")
         + rule("positional_embedding", "pos_embedding", "l d -> 1 l d")
         + _torch_blocks(config, TEXT)
         + under("ln_final", "Encoder_0/encoder_norm", NORM)
-        + rule("text_projection", "head/kernel")
     )
+
+
+def _torch_text(config: Config) -> Table:
+    return torch_text(config) + rule("text_projection", "head/kernel")
 
 
 def _torch_both(config: Config) -> Table:

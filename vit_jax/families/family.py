@@ -356,7 +356,7 @@ class Family:
     shapes: Callable[[Config, int, Size], dict[str, Shape] | None] | None = None
     infer: Callable[[Shapes], dict[str, Any]] | None = None
     fit: Callable[[Config, Config], dict[str, Any] | None] | None = None
-    flexible: Callable[[Config], tuple[int, int]] | None = None
+    flexible: Callable[[Config], tuple[int, int] | None] = lambda config: None
     labels_tokens: bool = False
     forms: tuple[Config, ...] = ()
 

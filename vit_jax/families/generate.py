@@ -1,4 +1,4 @@
-"""Writes what is generated from the families: `sizes.json`, `fingerprints.json`, README's table.
+"""Writes what is generated from the families: sizes, fingerprints, the table of docs/models.md.
 
 `python -m vit_jax.families.generate` does it, without computing anything; run it after a family was
 added or changed. That takes minutes: with names of families behind it only these are counted, and
@@ -24,7 +24,7 @@ from vit_jax.families.sizes import Size
 from vit_jax.variables import arrays, named
 
 _ROOT = pathlib.Path(__file__).parents[2]
-README = _ROOT / "README.md"
+TABLE = _ROOT / "docs" / "models.md"
 ERRORS = _ROOT / "benchmarks" / "zoo.json"  # measured by benchmarks/zoo.py
 BEGIN, END = "<!-- families: generated -->", "<!-- families: end -->"
 
@@ -105,8 +105,8 @@ def _without_head(table: Callable[[Config], Table]) -> Callable[[Config], Table]
     return lambda config: [r for r in table(config) if not is_head(r.ours[0])]
 
 
-def readme_rows() -> list[str]:
-    """The README's table of families: the header, and one line each."""
+def table_rows() -> list[str]:
+    """The table of families: the header, and one line each."""
     errors = json.loads(ERRORS.read_text())
     known = sizes.recorded()
     lines = [
@@ -142,11 +142,11 @@ def _range(values: list[float]) -> str:
     return low if low == high else f"{low} – {high}"
 
 
-def with_table(readme: str) -> str:
-    """The README's text with the table of families between its markers."""
-    before, rest = readme.split(BEGIN)
+def with_table(page: str) -> str:
+    """The page's text with the table of families between its markers."""
+    before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    table = "\n".join(readme_rows())
+    table = "\n".join(table_rows())
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
@@ -161,8 +161,8 @@ def main(changed: Collection[str] = ()) -> None:
     sizes.FILE.write_text(f"{{\n{lines}\n}}\n")
     rows = ",\n".join(f"  {json.dumps(row)}" for row in fingerprint_rows())
     fingerprints.FILE.write_text(f"[\n{rows}\n]\n")
-    README.write_text(with_table(README.read_text()))
-    print(f"{len(registered())} models: {sizes.FILE}, {fingerprints.FILE} and {README} written")
+    TABLE.write_text(with_table(TABLE.read_text()))
+    print(f"{len(registered())} models: {sizes.FILE}, {fingerprints.FILE} and {TABLE} written")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from vit_jax.families.family import (
     Family,
     HuggingFace,
     Layout,
+    Pairs,
     Size,
     is_head,
 )
@@ -109,6 +110,17 @@ _SHIPPED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
 _OURS = {"hidden_act": "gelu", "layer_norm_eps": 1e-6}
 
 
+def _hf_points(config: Config) -> Pairs:
+    stack = "Transformer/encoderblock_"
+    encoder = [
+        (f"{ENCODER}/{stack}{i}", f"vit.encoder.layer.{i}") for i in range(config["num_layers"])
+    ]
+    depth = config["decoder"]["num_layers"]
+    return encoder + [
+        (f"{DECODER}/{stack}{i}", f"decoder.decoder_layers.{i}") for i in range(depth)
+    ]
+
+
 def _write_hf(config: Config, image_size: Size) -> dict[str, Any]:
     decoder = config["decoder"]
     return hf.write_encoder(
@@ -166,6 +178,7 @@ FAMILIES = {
             "hf": Layout(
                 _hf,
                 respell=hf.respelling("vit.", live=_LIVE, heads=("decoder.",)),
+                points=_hf_points,
                 differences=lambda config: [Difference("LayerNorm eps", "1e-6", "1e-12")],
                 build=HuggingFace(
                     "vit_mae",
@@ -180,7 +193,8 @@ FAMILIES = {
         small=always({**SMALL, "decoder": SMALL}),
         inputs=("images", "kept"),
         parts=lambda config: {ENCODER: encoder_config(config)},
-        reference="torch",
+        reference="hf",
+        figures="official figures and transformers",
         frozen=lambda config: tuple(f"{part}/{POSITIONS}" for part in _TABLES),
         stem=lambda config: (f"{ENCODER}/embedding/kernel",),
         predicts_pixels=True,

@@ -113,6 +113,7 @@ FAMILIES = {
             "hf": siglip_layouts.hf_both(
                 "siglip2", "Siglip2Model", VISION, _MODELS, lambda vision: _PIXELS
             ),
+            "open_clip": siglip_layouts.open_clip_both(_MODELS),
             "big_vision": naflex_layouts.flat(siglip_layouts.big_vision_both(POSITIONS_OF_ANY)),
         },
         reference="hf",

@@ -277,6 +277,17 @@ def family_of_class(cls: type) -> str:
 
 # Fields that change neither a tensor nor, in float32 and float64, a result.
 SPEED = ("scan", "remat", "dtype")
+
+
+def without_speed(config: Config) -> dict[str, Any]:
+    """The config without the fields `SPEED`, in its encoder and its towers, too."""
+    return {
+        field: without_speed(x) if isinstance(x, Mapping) else x
+        for field, x in config.items()
+        if field not in SPEED
+    }
+
+
 _NOT_OF_A_CONFIG = ("parent", "name", "num_classes")  # fields of a linen module
 
 

@@ -17,9 +17,18 @@ from collections.abc import Callable
 import numpy as np
 
 from vit_jax.errors import UserError
-from vit_jax.layers.interpolation import half_pixel_weights, keys_cubic, linear, torch_bicubic
+from vit_jax.layers.interpolation import (
+    antialiased_weights,
+    half_pixel_weights,
+    keys_cubic,
+    linear,
+    normalised,
+    torch_bicubic,
+)
 
 Grid = tuple[int, int]
+# What a table of positions may be resized by; the other methods are of tables of distances.
+METHODS = ("official", "timm", "bilinear", "bicubic", "dino")
 
 
 def resize_posembed(
@@ -74,7 +83,8 @@ def interpolate_posembed(
       posemb: [1, tokens, D].
       num_tokens: Tokens wanted, the class token included.
       has_class_token: Whether token 0 is a class token.
-      old_grid, new_grid: (rows, columns) where the grid is not square.
+      old_grid: (rows, columns) of `posemb`, where its grid is not square.
+      new_grid: (rows, columns) wanted, where that grid is not square.
 
     Returns:
       [1, num_tokens, D]. Bilinear with aligned corners.
@@ -85,6 +95,29 @@ def interpolate_posembed(
     if math.prod(new_grid) != num_tokens - prefix:
         raise UserError(f"grid {new_grid} does not hold {num_tokens - prefix} patches")
     return resize_posembed(posemb, old_grid, new_grid, prefix)
+
+
+def resample_patches(kernel: np.ndarray, new: Grid) -> np.ndarray:
+    """The kernel that reads patches of another size, by the pseudo-inverse of their resizing.
+
+    Beyer et al. 2023, "FlexiViT: One Model for All Patch Sizes" (arXiv:2212.08013), section 3.4 and
+    equation 4: a larger patch gives what the smaller one gave that it was resized from. Patches are
+    resized as there and in timm: cubic, antialiased. Resizing parts into rows and columns, and so
+    does its pseudo-inverse.
+
+    Args:
+      kernel: [rows, columns, C, D].
+      new: (rows, columns) in pixels.
+
+    Returns:
+      [new rows, new columns, C, D], in the dtype of `kernel`.
+    """
+    rows, columns = (
+        np.linalg.pinv(antialiased_weights(old, size, keys_cubic).T)
+        for old, size in zip(kernel.shape[:2], new, strict=True)
+    )
+    found = np.einsum("ij,jkcd,lk->ilcd", rows, kernel.astype(np.float64), columns, optimize=True)
+    return found.astype(kernel.dtype)
 
 
 def square(num_patches: int, whose: str = "the") -> Grid:
@@ -100,14 +133,7 @@ def square(num_patches: int, whose: str = "the") -> Grid:
 def _align_corners(old: int, new: int) -> np.ndarray:
     """[new, old]: linear weights; the first and the last points stay where they are."""
     position = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
-    return _normalised(position, old, linear)
-
-
-def _antialiased_cubic(old: int, new: int) -> np.ndarray:
-    """[new, old]: cubic weights at half-pixel centres, cut off at the border and renormalised."""
-    scale = old / new
-    position = (np.arange(new) + 0.5) * scale - 0.5
-    return _normalised(position / max(scale, 1.0), old, keys_cubic, max(scale, 1.0))
+    return normalised(position, old, linear)
 
 
 Between = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -147,16 +173,9 @@ def _spline(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return spline(np.clip(wanted, known[0], known[-1]))
 
 
-def _normalised(
-    position: np.ndarray, old: int, kernel: Callable[[np.ndarray], np.ndarray], widen: float = 1.0
-) -> np.ndarray:
-    weights = kernel(position[:, None] - np.arange(old) / widen)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
 _WEIGHTS = {
     "official": _align_corners,
-    "timm": _antialiased_cubic,
+    "timm": functools.partial(antialiased_weights, kernel=keys_cubic),
     "bilinear": functools.partial(half_pixel_weights, kernel=linear),
     "bicubic": functools.partial(half_pixel_weights, kernel=torch_bicubic),
     "dino": functools.partial(half_pixel_weights, kernel=torch_bicubic, offset=0.1),

@@ -239,6 +239,7 @@ FAMILIES = {
         architectures=(_BOTH_TOWERS := _models()),
         layouts={
             "hf": layouts.hf_both("siglip", "SiglipModel", VISION, _BOTH_TOWERS, _pixels),
+            "open_clip": layouts.open_clip_both(_BOTH_TOWERS),
             "big_vision": layouts.big_vision_both(POSITIONS),
         },
         resize_method="official",

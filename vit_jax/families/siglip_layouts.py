@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from vit_jax.errors import UserError
-from vit_jax.families import hf, registry, released, towers, vit_flax, vit_torch
+from vit_jax.families import clip_layouts, hf, registry, released, towers, vit_flax, vit_torch
 from vit_jax.families.family import (
     Architecture,
     Config,
@@ -21,6 +21,7 @@ from vit_jax.families.family import (
     Shapes,
     Size,
     channels,
+    is_head,
 )
 from vit_jax.families.parts import CONV, DENSE, GELU, MLP, NORM, OUT, QKV
 from vit_jax.families.rules import Table, rule, under
@@ -285,6 +286,44 @@ def hf_both(
 
 def _norm_eps(config: Config) -> float:
     return config.get("norm_eps", 1e-8)
+
+
+# --- open_clip ------------------------------------------------------------------------------------
+
+
+def open_clip_both(architectures: Mapping[str, Architecture]) -> Layout:
+    """open_clip's layout of models of two towers: its image towers are timm's.
+
+    Checked against open_clip 3.3.0.
+
+    Args:
+      architectures: The registered models.
+    """
+
+    def table(config: Config) -> Table:
+        parts = towers.towers(config)
+        image, text = parts[towers.IMAGE], parts[towers.TEXT]
+        rows = registry.get(image).layouts["timm"].table(image)
+        return (
+            under("visual.trunk", towers.IMAGE, [r for r in rows if not any(map(is_head, r.ours))])
+            + under("text", towers.TEXT, clip_layouts.torch_text(text))
+            + under("text.text_projection", f"{towers.TEXT}/head", DENSE)
+            + rule("logit_scale", "t", "-> 1")
+            + rule("logit_bias", "b", "-> 1")
+        )
+
+    def differences(config: Config) -> list[Difference]:
+        image = towers.towers(config)[towers.IMAGE]
+        found = registry.get(image).layouts["timm"].differences(image)
+        second = (a.config["text"] for n, a in architectures.items() if n.startswith(_SECOND))
+        as_trained = config["text"]["vocab_size"] in {text["vocab_size"] for text in second}
+        return [*found, *([] if as_trained else [_TEXT_GELU]), _LENGTH]
+
+    return Layout(table, differences=differences)
+
+
+_SECOND = "siglip2-"  # whose text towers open_clip computes as they were trained
+_TEXT_GELU = GELU._replace(what=f"text tower's {GELU.what}")
 
 
 # --- big_vision -----------------------------------------------------------------------------------

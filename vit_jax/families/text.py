@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any, Self
 
 from vit_jax.errors import UserError
@@ -9,9 +10,35 @@ from vit_jax.errors import UserError
 # What transformers calls the vocabulary of a kind, in the order in which they are taken.
 _FILES = {
     "clip": ("tokenizer.json", "vocab.json"),
-    "siglip": ("spiece.model",),
-    "siglip2": ("tokenizer.model",),
+    "siglip": ("spiece.model", "tokenizer.json"),
+    "siglip2": ("tokenizer.model", "tokenizer.json"),
 }
+# The file beside them that says whose tokenizer it is, by the name of transformers' class.
+TOKENIZER_SETTINGS = "tokenizer_config.json"
+_KINDS = {
+    "CLIPTokenizer": "clip",
+    "SiglipTokenizer": "siglip",
+    "T5Tokenizer": "siglip",  # whose pieces open_clip takes
+    "Siglip2Tokenizer": "siglip2",
+    "GemmaTokenizer": "siglip2",
+}
+# All of which a repository has some, if it has a tokenizer; what merges pairs lies beside a list.
+TOKENIZER_FILES = (
+    TOKENIZER_SETTINGS,
+    "merges.txt",
+    *sorted({name for names in _FILES.values() for name in names}),
+)
+
+
+def tokenizer_kind(settings: Mapping[str, Any]) -> str | None:
+    """The kind of tokenizer that a `tokenizer_config.json` names; None for any other."""
+    return _KINDS.get(str(settings.get("tokenizer_class")).removesuffix("Fast"))
+
+
+def vocabulary_in(folder: pathlib.Path, kind: str) -> pathlib.Path | None:
+    """The vocabulary that a folder has for a kind of tokenizer; None where it has none."""
+    paths = (folder / name for name in _FILES.get(kind, ()))
+    return next((path for path in paths if path.exists()), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +54,6 @@ class Text:
     kind: str
     vocabulary: str = ""
     length: int = 16
-
-    def lying_in(self, folder: pathlib.Path) -> Self | None:
-        """The same with the vocabulary that a folder has for it; None where it has none."""
-        for name in _FILES.get(self.kind, ()):
-            if (folder / name).exists():
-                return dataclasses.replace(self, vocabulary=str(folder / name))
-        return None
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:

@@ -11,6 +11,7 @@ from vit_jax.errors import UserError
 from vit_jax.input_pipeline import transforms as tr
 from vit_jax.input_pipeline.decode import DamagedImage
 from vit_jax.input_pipeline.sources import Source
+from vit_jax.patches import mapped
 
 Example = dict[str, np.ndarray]
 OnError = Literal["raise", "skip"]
@@ -83,7 +84,7 @@ class TestExamples:
                 if self._on_error == "raise":
                     raise
                 continue
-            zeros = {name: np.zeros_like(value) for name, value in example.items()}
+            zeros = {name: mapped(np.zeros_like, value) for name, value in example.items()}
             return {**zeros, "mask": np.zeros((), np.float32)}
         raise _all_damaged(self._source, 0)
 

@@ -6,13 +6,36 @@ zimg, _, _ = model.apply(variables, batch)
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from vit_jax.errors import UserError
 from vit_jax.families.preprocess import Preprocess
 from vit_jax.input_pipeline.transforms import preprocess_image
-from vit_jax.patches import PatchBatch, cut, fitting_size
+from vit_jax.patches import PatchBatch, cut, fitting_size, stacked
+
+
+def prepared(
+    pixels: np.ndarray, preprocess: Preprocess, flexible: tuple[int, int] | None = None
+) -> Any:
+    """One decoded image as a model wants it.
+
+    Args:
+      pixels: uint8 [height, width, channels], as `Decode` returns them.
+      preprocess: How the model wants its images.
+      flexible: What `Family.flexible` says of the model; None for one of images of one size.
+
+    Returns:
+      float32 [height, width, channels], or a `PatchBatch` without the axis N.
+
+    Raises:
+      UserError: for what is no such array.
+    """
+    if flexible is None:
+        return preprocess_image(pixels, preprocess)
+    patch, length = flexible
+    return _cut(pixels, preprocess, patch, length)
 
 
 def patch_batch(
@@ -40,18 +63,20 @@ def patch_batch(
     """
     if not len(images):
         raise UserError("expected at least one image; got none")
-    preprocess = preprocess or Preprocess(antialias=True)
+    how = preprocess or Preprocess(antialias=True)
+    return stacked([_cut(image, how, patch, length) for image in images])
+
+
+def _cut(image: np.ndarray, preprocess: Preprocess, patch: int, length: int) -> PatchBatch:
+    """One image as `patch_batch` makes it, without the axis N."""
     channels = preprocess.channels
-    patches = np.zeros((len(images), length, patch * patch * channels), np.float32)
-    valid = np.zeros((len(images), length), bool)
-    grid = np.zeros((len(images), 2), np.int32)
-    for i, image in enumerate(images):
-        if np.ndim(image) != 3:
-            raise UserError(
-                f"expected images of uint8 [height, width, {channels}], got {list(np.shape(image))}"
-            )
-        size = fitting_size(*image.shape[:2], patch=patch, length=length)
-        how = dataclasses.replace(preprocess, size=size, crop=1.0, resize="squash")
-        (own,), grid[i] = cut(preprocess_image(image, how)[None], patch)
-        patches[i, : len(own)], valid[i, : len(own)] = own, True
-    return PatchBatch(patches, valid, grid)
+    if np.ndim(image) != 3:
+        raise UserError(
+            f"expected images of uint8 [height, width, {channels}], got {list(np.shape(image))}"
+        )
+    size = fitting_size(*image.shape[:2], patch=patch, length=length)
+    how = dataclasses.replace(preprocess, size=size, crop=1.0, resize="squash")
+    (own,), grid = cut(preprocess_image(image, how)[None], patch)
+    patches = np.zeros((length, patch * patch * channels), np.float32)
+    patches[: len(own)] = own
+    return PatchBatch(patches, np.arange(length) < len(own), np.array(grid, np.int32))

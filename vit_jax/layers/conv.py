@@ -50,8 +50,9 @@ def conv(
 
 def max_pool(x: jax.Array) -> jax.Array:
     """[N, H, W, C] -> [N, ⌈H / 2⌉, ⌈W / 2⌉, C]: the largest of 3×3, one beyond the border."""
-    padding: Any = ((1, 1), (1, 1))  # Flax's annotation knows only names
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
+    # A border made before can be exported to ONNX, and XLA makes it a part of the pooling again.
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
 
 def average_pool(x: jax.Array, side: int) -> jax.Array:

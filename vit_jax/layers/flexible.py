@@ -31,8 +31,10 @@ def resized_positions(table: jax.Array, grid: jax.Array, length: int) -> jax.Arr
     and columns, so that sizes may be traced. What fills an image up gets some position of it.
 
     Args:
-      grid: Rows and columns of patches of each image, integers [N, 2].
+      grid: Rows and columns of patches of each image, integers [N, 2]. What fills a batch up has 0
+        of them, and gets some position too: no number may be lost in a batch.
     """
+    grid = jnp.maximum(grid, 1)
     dtype = jnp.promote_types(table.dtype, jnp.float32)
     rows, columns = grid[:, :1], grid[:, 1:]
     place = jnp.arange(length, dtype=grid.dtype)[None]

@@ -37,4 +37,22 @@ def half_pixel_weights(old: int, new: int, kernel: Kernel, offset: float = 0.0) 
     return matrix
 
 
+def antialiased_weights(old: int, new: int, kernel: Kernel) -> np.ndarray:
+    """[new, old]: half-pixel centres, cut off at the border; wider kernels where it shrinks."""
+    scale = old / new
+    position = (np.arange(new) + 0.5) * scale - 0.5
+    return normalised(position / max(scale, 1.0), old, kernel, max(scale, 1.0))
+
+
+def normalised(position: np.ndarray, old: int, kernel: Kernel, widen: float = 1.0) -> np.ndarray:
+    """[new, old]: the kernel around each of `new` positions, in rows whose sum is 1.
+
+    Args:
+      position: In units of `widen` points.
+      widen: How many points of the old the kernel's unit is.
+    """
+    weights = kernel(position[:, None] - np.arange(old) / widen)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
 torch_bicubic = functools.partial(keys_cubic, a=-0.75)

@@ -44,7 +44,7 @@ class MAPHead(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool, bias: jax.Array | None = None) -> jax.Array:
         """`bias` is added to the scores [N, heads, 1, T] of the tokens, such as a mask."""
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, x.shape[-1]))
-        probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, x.shape[-1]))
+        probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
         attention = MultiHeadDotProductAttention(
             self.num_heads, dtype=self.dtype, name="MultiHeadDotProductAttention_0"
         )

@@ -200,7 +200,7 @@ class RelativeAttention(MultiHeadDotProductAttention):
         def biased(q: jax.Array, k: jax.Array, v: jax.Array, *, bias: Any, **others: Any):
             del bias  # a plain block has none
             first = q.shape[1] - self.grid[0] * self.grid[1]
-            cells = q[:, first:].reshape(len(q), *self.grid, *q.shape[2:])
+            cells = q[:, first:].reshape(q.shape[0], *self.grid, *q.shape[2:])
             scores = offset_scores(cells * heads.width**-0.5, rows, columns)
             scores = jnp.pad(scores, ((0, 0), (0, 0), (first, 0), (first, 0)))
             return attend(q, k, v, bias=scores, **others)

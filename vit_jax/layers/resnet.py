@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 
 from vit_jax.layers.norm import GroupNorm
 
@@ -23,12 +24,25 @@ def weight_standardize(w: jax.Array, eps: float = 1e-5) -> jax.Array:
     return w / (w.std(axis=axes, keepdims=True) + jnp.asarray(eps, w.dtype))
 
 
-class StdConv(nn.Conv):
-    """A convolution that standardises its kernel, in the parameters' type, before each use."""
+class StdConv(nn.Module):
+    """A convolution that standardises its kernel, in the parameters' type, before each use.
 
-    def param(self, name: str, init_fn, *init_args, **init_kwargs):
-        value = super().param(name, init_fn, *init_args, **init_kwargs)
-        return weight_standardize(value) if name == "kernel" else value
+    [N, H, W, C] -> [N, ⌈H / stride⌉, ⌈W / stride⌉, features], without a bias. It is no `nn.Conv`,
+    which exporters replace by a convolution with the kernel as it is stored.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        x, kernel = promote_dtype(x, weight_standardize(kernel), dtype=self.dtype)
+        axes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, self.strides, "SAME", dimension_numbers=axes)
 
 
 class ResidualUnit(nn.Module):
@@ -45,7 +59,7 @@ class ResidualUnit(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         def conv(features: int, kernel: int, stride: int, name: str) -> StdConv:
             size, strides = (kernel, kernel), (stride, stride)
-            return StdConv(features, size, strides, use_bias=False, dtype=self.dtype, name=name)
+            return StdConv(features, size, strides, dtype=self.dtype, name=name)
 
         def norm(name: str, **kwargs):
             return GroupNorm(dtype=self.dtype, name=name, **kwargs)

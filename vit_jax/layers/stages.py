@@ -35,7 +35,7 @@ def run_stages(
     Returns:
       What the last stage returned.
     """
-    tokens = x.reshape(len(x), -1, x.shape[-1])[:, :0]
+    tokens = map_tokens(x)[:, :0]
     for i, stage in enumerate(stages):
         x, tokens = stage(name=f"stage_{i}")(x, train=train)
         show_map(module, first + i, x)
@@ -89,5 +89,5 @@ class Stage(nn.Module):
         if self.norm is not None:
             x = self.norm()(x)
         if not self.tokens:
-            return x, x.reshape(len(x), -1, x.shape[-1])[:, :0]
+            return x, map_tokens(x)[:, :0]
         return x[:, len(self.tokens) :].reshape(shape), x[:, : len(self.tokens)]

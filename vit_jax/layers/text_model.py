@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vit_jax.errors import UserError
@@ -36,7 +37,7 @@ def _checked(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _require_tokens(tokens: Any) -> None:
-    shape, dtype = tuple(jnp.shape(tokens)), jnp.result_type(tokens)
+    shape, dtype = tuple(np.shape(tokens)), jnp.result_type(tokens)
     if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
         hint = "; add the axis of the batch, tokens[None]" if len(shape) == 1 else ""
         raise UserError(f"expected integer tokens [N, length], got {dtype} {list(shape)}{hint}")

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError, chosen
-from vit_jax.layers.attention import attend
+from vit_jax.layers.attention import attend, shown_by
 from vit_jax.layers.block import Factory
 from vit_jax.layers.bottleneck import Unit
 from vit_jax.layers.conv import average_pool, conv_norm, max_pool
@@ -63,7 +63,8 @@ class BottleneckAttention(nn.Module):
         rows, columns = offset_tables(self, (height, width), head_dim)
         positions = offset_scores(q * head_dim**-0.5 if self.scale_positions else q, rows, columns)
         q, k, v = (y.reshape(n, height * width, self.num_heads, head_dim) for y in (q, k, v))
-        y = checkpoint_name(attend(q, k, v, bias=positions), "attention")
+        y = attend(q, k, v, bias=positions, look=shown_by(self))
+        y = checkpoint_name(y, "attention")
         return y.reshape(x.shape)
 
 

@@ -95,6 +95,6 @@ class CPVT(ImageModel):
     def _positions(self, x: jax.Array, grid: tuple[int, ...], name: str) -> jax.Array:
         """Adds to the patches [N, rows · columns, D], behind a class token if there is one."""
         first = int(self.class_token)
-        patches = x[:, first:].reshape(len(x), *grid, x.shape[-1])
+        patches = x[:, first:].reshape(x.shape[0], *grid, x.shape[-1])
         generator = PositionEncodingGenerator(he_depthwise, self.dtype, name=name)
         return jnp.concatenate([x[:, :first], map_tokens(generator(patches))], axis=1)

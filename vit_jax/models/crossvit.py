@@ -24,7 +24,7 @@ from vit_jax.layers.norm import LayerNorm
 from vit_jax.layers.patch import embed_patches
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.stages import show_map
-from vit_jax.layers.tokens import prepend_tokens
+from vit_jax.layers.tokens import map_tokens, prepend_tokens
 
 # Kernel, stride and padding of the three convolutions that stand for a patch (ibid., section 4.1,
 # the models with a dagger).
@@ -207,7 +207,7 @@ class CrossViT(ImageModel):
 
     def _tokens(self, i: int, x: jax.Array) -> jax.Array:
         """[N, H, W, D] -> [N, 1 + H · W, D], with a class token and positions."""
-        x = prepend_tokens(self, x.reshape(len(x), -1, x.shape[-1]), f"cls_{i}")
+        x = prepend_tokens(self, map_tokens(x), f"cls_{i}")
         return AddPositionEmbs(name=f"posembed_{i}")(x)
 
 

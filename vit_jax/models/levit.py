@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from vit_jax.layers.attention import attend
+from vit_jax.layers.attention import attend, shown_by
 from vit_jax.layers.block import Block, run_blocks
 from vit_jax.layers.conv import conv_norm, dense_norm
 from vit_jax.layers.drop import DropPath
@@ -44,7 +44,8 @@ class Attention(nn.Module):
         width = self.num_heads * sum(widths)
         y = dense_norm(width, mark="qkv", dtype=self.dtype, name="qkv")(x, train=train)
         q, k, v = _split_heads(y, self.num_heads, widths)
-        y = attend(q, k, v, bias=_offset_biases(self, self.num_heads, x.shape[1:3]))
+        bias = _offset_biases(self, self.num_heads, x.shape[1:3])
+        y = attend(q, k, v, bias=bias, look=shown_by(self))
         y = checkpoint_name(y, "attention")
         y = nn.hard_swish(y.reshape(*x.shape[:3], -1))
         # A block starts as the identity.
@@ -74,7 +75,8 @@ class DownsampleAttention(nn.Module):
         q_width = self.num_heads * self.key_dim
         y = dense_norm(q_width, dtype=self.dtype, name="query")(y, train=train)
         (q,) = _split_heads(y, self.num_heads, (self.key_dim,))
-        y = attend(q, k, v, bias=_offset_biases(self, self.num_heads, x.shape[1:3], stride=2))
+        bias = _offset_biases(self, self.num_heads, x.shape[1:3], stride=2)
+        y = attend(q, k, v, bias=bias, look=shown_by(self))
         y = nn.hard_swish(y.reshape(*size, -1))
         return dense_norm(self.features, dtype=self.dtype, name="out")(y, train=train)
 

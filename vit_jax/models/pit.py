@@ -112,7 +112,7 @@ class PiT(ImageModel):
             images, width, patch, stride=self.stride, dtype=self.dtype, name="embedding"
         )
         x = AddPositionEmbs(name="posembed_input")(x)
-        tokens = prepend_tokens(self, jnp.zeros((len(x), 0, width), x.dtype), *names)
+        tokens = prepend_tokens(self, jnp.zeros((x.shape[0], 0, width), x.dtype), *names)
         rates = stage_drop_path_rates(self.drop_path_rate, self.depths)
         for i, (width, heads) in enumerate(zip(self.hidden_sizes, self.num_heads, strict=True)):
             if i > 0:

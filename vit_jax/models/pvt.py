@@ -22,6 +22,7 @@ from vit_jax.layers.patch import PatchEmbedding
 from vit_jax.layers.position import AddPositionEmbs
 from vit_jax.layers.reduced_attention import ReducedAttention
 from vit_jax.layers.stages import Stage, run_stages
+from vit_jax.layers.tokens import map_tokens
 
 
 class PyramidVisionTransformer(ImageModel):
@@ -98,4 +99,4 @@ class MapPositionEmbs(AddPositionEmbs):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return super().__call__(x.reshape(len(x), -1, x.shape[-1])).reshape(x.shape)
+        return super().__call__(map_tokens(x)).reshape(x.shape)

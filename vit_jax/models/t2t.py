@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from vit_jax.errors import UserError, suggest
-from vit_jax.layers.attention import attend
+from vit_jax.layers.attention import attend, shown_by
 from vit_jax.layers.block import torch_mlp, vit_block
 from vit_jax.layers.conv import conv
 from vit_jax.layers.encoder import encoder_of
@@ -67,7 +67,7 @@ class TokenTransformer(nn.Module):
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, inputs: int) -> jax.Array:
         """[N, T, D] three times to [N, T, D]; `inputs` is the size of what they were made of."""
         q, k, v = (x[..., None, :] for x in (q, k, v))
-        return attend(q, k, v, scale=inputs**-0.5)[..., 0, :]
+        return attend(q, k, v, scale=inputs**-0.5, look=shown_by(self))[..., 0, :]
 
 
 class TokenPerformer(TokenTransformer):

@@ -117,7 +117,7 @@ class VisionTransformer(ImageModel):
         if self.classifier == "token":
             x = x[:, 0]
         elif self.classifier == "first":
-            x = x.reshape(len(x), -1, x.shape[-1])[:, 0]
+            x = map_tokens(x)[:, 0]
         elif self.classifier == "map":
             x = self._map_head()(x, train=train)
         elif self.classifier == "gap":
@@ -144,9 +144,9 @@ class VisionTransformer(ImageModel):
     ) -> jax.Array:
         """The root quarters height and width, each stage after the first halves them."""
         width = int(64 * width_factor)
-        x = StdConv(width, (7, 7), (2, 2), use_bias=False, dtype=self.dtype, name="conv_root")(x)
+        x = StdConv(width, (7, 7), (2, 2), dtype=self.dtype, name="conv_root")(x)
         x = nn.relu(GroupNorm(dtype=self.dtype, name="gn_root")(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         for i, units in enumerate(num_layers):
             stride = 1 if i == 0 else 2
             x = ResNetStage(units, width * 2**i, stride, dtype=self.dtype, name=f"block{i + 1}")(x)

@@ -30,6 +30,7 @@ from vit_jax.layers.drop import stage_drop_path_rates
 from vit_jax.layers.head import classify
 from vit_jax.layers.image_model import ImageModel
 from vit_jax.layers.init import torch_default
+from vit_jax.layers.interpolation import antialiased_weights, linear
 from vit_jax.layers.precision import widened
 from vit_jax.layers.stages import Stage, run_stages, show_map
 from vit_jax.layers.tokens import map_tokens
@@ -149,7 +150,12 @@ class PlaceEncoding(nn.Module):
         n, height, width, tokens, heads = weights.shape
         x = weights.transpose(0, 3, 1, 2, 4).reshape(n * tokens, height, width, heads)
         if (height, width) != (self.side, self.side):
-            x = jax.image.resize(x, (len(x), self.side, self.side, heads), "bilinear")
+            # What `jax.image.resize` computes, in operations that can be exported.
+            rows, columns = (
+                jnp.asarray(antialiased_weights(n, self.side, linear), x.dtype)
+                for n in (height, width)
+            )
+            x = jnp.einsum("ph,nhwc,qw->npqc", rows, x, columns, precision="highest")
         x = conv(heads, 3, stride=2, dtype=self.dtype, name="halve")(x)
         x = conv(1, 1, dtype=self.dtype, name="flatten")(x).reshape(n, tokens, -1)
         return _linear(x.shape[-1], "encode", self.dtype)(x)

@@ -14,7 +14,7 @@ from vit_jax.checkpoint.stacked import unstack_blocks
 from vit_jax.errors import UserError
 from vit_jax.families.family import Size, channels, is_head
 from vit_jax.families.preprocess import Preprocess
-from vit_jax.families.registry import SPEED, ModelSpec, config_of, get, resolve
+from vit_jax.families.registry import ModelSpec, config_of, get, resolve, without_speed
 from vit_jax.tree import arrays, unflatten
 from vit_jax.variables import collections, named
 
@@ -61,7 +61,7 @@ def prepare(
     """Arguments as those of `compare`; raises UserError as it does."""
     spec = resolve(model) if isinstance(model, str) else model
     name = spec.name if isinstance(spec, ModelSpec) else None
-    config = _plain(config_of(model))
+    config = without_speed(config_of(model))
     name = str(name or config.get("model_name") or "model of its own")
     if weights is None:
         size = image_size or _own_size(spec, config)
@@ -83,7 +83,7 @@ def prepare(
         with open_source(weights, model) as opened:
             # Copied: what a file's mapping gives may not outlive the file.
             params = {name: np.array(x, np.float32) for name, x in opened.params().items()}
-            config, size = _plain(opened.facts.require_model()), opened.facts.image_size
+            config, size = without_speed(opened.facts.require_model()), opened.facts.image_size
             way = opened.facts.model().preprocess
         source = str(weights)
     params = {k: np.asarray(x, np.float32) for k, x in params.items()}
@@ -159,14 +159,6 @@ def random_params(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str,
 def _fan_in(name: str, shape: tuple[int, ...]) -> int:
     into_heads = name.endswith(("query/kernel", "key/kernel", "value/kernel"))  # [D, heads, d]
     return shape[0] if into_heads else math.prod(shape[:-1])
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor fields that decide what the model computes."""
-    fields = {k: v for k, v in config.items() if k not in SPEED}
-    if fields.get("transformer") is not None:
-        fields["transformer"] = {k: v for k, v in fields["transformer"].items() if k not in SPEED}
-    return fields
 
 
 def _at_size(subject: Subject, old: Size | None, wanted: Size | None) -> Subject:

@@ -4,11 +4,13 @@ Outputs are [N, positions, C] or [N, C] whatever the framework; rows of a map co
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vit_jax.errors import UserError
 from vit_jax.patches import cut
 
 if TYPE_CHECKING:
@@ -144,7 +146,40 @@ def call_torch(module: Any, inputs: Mapping[str, np.ndarray], dtype: Any) -> Any
         patched = _patched(images, module.config)
         return module(**patched) if tokens is None else module(input_ids=tokens, **patched)
     images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    if "kept" in inputs:
+        return module(pixel_values=images, noise=_keeping(inputs["kept"], module.config))
     return module(images) if tokens is None else module(input_ids=tokens, pixel_values=images)
+
+
+def _keeping(kept: np.ndarray, config: Any) -> Any:
+    """Noise by which transformers' masked autoencoder keeps these patches, in this order.
+
+    Raises:
+      UserError: for images that are not square, and where it keeps another number of patches.
+    """
+    import torch
+
+    size = _pair(config.image_size)
+    if size[0] != size[1]:
+        raise UserError(
+            f"transformers' masked autoencoder takes square images, not of {size[0]}×{size[1]} "
+            "pixels: its loss is of these"
+        )
+    sides = zip(size, _pair(config.patch_size), strict=True)
+    count = math.prod(side // patch for side, patch in sides)
+    wanted = int(count * (1 - config.mask_ratio))
+    if kept.shape[1] != wanted:
+        raise UserError(
+            f"transformers keeps {wanted} of {count} patches, and {kept.shape[1]} are given; take "
+            "larger images"
+        )
+    noise = np.ones((len(kept), count))
+    np.put_along_axis(noise, kept, np.linspace(0, 0.5, wanted)[None], axis=1)
+    return torch.from_numpy(noise)
+
+
+def _pair(side: Any) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else tuple(side)
 
 
 def _patched(images: np.ndarray, config: Any) -> dict[str, Any]:

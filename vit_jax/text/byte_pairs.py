@@ -46,13 +46,7 @@ def clip(location: str) -> Pieces:
     """
     location = _file(location)
     content = vocabulary.read(location)
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise UserError(
-            f"{location}: CLIP's texts need the package tokenizers, which is not installed: "
-            'pip install "vit-jax[text]"'
-        ) from error
+    tokenizers = vocabulary.package("tokenizers", location, "CLIP's texts need")
     fill = None
     try:
         text = (gzip.decompress(content) if content.startswith(_GZIP) else content).decode()

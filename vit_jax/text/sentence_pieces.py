@@ -18,7 +18,7 @@ def lit(location: str) -> Pieces:
     Raises:
       UserError: if the file cannot be had or is no such model, and without the package.
     """
-    model = _read(location)
+    model = _model(location, vocabulary.read(location))
     end = _piece(location, model.eos_id(), "</s>")
     return Pieces(model.encode, size=model.vocab_size(), last=(end,), fill=end)
 
@@ -28,12 +28,16 @@ def siglip(location: str) -> Pieces:
 
     Texts are in small letters, without ASCII's punctuation, and `</s>` ends them and fills them up.
     As in transformers, `</s>` and `<unk>` that a text holds are these pieces, and what follows them
-    begins no word.
+    begins no word. A `tokenizer.json` has the pieces alone, as open_clip keeps them: with it, what
+    a text holds is no special piece, and `_` is a space.
 
     Raises:
       UserError: as `lit`.
     """
-    model = _read(location)
+    content = vocabulary.read(location)
+    if vocabulary.is_whole(content):
+        return _whole_siglip(location, content)
+    model = _model(location, content)
     end, unknown = _piece(location, model.eos_id(), "</s>"), model.unk_id()
     special = {model.id_to_piece(x): x for x in (end, unknown)}
     # Before a text stands a piece that no word joins, so that a text need not begin a word.
@@ -41,8 +45,7 @@ def siglip(location: str) -> Pieces:
     skipped = len(model.encode(before))
 
     def inner(text: str) -> list[int]:
-        plain = text.lower().translate(_NO_PUNCTUATION)
-        return model.encode(before + re.sub(r"\s+", " ", plain).strip())[skipped:]
+        return model.encode(before + _canonical(text))[skipped:]
 
     def encode(text: str) -> list[int]:
         text = _SPACE + text.replace(_SPACE, " ")
@@ -51,10 +54,7 @@ def siglip(location: str) -> Pieces:
             parts = parts[1:]
         return _with_special(parts, special, inner)
 
-    # The vocabulary of many languages has pieces at its end that stand for nothing.
-    size = model.vocab_size()
-    while size and model.id_to_piece(size - 1).startswith("<extra_id_"):
-        size -= 1
+    size = _without_extra(model.vocab_size(), model.id_to_piece)
     return Pieces(encode, size=size, last=(end,), fill=end)
 
 
@@ -63,12 +63,15 @@ def siglip2(location: str) -> Pieces:
 
     Texts are in small letters; `<eos>` ends them, also where they are cut, and `<pad>` fills them
     up. As in transformers, pieces that control, such as `<eos>`, are themselves where a text holds
-    them.
+    them. The file is Gemma's own, or a `tokenizer.json`, whether or not that says small letters.
 
     Raises:
       UserError: as `lit`.
     """
-    model = _read(location)
+    content = vocabulary.read(location)
+    if vocabulary.is_whole(content):
+        return _whole_siglip2(location, content)
+    model = _model(location, content)
     end, fill = _piece(location, model.eos_id(), "<eos>"), _piece(location, model.pad_id(), "<pad>")
     kinds = (model.is_control, model.is_unknown)
     special = {
@@ -83,6 +86,50 @@ def siglip2(location: str) -> Pieces:
         return _with_special(re.split(f"({_any_of(special)})", text), special, inner)
 
     return Pieces(encode, size=model.vocab_size(), last=(end,), fill=fill)
+
+
+def _whole_siglip(location: str, content: bytes) -> Pieces:
+    model = vocabulary.whole(location, content)
+    end = _token(location, model, "</s>")
+
+    def encode(text: str) -> list[int]:
+        return model.encode(_canonical(text.replace("_", " ")), add_special_tokens=False).ids
+
+    size = _without_extra(model.get_vocab_size(), lambda x: model.id_to_token(x) or "")
+    return Pieces(encode, size=size, last=(end,), fill=end)
+
+
+def _whole_siglip2(location: str, content: bytes) -> Pieces:
+    from tokenizers import normalizers
+
+    model = vocabulary.whole(location, content)
+    own = [] if model.normalizer is None else [model.normalizer]
+    model.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+    end, fill = (_token(location, model, piece) for piece in ("<eos>", "<pad>"))
+
+    def encode(text: str) -> list[int]:
+        return model.encode(text, add_special_tokens=False).ids
+
+    return Pieces(encode, size=model.get_vocab_size(), last=(end,), fill=fill)
+
+
+def _without_extra(size: int, piece: Callable[[int], str]) -> int:
+    """The entries of a vocabulary, without those at its end that stand for nothing."""
+    while size and piece(size - 1).startswith("<extra_id_"):
+        size -= 1
+    return size
+
+
+def _token(location: str, model: Any, piece: str) -> int:
+    found = model.token_to_id(piece)
+    if found is None:
+        raise UserError(f"the vocabulary {location} has no {piece}, which a text needs")
+    return found
+
+
+def _canonical(text: str) -> str:
+    """In small letters, without ASCII's punctuation and more than one space."""
+    return re.sub(r"\s+", " ", text.lower().translate(_NO_PUNCTUATION)).strip()
 
 
 _SPACE = "▁"  # how a space is spelled in pieces
@@ -109,16 +156,9 @@ def _piece(location: str, number: int, called: str) -> int:
     return number
 
 
-def _read(location: str) -> Any:
-    """The model that the file holds."""
-    content = vocabulary.read(location)
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise UserError(
-            f"{location}: SentencePiece needs the package sentencepiece, which is not installed: "
-            'pip install "vit-jax[text]"'
-        ) from error
+def _model(location: str, content: bytes) -> Any:
+    """The model that the content of a file holds."""
+    sentencepiece = vocabulary.package("sentencepiece", location, "SentencePiece needs")
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError as error:

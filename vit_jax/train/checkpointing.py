@@ -33,6 +33,7 @@ from vit_jax.train.mirror import mirror_of, skeleton
 from vit_jax.train.state import TrainState
 
 _HISTORY = "history"
+_LARGE = 2**20  # bytes
 _FIGURES = "metrics"  # the name under which Orbax keeps the figures of an evaluation
 
 
@@ -369,11 +370,26 @@ def _open(path: epath.Path, alone: bool = False, **options: Any) -> ocp.Checkpoi
         item_names=(*ITEMS, _HISTORY),
         item_handlers={
             **{
-                item: ocp.PyTreeCheckpointHandler(multiprocessing_options=processes)
+                item: ocp.PyTreeCheckpointHandler(
+                    multiprocessing_options=processes, type_handler_registry=_ways_to_write()
+                )
                 for item in ITEMS
             },
             _HISTORY: ocp.JsonCheckpointHandler(multiprocessing_options=processes),
         },
+    )
+
+
+def _ways_to_write() -> ocp.type_handlers.TypeHandlerRegistry:
+    """How Orbax writes arrays: those that devices hold copies of in parts, if the parts are large.
+
+    Each device cuts its part out by a program of its own. For a part of every small array, the
+    first checkpoint would take hundreds of programs, and far longer to compile them than to write.
+    """
+    types = ocp.type_handlers
+    return types.create_type_handler_registry(
+        (np.ndarray, types.NumpyHandler()),
+        (jax.Array, types.ArrayHandler(min_slice_bytes_for_replica_parallel=_LARGE)),
     )
 
 

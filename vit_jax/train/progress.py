@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from vit_jax import waiting
+
 # The least number of seconds between plain lines, which are printed without a terminal.
 _QUIET = 10.0
 
@@ -22,7 +24,7 @@ class RunProgress:
     """
 
     def __init__(self, total_steps: int, first_step: int, console: Console | None = None):
-        self._console = console or Console()
+        self._console = console or waiting.console()
         self._total = total_steps
         self._step = first_step
         self._began: tuple[float, int] | None = None  # Time and step when the first step was done.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import IO
 from urllib.parse import urlsplit
 
-from vit_jax import __version__, stores
+from vit_jax import __version__, stores, waiting
 from vit_jax.checkpoint.files import hub
 from vit_jax.checkpoint.files.archive import replacing
 from vit_jax.checkpoint.files.folders import fetch_folder
@@ -200,7 +200,6 @@ def _progress(what: str, size: int | None) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda count: None
         return
-    import rich.console
     import rich.progress
 
     columns = (
@@ -210,7 +209,7 @@ def _progress(what: str, size: int | None) -> Iterator[Callable[[int], None]]:
         rich.progress.TransferSpeedColumn(),
         rich.progress.TimeRemainingColumn(),
     )
-    console = rich.console.Console(stderr=True)
+    console = waiting.console(stderr=True)
     with rich.progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=size)
         yield lambda count: bar.advance(task, count)

@@ -19,6 +19,7 @@ from vit_jax import stores
 from vit_jax.checkpoint.files import repository
 from vit_jax.checkpoint.files.shards import INDEX
 from vit_jax.errors import UserError, some
+from vit_jax.families.text import TOKENIZER_FILES
 
 log = logging.getLogger(__name__)
 
@@ -121,8 +122,9 @@ def fetch_hub(address: Address) -> pathlib.Path:
         raise UserError(f"{address}: {_not_there(name, files)}")
     # First what is small, so that its errors are said before the weights come.
     folder, _, plain = name.rpartition("/")
-    beside = (repository.description_of(plain), repository.PREPROCESSOR, repository.CARD)
-    for file in filter(None, beside):
+    description = repository.description_of(plain)
+    beside = (description, repository.PREPROCESSOR, repository.CARD)
+    for file in filter(None, (*beside, *(TOKENIZER_FILES if description else ()))):
         found = f"{folder}/{file}" if folder else file
         if found in files:
             repo.local(found)

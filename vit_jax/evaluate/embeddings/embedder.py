@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax.errors import UserError, suggest
-from vit_jax.families.preprocess import Preprocess
 from vit_jax.inference import ImageReader
+from vit_jax.patches import mapped, stacked
 from vit_jax.tree import arrays
 
 if TYPE_CHECKING:
+    from vit_jax.checkpoint.facts import Model
     from vit_jax.loaded import Loaded
 
 KINDS = ("features", "tokens", "text")
@@ -53,8 +54,8 @@ class Embedder(ImageReader):
     dtype: str = "float32"
 
     @property
-    def preprocessing(self) -> Preprocess:
-        return self.loaded.preprocessing
+    def known(self) -> "Model":
+        return self.loaded.weights.model
 
     @functools.cached_property
     def devices(self) -> int:
@@ -63,18 +64,21 @@ class Embedder(ImageReader):
 
         return jax.local_device_count()
 
-    def dispatch(self, images: np.ndarray) -> Any:
-        """The arrays for [N, height, width, channels], maybe still computed when this returns.
+    def dispatch(self, images: Any) -> Any:
+        """The arrays for a batch of images, maybe still computed when this returns.
 
         There are as many rows as the devices share evenly: those behind the N-th mean nothing.
         """
         import jax
 
-        filling = np.zeros((-len(images) % self.devices, *images.shape[1:]), images.dtype)
-        if len(filling):
-            images = np.concatenate([images, filling])
+        images = mapped(self._filled, images)
         program, variables, sharding = self._program
         return program(variables, jax.device_put(images, sharding))
+
+    def _filled(self, x: np.ndarray) -> np.ndarray:
+        """With zeros behind its rows, so that the devices share them evenly."""
+        filling = np.zeros((-len(x) % self.devices, *x.shape[1:]), x.dtype)
+        return np.concatenate([x, filling]) if len(filling) else x
 
     @functools.cached_property
     def shapes(self) -> dict[str, list[int]]:
@@ -85,15 +89,20 @@ class Embedder(ImageReader):
         """
         import jax
 
-        shape, dtype = self._input
-        inputs = jax.ShapeDtypeStruct((self.devices, *shape), dtype)
+        if "tokens" in self.kinds and self.known.flexible is not None:
+            raise UserError(
+                f"--what: {self.known.name} has as many tokens as an image has patches, which is "
+                "another number for each image, and all rows have one shape: take features"
+            )
+        inputs = stacked([self._example] * self.devices)
         found = jax.eval_shape(self._forward, self.loaded.variables, inputs)
         return {kind: list(found[kind].shape[1:]) for kind in self.kinds}
 
     @property
-    def _input(self) -> tuple[tuple[int, ...], str]:
-        """The shape and type of one prepared image."""
-        return (*self.preprocessing.height_width, self.preprocessing.channels), "float32"
+    def _example(self) -> Any:
+        """Some prepared image."""
+        shape = (*self.preprocessing.height_width, self.preprocessing.channels)
+        return self.preprocess(np.zeros(shape, np.uint8))
 
     def _forward(self, variables: Any, images: Any) -> Any:
         return {
@@ -126,7 +135,9 @@ class Embedder(ImageReader):
         }
 
     def _prepared_as(self) -> dict[str, Any]:
-        return self.preprocessing.to_dict()
+        flexible = self.known.flexible
+        patches = {} if flexible is None else {"patches": list(flexible)}
+        return self.preprocessing.to_dict() | patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +155,8 @@ class TextEmbedder(Embedder):
         return pixels
 
     @property
-    def _input(self) -> tuple[tuple[int, ...], str]:
-        return self.loaded.tokenize([""]).shape[1:], "int32"
+    def _example(self) -> np.ndarray:
+        return self.decode({"image": ""})
 
     def _prepared_as(self) -> dict[str, Any]:
         text = self.loaded.weights.model.text

@@ -1,7 +1,7 @@
 """Attention: one function, and the multi-head layer around it.
 
-The kernels are `./packed.py`, `./flash.py` and `./cudnn.py`; `./choice.py` says which program is
-taken.
+The kernels are `./packed.py`, `./flash.py` and `./cudnn.py`, long rows that none of them takes go
+through `./blocks.py`; `./choice.py` says which program is taken.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
 from vit_jax.errors import UserError
-from vit_jax.layers.attention import choice
+from vit_jax.layers.attention import blocks, choice
 from vit_jax.layers.attention.cudnn import cudnn_attention
 from vit_jax.layers.attention.packed import Heads
 from vit_jax.layers.precision import widened
@@ -69,10 +69,29 @@ def attend(
         if look is not None:
             look(_weights(_scores(q, k, scale), v.dtype))
         return choice.flash_over_mesh(q, k, v, scale)
+    if choice.takes_blocks(q, k, _not_in_blocks(on_scores, on_weights)):
+        if look is not None:
+            scores = _scores(q, k, scale)
+            look(_weights(scores if bias is None else scores + bias.astype(scores.dtype), v.dtype))
+        return blocks.blocked(
+            lambda q, bias: plain_attention(q, k, v, bias=bias, scale=scale),
+            q,
+            bias,
+            blocks.block_size(q.shape[-3], k.shape[-3], q.shape[-2]),
+        )
     choice.takes_plain()
     return plain_attention(
         q, k, v, bias=bias, scale=scale, on_scores=on_scores, on_weights=on_weights, look=look
     )
+
+
+def _not_in_blocks(on_scores: Any, on_weights: Any) -> str | None:
+    """Why an attention cannot be computed a block of queries at a time, None if it can."""
+    # Dropout would draw the same mask for every block; heads that talk could be cut, but no model
+    # that has them has long rows.
+    if on_scores is not None or on_weights is not None:
+        return "its scores or weights are changed on the way"
+    return None
 
 
 def _other_kind(bias: Any, on_scores: Any, on_weights: Any) -> str | None:
@@ -139,6 +158,17 @@ def _averages(scores: jax.Array, v: jax.Array) -> jax.Array:
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     sums = jnp.einsum("...hqk,...hke->...hqe", weights.astype(v.dtype), v)
     return (sums.astype(weights.dtype) / weights.sum(-1, keepdims=True)).astype(v.dtype)
+
+
+def shown_by(module: nn.Module) -> Callable[[jax.Array], Any] | None:
+    """What a module hands to `attend` as `look`, so that its weights can be looked at.
+
+    They are sown as 'attention_weights' when the caller makes 'intermediates' mutable. None where
+    nobody looks.
+    """
+    if not module.is_mutable_collection("intermediates"):
+        return None
+    return lambda weights: module.sow("intermediates", "attention_weights", weights)
 
 
 class MultiHeadDotProductAttention(nn.Module):

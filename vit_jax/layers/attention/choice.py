@@ -22,10 +22,13 @@ from vit_jax.layers.attention import cudnn, flash, packed
 from vit_jax.layers.axes import BATCH_AXES
 
 # 'packed' is the kernel of ./packed.py, 'flash' that of ./flash.py for long rows, 'cudnn' NVIDIA's
-# flash attention, 'xla' plain operations. 'auto' takes the first two on TPU and the third on GPU,
-# for 16-bit types and where they can compute an attention, and 'xla' for everything else.
-IMPLEMENTATIONS = ("auto", "xla", "packed", "flash", "cudnn")
+# flash attention, 'xla' plain operations, 'blocks' the same of one block of queries at a time, see
+# ./blocks.py. 'auto' takes the first two on TPU and the third on GPU, for 16-bit types and where
+# they can compute an attention; for all else 'blocks' where an image has more scores than
+# `_MOST_SCORES` in a head, 'xla' where not.
+IMPLEMENTATIONS = ("auto", "xla", "blocks", "packed", "flash", "cudnn")
 _KERNELS = ("packed", "flash", "cudnn")
+_MOST_SCORES = 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,9 +196,9 @@ def needs_weights(reason: str) -> None:
     """To be called where the attention weights are changed by a setting that can be turned off.
 
     Raises:
-      UserError: if a kernel was asked for by its name, as kernels have no such weights.
+      UserError: if a kernel was asked for by its name, as those have no such weights.
     """
-    if current().name in _KERNELS:
+    if current().name in (*_KERNELS, "blocks"):
         raise _refused(current().name, reason)
 
 
@@ -284,8 +287,31 @@ def _not_packed(choice: Attending, x: jax.Array, heads: packed.Heads) -> str | N
     return choice.not_cut(x.shape[0]) or packed.problem(x.shape[1], heads)
 
 
+def takes_blocks(q: jax.Array, k: jax.Array, other_kind: str | None) -> bool:
+    """Whether an attention is computed by plain operations, a block of queries at a time.
+
+    Args:
+      q: Queries, of a shape as in `attend`.
+      k: Keys, of a shape as in `attend`.
+      other_kind: Why it cannot be, if that is so.
+
+    Raises:
+      UserError: where 'blocks' was asked for, and it cannot be.
+    """
+    choice = current()
+    if choice.name == "blocks" and other_kind is not None:
+        raise _refused(choice.name, other_kind)
+    long = q.shape[-3] * k.shape[-3] > _MOST_SCORES
+    taken = choice.name == "blocks" or (choice.name != "xla" and long and other_kind is None)
+    if taken:
+        _note("blocks")
+    elif choice.name != "xla" and long:
+        _note_why(f"all scores of {q.shape[-3]} tokens at once: {other_kind}")
+    return taken
+
+
 def takes_plain() -> None:
-    """Notes that plain operations compute an attention."""
+    """Notes that plain operations compute an attention, with all scores at once."""
     _note("xla")
 
 

@@ -48,8 +48,14 @@ def _construct(
     cls = getattr(transformers, name)
     if build.pooler and not num_classes and "pooler.dense.weight" not in state:
         options = {"add_pooling_layer": False}
-    with torch.device("meta"):  # no time for random weights that are replaced at once
-        module = cls(theirs, **options)
+    try:
+        with torch.device("meta"):  # no time for random weights that are replaced at once
+            module = cls(theirs, **options)
+    except RuntimeError as error:  # its masked autoencoder's, whose table is of a square
+        height, width = image_size
+        raise UserError(
+            f"transformers' {name} cannot be built for images of {height}×{width} pixels: {error}"
+        ) from error
     if any(x.is_meta for name, x in module.named_buffers() if name not in module.state_dict()):
         module = cls(theirs, **options)  # Swin computes indices that no file holds
     live = names.respelled(module.state_dict(), config, "hf")
