@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
         from vit_jax.devices import allocator, compilation_cache, distributed, peers
         from vit_jax.train.actions.profiling import profile_server
 
+        allocator.keep_memory()
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
         compilation_cache.enable()
         distributed.initialize(
@@ -61,7 +62,6 @@ def run(argv: Sequence[str]) -> int:
             options.process_id,
             heartbeat_timeout=options.heartbeat_timeout,
         )
-        allocator.keep_memory()
         with peers.told():
             profile_server(os.environ.get("VIT_JAX_PROFILE_PORT"))
             if options.smoke:

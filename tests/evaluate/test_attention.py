@@ -29,9 +29,9 @@ def test_rollout_is_the_product_written_out():
     layers = weights()
     got = attention.rollout(list(layers))
     for image in range(2):
-        product = np.eye(8)
+        product: np.ndarray = np.eye(8)
         for layer in layers[:, image]:
-            mean = sum(layer) / len(layer)
+            mean = layer.mean(axis=0)
             step = [[0.5 * mean[i, j] + 0.5 * (i == j) for j in range(8)] for i in range(8)]
             product = np.array(step) @ product
         np.testing.assert_allclose(got[image], product, rtol=1e-12)

@@ -20,9 +20,8 @@ KINDS = (
     "siglip_vision",
     "swin",
     "pvt",
-    "levit",
 )
-WITHOUT = {"mixer", "vt", "vt_filter"}  # no attention through `attend` whose weights are shown
+WITHOUT = {"mixer", "vt"}  # no attention through `attend` whose weights are shown
 
 
 @pytest.mark.parametrize(
@@ -38,5 +37,5 @@ def test_looking_changes_nothing_and_rows_add_up_to_1(key):
     assert seen.weights or ROWS[key].family in WITHOUT
     for weights in seen.weights.values():
         np.testing.assert_allclose(weights.sum(axis=-1), 1.0, atol=2e-6)
-        assert np.asarray(weights).std() > 0
+        assert weights.shape[-1] == 1 or np.asarray(weights).std() > 0
     assert all(x.ndim == 3 and len(x) == len(images) for x in seen.blocks.values())

@@ -129,10 +129,12 @@ def _drawn_maps(
 def _distance(
     args: argparse.Namespace, model: "Loaded", paths: list[str]
 ) -> "dict[str, np.ndarray]":
+    import numpy as np
+
     from vit_jax.evaluate import attention_figures
 
     each = [look.distances() for look in model.attention(paths)]
-    mean = {path: sum(x[path] for x in each) / len(each) for path in each[0]}
+    mean = {path: np.mean([x[path] for x in each], axis=0) for path in each[0]}
     if not mean:
         raise UserError("no layer in which all tokens ask: there are no distances")
     if not args.out.endswith(".npz"):

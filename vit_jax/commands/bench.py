@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
     from vit_jax.devices import allocator
     from vit_jax.layers.attention import choice
 
-    choice.check(args.attend)
     allocator.keep_memory()  # as `vit-jax train` does; the peer's memory comes from there too
+    choice.check(args.attend)
     measured = {name: _measure(name, args) for name in args.models}
     verdicts = _kept(args, measured, earlier) if args.history else {}
     _show(args, measured, verdicts)

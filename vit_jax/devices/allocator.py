@@ -6,20 +6,23 @@ faults in every step of ViT-S/16 at batch 8.
 """
 
 import ctypes
+import glob
 import os
 import platform
 
-# Parameters of mallopt(3), from glibc's malloc.h, and the environment's names for them.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+# Parameters of mallopt(3), from glibc's malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 _SETTINGS = {
-    # Nothing is mapped on its own; the heap grows by 64 MiB at a time and never shrinks.
+    # No block is mapped on its own, and the heap never shrinks.
     _MMAP_MAX: 0,
-    _TRIM_THRESHOLD: 2**31 - 1,
-    _TOP_PAD: 64 << 20,
-    # One heap for all threads: that of another thread cannot grow beyond 64 MiB.
+    _TRIM_THRESHOLD: -1,
+    # One heap for all threads: a thread's own is of pieces of 64 MiB that are given back.
     _ARENA_MAX: 1,
 }
 
+
+# NVIDIA's and AMD's GPUs and TPUs, as Linux names them.
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 
 _process = {"ours": False}
 
@@ -32,7 +35,8 @@ def own_process() -> None:
 def keep_memory() -> bool:
     """Tells glibc to keep what it was given; the process then never shrinks below its peak.
 
-    Called after JAX has joined the other processes of a run, and before the first step.
+    Called before JAX looks for its devices: the threads that it starts then would have heaps of
+    their own, which give memory back whatever they are told.
 
     Returns:
       Whether it did: not in a process that only uses this library, where the C library is another
@@ -52,6 +56,7 @@ def _tuned() -> bool:
 
 
 def _on_cpu() -> bool:
-    import jax
-
-    return jax.default_backend() == "cpu"
+    """Whether JAX will compute on CPU. It is not asked, as it would start its threads."""
+    if chosen := os.environ.get("JAX_PLATFORMS"):
+        return chosen == "cpu"
+    return not any(glob.glob(pattern) for pattern in _ACCELERATORS)

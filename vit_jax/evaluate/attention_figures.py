@@ -79,6 +79,7 @@ def draw_distances(distances: Mapping[str, np.ndarray], out: str | os.PathLike) 
     """A point for each head, by depth: pixels between the asking patch and those it looks at."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.rc_context({**_STYLE, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(5.5, 3.6), layout="constrained")
@@ -92,7 +93,7 @@ def draw_distances(distances: Mapping[str, np.ndarray], out: str | os.PathLike) 
             ylabel="mean attention distance, pixels",
             ylim=(0, 1.15 * max(x.max() for x in distances.values())),
         )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
         save_figure(figure, pathlib.Path(out))
 

@@ -60,7 +60,7 @@ def look_inside(
             variables, *inputs, **named, train=False, mutable=["intermediates"]
         )
     output, state = applied
-    found = flax.traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
+    found: Any = flax.traverse_util.flatten_dict(state.get("intermediates", {}), sep="/")
     end = "/attention_weights"
     weights = {path.removesuffix(end): x[0] for path, x in found.items() if path.endswith(end)}
     return Inside(output, blocks, collections.OrderedDict(weights))

@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.evaluate import attention
 from vit_jax.families.family import Config
 from vit_jax.families.registry import get, require_images
-from vit_jax.patches import PatchBatch
+from vit_jax.patches import PatchBatch, stacked
 from vit_jax.tree import arrays
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def looks(model: "Loaded", images: "Images") -> Iterator[Look]:
 
     config = tower(model)[1]
     stride = get(config).stride
-    if stride is None and get(config).flexible is None:
+    cut = get(config).flexible(config)
+    if stride is None and cut is None:
         raise UserError(
             f"{model.name} has no one grid of patches over which attention could be drawn: models "
             f"of {get(config).title} attend within windows, between grids of several sizes or over "
@@ -103,18 +104,17 @@ def looks(model: "Loaded", images: "Images") -> Iterator[Look]:
     run = _forward(model)
     for image in listed(images):
         prepared = model.prepare(image)
-        flexible = isinstance(prepared, PatchBatch)
-        batch = prepared if flexible else prepared[None]
-        weights = {path: np.asarray(x) for path, x in run(batch).items()}
-        if flexible:
-            rows, columns = map(int, np.asarray(prepared.grid)[0])
-            side = get(config).flexible(config)[0]  # pyright: ignore[reportOptionalCall]
-            grid, apart = (rows, columns), (side, side)
+        weights = {path: np.asarray(x) for path, x in run(stacked([prepared])).items()}
+        if isinstance(prepared, PatchBatch):
+            assert cut is not None
+            rows, columns = map(int, prepared.grid)
+            grid, apart = (rows, columns), (cut[0], cut[0])
             used = rows * columns
             weights = {path: x[..., : min(used, x.shape[-2]), :used] for path, x in weights.items()}
             picture = model.decoded(image)
         else:
-            apart = stride(config)  # pyright: ignore[reportOptionalCall]
+            assert stride is not None
+            apart = stride(config)
             height, width = prepared.shape[:2]
             grid = (height // apart[0], width // apart[1])
             picture = _pixels(prepared, model)

@@ -14,7 +14,8 @@ class TalkingHeadsAttention(MultiHeadDotProductAttention):
     """Attention whose heads are mixed linearly before and after the softmax.
 
     As `MultiHeadDotProductAttention`, with `scores_mix` and `weights_mix`, both `kernel`
-    [heads, heads] and `bias` [heads]. Scores are mixed in float32 or wider.
+    [heads, heads] and `bias` [heads]. Scores are mixed in float32 or wider. What is sown are the
+    weights before they are mixed: only these add up to 1.
 
     Attributes:
       mix_bias: Whether the mixtures have a bias.
@@ -26,8 +27,8 @@ class TalkingHeadsAttention(MultiHeadDotProductAttention):
         return lambda scores: self._mix(scores, "scores_mix")
 
     def _on_weights(self, train: bool) -> Callable[[jax.Array], jax.Array]:
-        after = super()._on_weights(train) or self._seen
-        return lambda weights: after(self._mix(weights, "weights_mix"))
+        drop = self._drop(train) or (lambda weights: weights)
+        return lambda weights: drop(self._mix(self._seen(weights), "weights_mix"))
 
     def _mix(self, x: jax.Array, name: str) -> jax.Array:
         """[N, heads, Q, K] -> [N, heads, Q, K]."""

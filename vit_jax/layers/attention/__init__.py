@@ -1,7 +1,7 @@
 """Attention: one function, and the multi-head layer around it.
 
-The kernels are `./packed.py` and `./cudnn.py`, long rows go through `./blocks.py`; `./choice.py`
-says which program is taken.
+The kernels are `./packed.py`, `./flash.py` and `./cudnn.py`, long rows that none of them takes go
+through `./blocks.py`; `./choice.py` says which program is taken.
 """
 
 from collections.abc import Callable
@@ -65,6 +65,10 @@ def attend(
         if look is not None:
             look(_weights(_scores(q, k, scale), v.dtype))
         return cudnn_attention(q, k, v, scale)
+    if choice.takes_flash(q, k, v, _other_kind(bias, on_scores, on_weights)):
+        if look is not None:
+            look(_weights(_scores(q, k, scale), v.dtype))
+        return choice.flash_over_mesh(q, k, v, scale)
     if choice.takes_blocks(q, k, _not_in_blocks(on_scores, on_weights)):
         if look is not None:
             scores = _scores(q, k, scale)
@@ -342,10 +346,15 @@ class MultiHeadDotProductAttention(nn.Module):
 
     def _on_weights(self, train: bool) -> Change | None:
         """Changes the weights, if the class or its dropout does so; shows them before dropout."""
+        drop = self._drop(train)
+        return None if drop is None else lambda weights: drop(self._seen(weights))
+
+    def _drop(self, train: bool) -> Change | None:
+        """Drops weights, where that is done."""
         if not (train and self.dropout_rate > 0):
             return None
         dropout = nn.Dropout(self.dropout_rate, name="weights_dropout")
-        return lambda weights: dropout(self._seen(weights), deterministic=False)
+        return lambda weights: dropout(weights, deterministic=False)
 
     def _watched(self) -> bool:
         return self.is_mutable_collection("intermediates")

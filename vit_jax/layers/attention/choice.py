@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,14 +18,16 @@ from absl import logging
 from jax.sharding import Mesh, PartitionSpec
 
 from vit_jax.errors import UserError, suggest
-from vit_jax.layers.attention import cudnn, packed
+from vit_jax.layers.attention import cudnn, flash, packed
 from vit_jax.layers.axes import BATCH_AXES
 
-# 'packed' is the kernel of ./packed.py, 'cudnn' NVIDIA's flash attention, 'xla' plain operations,
-# 'blocks' the same of one block of queries at a time, see ./blocks.py. 'auto' takes the first on
-# TPU and the second on GPU, both for 16-bit types and where they can compute an attention; for all
-# else 'blocks' where an image has more scores than `_MOST_SCORES` in a head, 'xla' where not.
-IMPLEMENTATIONS = ("auto", "xla", "blocks", "packed", "cudnn")
+# 'packed' is the kernel of ./packed.py, 'flash' that of ./flash.py for long rows, 'cudnn' NVIDIA's
+# flash attention, 'xla' plain operations, 'blocks' the same of one block of queries at a time, see
+# ./blocks.py. 'auto' takes the first two on TPU and the third on GPU, for 16-bit types and where
+# they can compute an attention; for all else 'blocks' where an image has more scores than
+# `_MOST_SCORES` in a head, 'xla' where not.
+IMPLEMENTATIONS = ("auto", "xla", "blocks", "packed", "flash", "cudnn")
+_KERNELS = ("packed", "flash", "cudnn")
 _MOST_SCORES = 1024 * 1024
 
 
@@ -71,6 +73,13 @@ class Attending:
         for size in self.mesh.shape.values():
             parts *= size
         return parts
+
+    def not_cut(self, images: int) -> str | None:
+        """Why a kernel cannot run on a part of so many images on each device, None if it can."""
+        shards = self.shards()
+        if isinstance(shards, str):
+            return shards
+        return f"{shards} devices do not divide {images} images" if images % shards else None
 
 
 @dataclasses.dataclass
@@ -138,15 +147,15 @@ def _check(asked: Attending) -> None:
         )
     if name == "cudnn" and platform != "gpu":
         raise UserError(f"attend='cudnn' needs NVIDIA GPUs; these devices are of kind {platform!r}")
-    if name == "packed" and platform == "gpu":
-        raise UserError("attend='packed' is a kernel for TPUs; these devices are GPUs")
-    if name == "packed" and isinstance(reason := asked.shards(), str):
+    if name in ("packed", "flash") and platform == "gpu":
+        raise UserError(f"attend={name!r} is a kernel for TPUs; these devices are GPUs")
+    if name in ("packed", "flash") and isinstance(reason := asked.shards(), str):
         raise _refused(name, reason)
 
 
 def _tell(asked: Attending, taken: _Taken) -> None:
     others = f" ({'; '.join(taken.reasons)})" if taken.reasons else ""
-    if asked.name in ("packed", "cudnn") and asked.name not in taken.programs:
+    if asked.name in _KERNELS and asked.name not in taken.programs:
         raise UserError(
             f"attend={asked.name!r}: no attention of this model can be computed by that kernel"
             f"{others}. Take 'auto' or 'xla'"
@@ -189,7 +198,7 @@ def needs_weights(reason: str) -> None:
     Raises:
       UserError: if a kernel was asked for by its name, as those have no such weights.
     """
-    if current().name in ("packed", "cudnn", "blocks"):
+    if current().name in (*_KERNELS, "blocks"):
         raise _refused(current().name, reason)
 
 
@@ -236,6 +245,30 @@ def takes_packed(x: jax.Array, heads: packed.Heads, dtype: Any, other_kind: str 
     return _takes("packed", choice, other_kind, other_kind or _not_packed(choice, x, heads))
 
 
+def takes_flash(q: jax.Array, k: jax.Array, v: jax.Array, other_kind: str | None) -> bool:
+    """Whether the kernel for long rows computes this attention.
+
+    Args:
+      q, k, v: Shapes as in `attend`.
+      other_kind: Why no kernel computes this kind of attention, if that is so.
+
+    Raises:
+      UserError: where 'flash' was asked for, and could compute this kind but for its size, or for
+        the devices.
+    """
+    choice = current()
+    if choice.name == "auto":
+        long = k.shape[-3] >= flash.FEWEST_KEYS and q.shape[-3] > 1
+        if choice.chosen_for != "tpu" or not long or q.dtype != jnp.bfloat16:
+            return False
+    elif choice.name != "flash":
+        return False
+    if other_kind is None and q.ndim != 4:
+        other_kind = "windows"
+    problem = other_kind or choice.not_cut(q.shape[0]) or flash.problem(q, k, v)
+    return _takes("flash", choice, other_kind, problem)
+
+
 def _takes(kernel: str, choice: Attending, other_kind: str | None, problem: str | None) -> bool:
     """Whether a kernel computes an attention with which there is this problem, or none.
 
@@ -251,12 +284,7 @@ def _takes(kernel: str, choice: Attending, other_kind: str | None, problem: str 
 
 
 def _not_packed(choice: Attending, x: jax.Array, heads: packed.Heads) -> str | None:
-    shards = choice.shards()
-    if isinstance(shards, str):
-        return shards
-    if x.shape[0] % shards:
-        return f"{shards} devices do not divide {x.shape[0]} images"
-    return packed.problem(x.shape[1], heads)
+    return choice.not_cut(x.shape[0]) or packed.problem(x.shape[1], heads)
 
 
 def takes_blocks(q: jax.Array, k: jax.Array, other_kind: str | None) -> bool:
@@ -289,19 +317,32 @@ def takes_plain() -> None:
 
 def packed_over_mesh(qkv: jax.Array, bias: jax.Array, heads: packed.Heads) -> jax.Array:
     """`packed_attention`, each device on its own images."""
-    choice = current()
+    interpret = current().devices == "cpu"
+    return _over_mesh(
+        lambda qkv, bias: packed.packed_attention(qkv, bias, heads, interpret), (qkv,), (bias,)
+    )
 
-    def attend(qkv: jax.Array, bias: jax.Array) -> jax.Array:
-        return packed.packed_attention(qkv, bias, heads, choice.devices == "cpu")
 
-    if choice.mesh is None:
-        return attend(qkv, bias)
-    axes = tuple(axis for axis in BATCH_AXES if axis in choice.mesh.shape)
-    images = PartitionSpec(axes)
+def flash_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, scale: float | None) -> jax.Array:
+    """`flash_attention`, each device on its own images."""
+    interpret = current().devices == "cpu"
+    return _over_mesh(
+        lambda q, k, v: flash.flash_attention(q, k, v, scale, interpret), (q, k, v), ()
+    )
+
+
+def _over_mesh(
+    kernel: Callable[..., jax.Array], of_images: Sequence[jax.Array], of_all: Sequence[jax.Array]
+) -> jax.Array:
+    """`kernel(*of_images, *of_all)`, the first of them cut by images over the mesh."""
+    mesh = current().mesh
+    if mesh is None:
+        return kernel(*of_images, *of_all)
+    images = PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.shape))
     return jax.shard_map(
-        attend,
-        mesh=choice.mesh,
-        in_specs=(images, PartitionSpec()),
+        kernel,
+        mesh=mesh,
+        in_specs=(*[images] * len(of_images), *[PartitionSpec()] * len(of_all)),
         out_specs=images,
         check_vma=False,  # The kernel's outputs do not say how they vary.
-    )(qkv, bias)
+    )(*of_images, *of_all)

@@ -226,7 +226,7 @@ class _Projection:
 
     def query(self, head: int) -> jax.Array:
         """The queries of one head, 0 on the lanes of others."""
-        return _only(self._queries(*self._heads.window(head)), head, self._heads)
+        return only(self._queries(*self._heads.window(head)), head, self._heads)
 
     def queries(self, head: int) -> jax.Array:
         """The queries of all heads in the window of `head`."""
@@ -240,11 +240,11 @@ def _mask(head: int, heads: Heads) -> jax.Array:
     return (lane >= head * heads.width) & (lane < (head + 1) * heads.width)
 
 
-def _only(x: jax.Array, head: int, heads: Heads) -> jax.Array:
+def only(x: jax.Array, head: int, heads: Heads) -> jax.Array:
     return jnp.where(_mask(head, heads), x, jnp.zeros_like(x))
 
 
-class _Lanes:
+class Lanes:
     """[T, L] put together from one head's part after the other."""
 
     def __init__(self, heads: Heads):
@@ -264,7 +264,7 @@ class _Lanes:
         return self._tiles.items()
 
 
-def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int], dtype) -> jax.Array:
+def dot(a: jax.Array, b: jax.Array, contract: tuple[int, int], dtype) -> jax.Array:
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dimensions, preferred_element_type=dtype)
 
@@ -272,23 +272,23 @@ def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int], dtype) -> jax.Ar
 def _forward_kernel(qkv_ref, bias_ref, out_ref, sums_ref, *, heads: Heads):
     wide = sums_ref.dtype
     projection = _Projection(qkv_ref, bias_ref, heads)
-    out = _Lanes(heads)
+    out = Lanes(heads)
     logs = []
     for head in range(heads.count):
         window = heads.window(head)
-        scores = _dot(projection.query(head), projection.keys(*window), (1, 1), wide)
+        scores = dot(projection.query(head), projection.keys(*window), (1, 1), wide)
         largest = scores.max(-1, keepdims=True)
         weights = jnp.exp2(scores - largest)
         total = weights.sum(-1, keepdims=True)
-        y = _dot(weights.astype(qkv_ref.dtype), projection.values(*window), (1, 0), wide)
+        y = dot(weights.astype(qkv_ref.dtype), projection.values(*window), (1, 0), wide)
         out.put(head, y / total)
         logs.append(largest + jnp.log2(total))
     for first, tile in out.full():
         out_ref[:, first : first + LANES] = tile.astype(out_ref.dtype)
-    sums_ref[...] = _as_rows(logs, sums_ref.shape[0])
+    sums_ref[...] = as_rows(logs, sums_ref.shape[0])
 
 
-def _as_rows(columns: Sequence[jax.Array], rows: int) -> jax.Array:
+def as_rows(columns: Sequence[jax.Array], rows: int) -> jax.Array:
     """[T, 1] of each head to [rows, T]: as a column each would take 128 lanes."""
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
     side_by_side = jnp.zeros((columns[0].shape[0], LANES), columns[0].dtype)
@@ -303,22 +303,22 @@ def _backward_kernel(
     """All of it transposed, [keys, queries]: what each query subtracts is then a row."""
     wide, narrow = sums_ref.dtype, qkv_ref.dtype
     projection = _Projection(qkv_ref, bias_ref, heads)
-    d_q, d_k, d_v = _Lanes(heads), _Lanes(heads), _Lanes(heads)
+    d_q, d_k, d_v = Lanes(heads), Lanes(heads), Lanes(heads)
     for head in range(heads.count):
         window = heads.window(head)
         lanes = slice(*window)
         gradient = gradient_ref[:, lanes]
         keys, values = projection.keys(*window), projection.values(*window)
-        scores = _dot(keys, projection.query(head), (1, 1), wide)
+        scores = dot(keys, projection.query(head), (1, 1), wide)
         weights = jnp.exp2(scores - sums_ref[head : head + 1])
-        d_v.put(head, _dot(weights.astype(narrow), gradient, (1, 0), wide))
-        d_weights = _dot(values, _only(gradient, head, heads), (1, 1), wide)
+        d_v.put(head, dot(weights.astype(narrow), gradient, (1, 0), wide))
+        d_weights = dot(values, only(gradient, head, heads), (1, 1), wide)
         products = weights * d_weights
         inner = products.sum(0, keepdims=True)
         d_scores = (products - weights * inner).astype(narrow)
         # The queries carry scale · log₂e already.
-        d_k.put(head, _dot(d_scores, projection.queries(head), (1, 0), wide) * (1 / _LOG2_E))
-        d_q.put(head, _dot(d_scores, keys, (0, 0), wide) * heads.score_scale)
+        d_k.put(head, dot(d_scores, projection.queries(head), (1, 0), wide) * (1 / _LOG2_E))
+        d_q.put(head, dot(d_scores, keys, (0, 0), wide) * heads.score_scale)
     for part, gradients in enumerate((d_q, d_k, d_v)):
         for first, tile in gradients.full():
             lanes = slice(part * heads.lanes + first, part * heads.lanes + first + LANES)
