@@ -210,6 +210,17 @@ def get_config() -> ConfigDict:
     config.decay_rules = ((r"(?:.*/)?kernel", 1.0), (r".*", 0.0))
     config.lr_rules = ((r".*", 1.0),)
     config.freeze_rules = ((r".*", False),)
+    # Low-rank adapters, see vit_jax/train/lora.py: `rank` (0 turns them off), the numerator `alpha`
+    # of their factor alpha / rank, the kernels that get one, and regexes on the names of the
+    # parameters that are trained besides. All others are frozen.
+    config.lora = ConfigDict(
+        {
+            "rank": 0,
+            "alpha": 8.0,
+            "targets": ((r"(?:.*/)?(?:query|value)/kernel", True), (r".*", False)),
+            "train": (r"(?:.*/)?head\w*/.*",),
+        }
+    )
     # Pairs (regex on parameter names, whether Muon trains the kernels of these names). AdamW trains
     # all other parameters: embeddings of patches, stems, heads, positions, norms and biases, and
     # kernels that are no matrices, see vit_jax/train/muon.py.
@@ -444,6 +455,8 @@ RANGES = {
     "weight_decay": at_least(0),
     "decay_rules": at_least(0, rules=True),
     "lr_rules": at_least(0, rules=True),
+    "lora.rank": integer(0),
+    "lora.alpha": Range(0, above=True),
     "layer_decay": Range(0, 1, above=True),
     "sam.rho": at_least(0),
     "sam.rho_min": at_least(0),
