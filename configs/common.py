@@ -37,8 +37,9 @@ def get_config() -> ConfigDict:
     config.model = None
     # The type to compute in, 'float32' or 'bfloat16'; parameters and losses stay float32.
     config.dtype = "float32"
-    # The program that computes attention: 'auto', 'xla', 'packed' (TPU) or 'cudnn' (GPU). The last
-    # two are an error if they cannot compute the model. See vit_jax/layers/attention/choice.py.
+    # The program that computes attention: 'auto', 'xla', 'blocks' (long rows), 'packed' and 'flash'
+    # (TPU) or 'cudnn' (GPU). The last three are an error if they cannot compute the model. See
+    # vit_jax/layers/attention/choice.py.
     config.attend = "auto"
 
     # A TFDS name; a folder {train,test}/<class>/ or <class>/ of images; a table of paths and labels
@@ -209,6 +210,17 @@ def get_config() -> ConfigDict:
     config.decay_rules = ((r"(?:.*/)?kernel", 1.0), (r".*", 0.0))
     config.lr_rules = ((r".*", 1.0),)
     config.freeze_rules = ((r".*", False),)
+    # Low-rank adapters, see vit_jax/train/lora.py: `rank` (0 turns them off), the numerator `alpha`
+    # of their factor alpha / rank, the kernels that get one, and regexes on the names of the
+    # parameters that are trained besides. All others are frozen.
+    config.lora = ConfigDict(
+        {
+            "rank": 0,
+            "alpha": 8.0,
+            "targets": ((r"(?:.*/)?(?:query|value)/kernel", True), (r".*", False)),
+            "train": (r"(?:.*/)?head\w*/.*",),
+        }
+    )
     # Pairs (regex on parameter names, whether Muon trains the kernels of these names). AdamW trains
     # all other parameters: embeddings of patches, stems, heads, positions, norms and biases, and
     # kernels that are no matrices, see vit_jax/train/muon.py.
@@ -443,6 +455,8 @@ RANGES = {
     "weight_decay": at_least(0),
     "decay_rules": at_least(0, rules=True),
     "lr_rules": at_least(0, rules=True),
+    "lora.rank": integer(0),
+    "lora.alpha": Range(0, above=True),
     "layer_decay": Range(0, 1, above=True),
     "sam.rho": at_least(0),
     "sam.rho_min": at_least(0),

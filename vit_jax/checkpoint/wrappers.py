@@ -60,9 +60,10 @@ def weights_in(archive: Archive, part: str | None) -> Inside:
       UserError: for several sets where `part` says not which, for a `part` that is not there, and
         for adapters that are not merged.
     """
-    if adapters := [n for n in archive if _ADAPTER.fullmatch(n)]:
-        raise _not_merged(str(archive.path), adapters)
     prefix = _jax_prefix(archive)
+    # A run of ours that trains adapters stores the merged weights too, and those are read.
+    if adapters := [n for n in archive if n.startswith(prefix) and _ADAPTER.fullmatch(n)]:
+        raise _not_merged(str(archive.path), adapters)
     if tower := branch(archive, part):
         others = {n.removeprefix(prefix).split("/")[0] for n in archive if n.startswith(prefix)}
         note = f"the weights {tower!r} are read" + _not_these(sorted(others - {tower}))
@@ -174,7 +175,8 @@ def _not_merged(path: str, adapters: list[str]) -> UserError:
     some = ", ".join(adapters[:2])
     return UserError(
         f"{path!r} holds adapters (such as LoRA's) that are not merged into the weights: {some}, … "
-        f"{len(adapters)} tensors. Merge them first, in PyTorch with peft: "
+        f"{len(adapters)} tensors. Merge them first: what `vit-jax convert --to lora` wrote by "
+        "`vit-jax convert … --merge BASE`; in PyTorch with peft: "
         "`merged = PeftModel.from_pretrained(base_model, adapters).merge_and_unload()`, or "
         "`model.merge_and_unload()` where the model is at hand; then "
         "`torch.save(merged.state_dict(), 'merged.pth')`"

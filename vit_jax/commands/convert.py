@@ -19,6 +19,21 @@ if TYPE_CHECKING:
     from vit_jax.checkpoint import Conversion
 
 
+LORA = "lora"
+# The options that change what is written.
+_CHANGES = (
+    "merge",
+    "image_size",
+    "resize_method",
+    "num_classes",
+    "channels",
+    "patch_size",
+    "drop_pre_logits",
+    "dtype",
+    "part",
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("src", metavar="SRC", help="weights to read")
     parser.add_argument("dst", metavar="DST", help="file or directory to write")
@@ -27,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FORMAT",
         help="format of DST: official, big_vision, orbax, timm, hf, or another that the model's "
-        "family has, such as torch, tlt or vit_pytorch",
+        "family has, such as torch, tlt or vit_pytorch; lora writes the adapters of a run alone",
+    )
+    parser.add_argument(
+        "--merge",
+        metavar="BASE",
+        help="SRC holds adapters, as --to lora writes them: merge them into BASE, the checkpoint "
+        "that their run started from",
     )
     parser.add_argument("--model", metavar="NAME", help="model in SRC, where it is not clear")
     common.add_checkpoint_option(parser)
@@ -69,6 +90,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.to == LORA:
+        _write_adapters(args)
+    elif args.merge:
+        from vit_jax.train import adapters
+
+        with adapters.merged(args.src, args.merge) as whole:
+            _convert(args, str(whole))
+    else:
+        _convert(args, args.src)
+
+
+def _write_adapters(args: argparse.Namespace) -> None:
+    from vit_jax.train import adapters
+
+    if pathlib.Path(args.dst).suffix != ".safetensors":
+        raise UserError(f"--to {LORA} writes .safetensors files; got DST {args.dst!r}")
+    given = [name for name in _CHANGES if getattr(args, name) not in (None, False, ())]
+    if given:
+        raise UserError(
+            f"--to {LORA} writes adapters as they are, without --{given[0].replace('_', '-')}; "
+            "change the merged model, by --merge"
+        )
+    chosen = pathlib.PurePath(common.checkpoint(args.src, args.checkpoint)).name
+    step = None if args.checkpoint is None else int(chosen.rpartition("_")[2])
+    count = adapters.write(args.src, args.dst, step)
+    print(f"{count:,} parameters written to {args.dst}; merge them by convert --merge BASE")
+
+
+def _convert(args: argparse.Namespace, source: str) -> None:
     from vit_jax.checkpoint import convert, targets
     from vit_jax.families.resize import METHODS
 
@@ -89,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
 
     with _progress() as progress:
         done = convert(
-            common.checkpoint(args.src, args.checkpoint),
+            common.checkpoint(source, args.checkpoint),
             dst,
             to=args.to,
             model=args.model,

@@ -282,7 +282,7 @@ def feature_step(engine: Engine, config: ConfigDict) -> Callable[[Any, Any], dic
 
     return jax.jit(
         attending("auto", engine.mesh)(step),
-        in_shardings=(features.without_head(engine.shardings.variables), engine.batch),
+        in_shardings=(features.without_head(engine.evaluated), engine.batch),
         out_shardings=replicated(engine.mesh),
     )
 

@@ -93,7 +93,7 @@ class Embedder:
 
             return jax.jit(
                 attending("auto", engine.mesh)(step),
-                in_shardings=(engine.shardings.variables, engine.batch),
+                in_shardings=(engine.evaluated, engine.batch),
                 out_shardings=replicated(engine.mesh),
             )
 

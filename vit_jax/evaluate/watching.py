@@ -134,8 +134,10 @@ class _Watched:
             say(f"step {step}: {shown}")
 
     def _variables(self, step: int, weights: str) -> Any:
-        stored = checkpointing.load_params(self.run, step, trained=weights == "raw")
-        shardings = self.engine.shardings.variables
+        # Trained adapters are stored apart; the model takes the parameters that they are merged in.
+        trained = weights == "raw" and self.engine.shardings.lora_scale is None
+        stored = checkpointing.load_params(self.run, step, trained=trained)
+        shardings = self.engine.evaluated
         return place(collections(stored, arrays(shardings["batch_stats"])), shardings)
 
 

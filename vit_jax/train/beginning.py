@@ -14,12 +14,13 @@ from vit_jax.devices.sharding import place
 from vit_jax.evaluate.kinds import Setting
 from vit_jax.families import registry
 from vit_jax.families.preprocess import sides
-from vit_jax.train import checkpointing
+from vit_jax.train import checkpointing, lora
 from vit_jax.train.branching import branch, parse, require_fit
 from vit_jax.train.checkpointing import Checkpoints
 from vit_jax.train.engine import Engine
 from vit_jax.train.health import History
 from vit_jax.train.state import TrainState, started_from
+from vit_jax.tree import flatten, unflatten
 
 
 def first_state(
@@ -66,7 +67,7 @@ def _pretrained(
     """The `variables` of a state, as far as possible read from checkpoints of their branches."""
     # The fresh parameters say which names and shapes are needed, and their head is used if the
     # checkpoint's head has another number of classes.
-    fresh = multihost_utils.process_allgather(state.variables, tiled=True)
+    fresh = multihost_utils.process_allgather(lora.without(state.variables), tiled=True)
     for where, path in paths.items():
         if not where:
             fresh = _read(path, fresh, config.model, config)
@@ -78,7 +79,8 @@ def _pretrained(
             kind: {**tree, where: found[kind]} if tower[kind] else tree
             for kind, tree in fresh.items()
         }
-    return place(fresh, engine.shardings.variables)
+    found = flatten(place(fresh, engine.evaluated))
+    return unflatten({**found, **lora.only(state.variables)})
 
 
 def _read(path: os.PathLike, fresh: Any, model: Any, config: ConfigDict) -> dict[str, Any]:

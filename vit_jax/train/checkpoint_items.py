@@ -12,18 +12,18 @@ from vit_jax.variables import arrays, collections, named
 
 PREFIX = "checkpoint"
 ITEMS = ("params", "rest")  # of the state
-# Where 'rest' holds the trained parameters, if 'params' holds their moving average.
+# Where 'rest' holds the trained parameters, if 'params' holds others.
 TRAINED = "trained_params"
 
 
 def split(state: TrainState) -> tuple[Any, dict[str, Any]]:
     """The items 'params' and 'rest' of a checkpoint.
 
-    'params' holds the average of the parameters if the run keeps one; the trained parameters are
-    then stored in 'rest'.
+    'params' holds the average of the parameters if the run keeps one, and the merged parameters if
+    it trains adapters; the trained parameters are then stored in 'rest'.
     """
     rest = {"step": state.step, "opt_state": state.opt_state}
-    if state.has_average:
+    if state.evaluates_others:
         rest[TRAINED] = named(state.variables)
     return state.best_params, rest
 
@@ -32,13 +32,14 @@ def join(params: Any, rest: dict[str, Any], like: TrainState) -> TrainState:
     """The state whose items these are; `like` is a state of the same run."""
     statistics = arrays(like.batch_stats)
     best = collections(params, statistics)
-    trained = collections(rest[TRAINED], statistics) if like.has_average else best
+    trained = collections(rest[TRAINED], statistics) if like.evaluates_others else best
     return TrainState(
         rest["step"],
         trained["params"],
         rest["opt_state"],
         ema=best if like.ema is not None else None,
         batch_stats=trained["batch_stats"],
+        lora_scale=like.lora_scale,
     )
 
 

@@ -32,7 +32,7 @@ from vit_jax.devices.sharding import (
 from vit_jax.errors import UserError
 from vit_jax.layers.attention import choice
 from vit_jax.layers.attention.choice import attending
-from vit_jax.train import distill, health, objectives, token_labels, trackers
+from vit_jax.train import distill, health, lora, objectives, token_labels, trackers
 from vit_jax.train.actions import profiling
 from vit_jax.train.ema import ema_decay, update_ema
 from vit_jax.train.inputs import Inputs
@@ -76,6 +76,11 @@ class Engine:
     eval_step: Callable[[Any, Any], dict[str, jax.Array]] | None
     task: objectives.Task
 
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The shardings of the variables that are evaluated."""
+        return lora.without(self.shardings.variables)
+
 
 def build(
     config: ConfigDict, mesh: Mesh, num_classes: int, teacher: Teacher | None = None
@@ -114,9 +119,10 @@ def build(
         image_size=config.pp.crop,
         channels=config.pp.channels,
         beside=task.beside,
-        fresh=task.fresh,
+        fresh=_fresh(config, task.fresh),
         head_bias=config.init_head_bias,
         ema=config.ema.decay > 0,
+        lora_scale=lora.scale(config),
     )
     abstract = jax.eval_shape(init, jax.random.key(0))
     _check_average(abstract, config.optim)
@@ -138,7 +144,7 @@ def build(
         mixing=Mixing(**config.mixing),
         draw=task.draw,
         teach=None if teacher is None else teacher.logits,
-        trained=functools.partial(stop_frozen, rules=freeze_rules(config)),
+        trained=_trained(config),
         sharpen=_sharpen(config, rate),
         sharpen_parts=config.sam.per_part,
         average=_average(config),
@@ -176,7 +182,7 @@ def build(
                     rows=config.batch_eval_device,
                 )
             ),
-            in_shardings=(shardings.variables, split),
+            in_shardings=(lora.without(shardings.variables), split),
             out_shardings=full,
             compiler_options=options,
         ),
@@ -208,6 +214,28 @@ def _average(config: ConfigDict) -> Callable[..., Any] | None:
     return average
 
 
+def _fresh(config: ConfigDict, fresh: Callable[[Any, jax.Array], Any] | None) -> Any:
+    """What is done to fresh parameters: what the task asks for, and then adapters are added."""
+    if not config.lora.rank:
+        return fresh
+
+    def with_adapters(params: Any, key: jax.Array) -> Any:
+        params = params if fresh is None else fresh(params, key)
+        key = jax.random.fold_in(key, 1)
+        return lora.adapted(params, key, rank=config.lora.rank, targets=config.lora.targets)
+
+    return with_adapters
+
+
+def _trained(config: ConfigDict) -> Callable[[Any], Any]:
+    """`parameters -> parameters` that the model is applied with, of which some have no gradient."""
+    stopped = functools.partial(stop_frozen, rules=freeze_rules(config))
+    factor = lora.scale(config)
+    if factor is None:
+        return stopped
+    return lambda params: lora.merged(stopped(params), factor)
+
+
 def _sharpen(config: ConfigDict, rate: Schedule) -> Callable[..., Any] | None:
     """The gradient of SAM, or of GSAM if `sam.alpha` or `sam.rho_min` is set; None without SAM."""
     rho, rho_min, alpha = config.sam.rho, config.sam.rho_min, config.sam.alpha
@@ -235,6 +263,7 @@ def check(config: ConfigDict, mesh: Mesh) -> None:
     profiling.check(config.profile)
     health.check(config)
     trackers.check(config.trackers)
+    lora.check(config)
     distill.check(config.distill.kind, config.distill.alpha, config.distill.tau)
     token_labels.of_config(config)
 
@@ -269,5 +298,6 @@ def state_shardings(abstract: TrainState, mesh: Mesh, config: ConfigDict) -> Tra
         # Running statistics are small, and each comes from a sum over the whole batch, which every
         # device receives anyway.
         batch_stats=jax.tree.map(lambda _: replicated(mesh), abstract.batch_stats),
+        lora_scale=abstract.lora_scale,
     )
     return layout if abstract.ema is None else dataclasses.replace(layout, ema=layout.variables)

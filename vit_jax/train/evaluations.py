@@ -15,7 +15,7 @@ from vit_jax.train.state import TrainState
 # How an entry of `config.evals` names the variables that it evaluates.
 WEIGHTS: dict[str, Callable[[TrainState], Any]] = {
     "best": lambda state: state.best_variables,
-    "raw": lambda state: state.variables,
+    "raw": lambda state: state.raw_variables,
     "ema": lambda state: state.ema,
 }
 # The name of the test split's evaluation, and how its figures are called; those of others are

@@ -166,11 +166,15 @@ def stop_frozen(params: Any, rules: Rules[bool]) -> Any:
 
 def freeze_rules(config: ConfigDict) -> Rules[bool]:
     """The rules of a run's config, after those for what the model's family never trains."""
+    rules = config.freeze_rules
+    if config.lora.rank:
+        trained = (r"(?:.*/)?lora_[ab]", *config.lora.train)
+        rules = [*((pattern, False) for pattern in trained), (".*", True)]
     if not config.get("model"):
-        return config.freeze_rules
+        return rules
     fields = config.model.to_dict()
     never = [(pattern, True) for pattern in registry.get(fields).frozen(fields)]
-    return [*never, *config.freeze_rules]
+    return [*never, *rules]
 
 
 def _named_leaves(params: Any) -> tuple[dict[str, Any], Any]:

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from vit_jax.families.preprocess import sides
+from vit_jax.train.lora import merged_in_place
 from vit_jax.train.losses import init_head_bias
 from vit_jax.train.optimizers import averaged, has_average
 from vit_jax.variables import named
@@ -26,6 +27,8 @@ class TrainState:
       opt_state: The state of the optimizer.
       ema: The moving average of the `variables`, or None.
       batch_stats: The running statistics of the model's BatchNorms; {} without BatchNorm.
+      lora_scale: The factor of the adapters among the parameters, see `vit_jax.train.lora`; None
+        without adapters.
     """
 
     step: Any
@@ -33,23 +36,32 @@ class TrainState:
     opt_state: Any
     ema: Any = None
     batch_stats: Any = struct.field(default_factory=dict)
+    lora_scale: float | None = struct.field(pytree_node=False, default=None)
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The collections that the model is applied with."""
+        """The collections that are trained, adapters among the parameters."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def raw_variables(self) -> dict[str, Any]:
+        """The collections that the model is applied with, of which none is an average."""
+        return {**self.variables, "params": self._merged(self.params)}
+
+    def _merged(self, params: Any) -> Any:
+        return params if self.lora_scale is None else merged_in_place(params, self.lora_scale)
 
     @property
     def best_variables(self) -> Any:
         """The variables that are evaluated: the moving average, or the optimizer's, if any."""
         if self.ema is not None:
             return self.ema
-        return {**self.variables, "params": averaged(self.opt_state, self.params)}
+        return {**self.variables, "params": self._merged(averaged(self.opt_state, self.params))}
 
     @property
-    def has_average(self) -> bool:
+    def evaluates_others(self) -> bool:
         """Whether the variables that are evaluated are others than those that are trained."""
-        return self.ema is not None or has_average(self.opt_state)
+        return self.ema is not None or self.lora_scale is not None or has_average(self.opt_state)
 
     @property
     def best_params(self) -> dict[str, Any]:
@@ -74,6 +86,7 @@ def init_state(
     fresh: Callable[[Any, jax.Array], Any] | None = None,
     head_bias: float | None = None,
     ema: bool = False,
+    lora_scale: float | None = None,
 ) -> TrainState:
     """A fresh state for images of `image_size`.
 
@@ -88,6 +101,7 @@ def init_state(
       fresh: `(parameters, key) -> parameters`, what else is done to the fresh parameters.
       head_bias: The bias of the head; None leaves it as the model initialises it.
       ema: Whether the state keeps a moving average.
+      lora_scale: The factor of the adapters that `fresh` adds, if it does.
 
     Raises:
       UserError: if `head_bias` is given and the model has no 'head/bias'.
@@ -107,6 +121,7 @@ def init_state(
         params,
         tx.init(params),
         batch_stats=variables.get("batch_stats", {}),
+        lora_scale=lora_scale,
     )
     return dataclasses.replace(state, ema=state.variables) if ema else state
 

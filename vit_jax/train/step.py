@@ -75,7 +75,8 @@ def make_train_step(
         the batch that it makes of the part, and what the model is called with beside images.
       teach: `(teacher, images) -> logits`, called with the mixed images; the objective finds the
         logits in the batch as 'teacher'.
-      trained: A function of the parameters that stops the gradients of frozen parameters.
+      trained: A function of the parameters that stops the gradients of frozen parameters, and
+        gives those that the model is applied with.
       sharpen: `(loss_and_grad, params, step) -> (loss, gradient to follow)`, for SAM.
       sharpen_parts: Whether each part of the batch is sharpened separately.
       average: `(ema, variables, step) -> ema`, the new moving average.
@@ -129,7 +130,9 @@ def make_train_step(
         )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, opt_state, batch_stats=statistics)
+        new = dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state, batch_stats=statistics
+        )
         if average is not None:
             ema = average(state.ema, new.variables, state.step)
             new = dataclasses.replace(new, ema=ema)
