@@ -37,8 +37,9 @@ def get_config() -> ConfigDict:
     config.model = None
     # The type to compute in, 'float32' or 'bfloat16'; parameters and losses stay float32.
     config.dtype = "float32"
-    # The program that computes attention: 'auto', 'xla', 'packed' (TPU) or 'cudnn' (GPU). The last
-    # two are an error if they cannot compute the model. See vit_jax/layers/attention/choice.py.
+    # The program that computes attention: 'auto', 'xla', 'blocks' (long rows), 'packed' and 'flash'
+    # (TPU) or 'cudnn' (GPU). The last three are an error if they cannot compute the model. See
+    # vit_jax/layers/attention/choice.py.
     config.attend = "auto"
 
     # A TFDS name; a folder {train,test}/<class>/ or <class>/ of images; a table of paths and labels

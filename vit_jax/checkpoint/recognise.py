@@ -6,7 +6,7 @@ checked afterwards. Nothing is guessed here: all that fit are returned.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -119,9 +119,8 @@ def of_tensors(
       family: The only family to look at.
     """
     found = []
-    for entry in _entries(shapes):
-        if family in (None, entry.family):
-            found += _registered(entry, shapes, size)
+    for entry in _entries(shapes, family):
+        found += _registered(entry, shapes, size)
     return _at_own_size(_known_first(found), size)
 
 
@@ -141,7 +140,7 @@ def of_model(config: Config, shapes: Shapes) -> Candidate:
       UserError: that says where names or shapes differ, if the tensors are not this model's.
     """
     family, own = get(config), family_of(config)
-    entries = [entry for entry in _entries(shapes) if entry.family == own]
+    entries = list(_entries(shapes, own))
     layout = entries[0].layout if entries else _matching_layout(shapes, config)
     if family.infer is not None:
         for entry in entries:
@@ -171,14 +170,15 @@ def _name(config: Config, ours: Shapes) -> str | None:
     return _closest_size(found, None).name
 
 
-def _entries(shapes: Shapes) -> Iterator[fingerprints.Entry]:
-    """The families and layouts whose names these are."""
+def _entries(shapes: Shapes, family: str | None = None) -> Iterator[fingerprints.Entry]:
+    """The families and layouts whose names these are; of one family alone, no other is tried."""
+    asked = {name: its for name, its in families().items() if family in (None, name)}
     index, seen = fingerprints.index(), set()
 
-    def found(spelled: Iterable[str], layout: str | None, only: str | None = None):
+    def found(spelled: Iterable[str], layout: str | None, of: Collection[str] = asked):
         for entry in index.get(fingerprint(spelled), ()):
             is_ours = entry.layout == LINEN
-            fits = is_ours == (layout is not None) and only in (None, entry.family)
+            fits = is_ours == (layout is not None) and entry.family in of
             entry = entry._replace(layout=layout or entry.layout)
             key = (entry.family, LINEN if is_ours else entry.layout)
             if fits and key not in seen:
@@ -188,8 +188,8 @@ def _entries(shapes: Shapes) -> Iterator[fingerprints.Entry]:
     yield from found(_our_names(shapes), LINEN)
     # A fingerprint takes numbers for equal: one of the names that differ in them stands for all.
     one_of_each = list({re.sub(r"\d+", "#", name): name for name in shapes}.values())
-    for name, family in families().items():
-        for layout, known in family.layouts.items():
+    for name, its in asked.items():
+        for layout, known in its.layouts.items():
             if known.respell is not None:
                 spelled = known.respell(one_of_each)
                 for entry in index.get(fingerprint(spelled), ()):
@@ -197,7 +197,7 @@ def _entries(shapes: Shapes) -> Iterator[fingerprints.Entry]:
                         seen.add((name, layout))
                         yield entry
             elif known.reading is not None and layout != OFFICIAL:
-                yield from found(_completed_names(shapes, name, layout), layout, name)
+                yield from found(_completed_names(shapes, name, layout), layout, [name])
     yield from found(shapes, None)
 
 

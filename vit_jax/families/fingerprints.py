@@ -40,9 +40,14 @@ def fingerprint(names: Iterable[str]) -> str:
 
     Names that carry no information in any layout are left out.
     """
-    ignored = _ignored()
-    kept = {re.sub(r"\d+", "#", name) for name in names if not ignored.fullmatch(name)}
+    kept = {alike for name in names if (alike := _without_numbers(name)) is not None}
     return hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(2**14)  # a file's names are asked for again by every family
+def _without_numbers(name: str) -> str | None:
+    """What names that differ in their numbers share; None for one that carries no information."""
+    return None if _ignored().fullmatch(name) else re.sub(r"\d+", "#", name)
 
 
 @functools.cache

@@ -388,6 +388,7 @@ def _ways_to_write() -> ocp.type_handlers.TypeHandlerRegistry:
     """
     types = ocp.type_handlers
     return types.create_type_handler_registry(
+        (np.number, types.ScalarHandler()),
         (np.ndarray, types.NumpyHandler()),
         (jax.Array, types.ArrayHandler(min_slice_bytes_for_replica_parallel=_LARGE)),
     )

@@ -42,13 +42,12 @@ def blocked(
     count, length = math.ceil(q.shape[-3] / size), q.shape[-3]
     parts = [_split(q, -3, count, size)]
     # A bias that is the same for all queries is not cut.
-    varies = bias is not None and bias.ndim > 1 and bias.shape[-2] == length
-    if varies:
+    if bias is not None and bias.ndim > 1 and bias.shape[-2] == length:
         parts.append(_split(bias, -2, count, size))
 
     @jax.checkpoint
     def step(part: list[jax.Array]) -> jax.Array:
-        return attend(part[0], part[1] if varies else bias)
+        return attend(part[0], part[1] if len(part) == 2 else bias)
 
     found = jax.lax.map(step, parts)
     found = jnp.moveaxis(found, 0, -4)

@@ -26,8 +26,8 @@ _MOST_VMEM = 96 * 2**20
 # Below it, plain operations are taken for what the packed kernel cannot compute.
 FEWEST_KEYS = 512
 # The compiler gives no estimate for a kernel, so that it carries one: cycles of v5e for each step,
-# and for each vector register of a step's scores, forward and backward. Fitted, within 5 %, to the
-# schedules that `benchmarks/kernel_schedule.py` prints.
+# and for each vector register of a step's scores, forward and backward. Fitted to the
+# schedules of two shapes that `benchmarks/kernel_schedule.py` prints.
 _STEP_CYCLES, _FORWARD_CYCLES, _BACKWARD_CYCLES = 580, 3.96, 14.0
 _LOG2_E = math.log2(math.e)
 _SUMS = 8  # Rows of a block of sums, a whole vector register; the first ones are those of heads.
@@ -85,7 +85,7 @@ def flash_attention(
     # Queries that are missing in the last block are zeros: their answers are left out, so that
     # their gradient is zero and no key sees them.
     q = _side_by_side(q, -length % _BLOCK)
-    y = _flash(q, _side_by_side(k, 0), _side_by_side(v, 0), _padded(width), interpret)
+    y: jax.Array = _flash(q, _side_by_side(k, 0), _side_by_side(v, 0), _padded(width), interpret)
     return y.reshape(*y.shape[:2], -1, _padded(width))[:, :length, :count, :width]
 
 
