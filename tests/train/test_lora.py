@@ -153,6 +153,9 @@ def test_a_run_trains_adapters_and_the_head_alone_and_goes_on_exactly(tmp_path):
     assert cli.main([*merge, str(tmp_path / "whole")]) == 2  # another base
     assert not model.exists()
     assert cli.main([*merge, str(tmp_path / "base")]) == 0
+    adapters_first = checkpoint.identify(model).history[0]
+    assert adapters_first["source"]["layout"] == "adapters"
+    assert adapters_first["steps"] == [f"merged into {tmp_path / 'base'}"]
     got = flatten(checkpoint.load(model))
     for name, x in stored.items():
         np.testing.assert_allclose(got[name], x, rtol=1e-6, atol=1e-6)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from vit_jax import __version__
 from vit_jax.checkpoint import recorded
 from vit_jax.checkpoint.files.fetch import fetch
 from vit_jax.checkpoint.files.formats import open_archive, write_safetensors
@@ -88,6 +89,8 @@ def merged(path: str | os.PathLike, base: str | os.PathLike) -> Iterator[pathlib
     where = fetch(path)
     if not where.is_file():
         raise UserError(f"no such file {str(path)!r}; expected adapters that --to lora wrote")
+    with open_source(base) as source:
+        history = source.facts.history
     with open_archive(where) as archive:
         about = _about(path, archive.metadata)
         theirs = {name: archive[name] for name in archive}
@@ -111,8 +114,26 @@ def merged(path: str | os.PathLike, base: str | os.PathLike) -> Iterator[pathlib
         taken[name] = kernel.astype(dtype)
     with tempfile.TemporaryDirectory() as folder:
         whole = pathlib.Path(folder) / "merged.safetensors"
-        write_safetensors(whole, {**taken, **own}, {recorded.OURS: ours})
+        history = [*history, _record(where, base)]
+        metadata = {recorded.OURS: ours, recorded.HISTORY: json.dumps(history)}
+        write_safetensors(whole, {**taken, **own}, metadata)
         yield whole
+
+
+def _record(adapters: pathlib.Path, base: str | os.PathLike) -> dict[str, Any]:
+    """What the history of the merged weights says of the merge."""
+    return {
+        "tool": f"vit-jax {__version__}",
+        "source": {
+            "file": adapters.name,
+            "sha256": hashlib.sha256(adapters.read_bytes()).hexdigest(),
+            "format": "safetensors",
+            "layout": "adapters",
+        },
+        "to": "linen",
+        "steps": [f"merged into {os.fspath(base)}"],
+        "notes": [],
+    }
 
 
 def _about(path: str | os.PathLike, metadata: Mapping[str, str]) -> dict[str, Any]:
