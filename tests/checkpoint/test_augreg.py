@@ -6,8 +6,9 @@ import logging
 import re
 
 import pytest
+import rich.console
 
-from vit_jax import cli
+from vit_jax import cli, waiting
 from vit_jax.checkpoint import augreg
 from vit_jax.configs import augreg as recipe
 from vit_jax.configs import common
@@ -183,8 +184,9 @@ def test_the_table_of_a_query(models):
 
 
 def test_a_narrow_terminal_folds_the_table(models, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "60")
+    terminal = rich.console.Console(force_terminal=True)
+    monkeypatch.setattr(waiting, "console", lambda **kinds: terminal)
     _, out, _ = models("--augreg", "wd > 0")
     lines = re.sub(r"\x1b\[[\d;]*m", "", out).splitlines()
     assert 50 < max(map(len, lines)) <= 60

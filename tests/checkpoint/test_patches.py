@@ -14,7 +14,8 @@ from vit_jax import checkpoint, cli
 from vit_jax.checkpoint import names
 from vit_jax.errors import UserError
 from vit_jax.families.registry import config_of, shrunk
-from vit_jax.families.resize import _antialiased_cubic, resample_patches
+from vit_jax.families.resize import resample_patches
+from vit_jax.layers.interpolation import antialiased_weights, keys_cubic
 from vit_jax.models import from_config
 from vit_jax.parity.figures import relative_error
 
@@ -28,9 +29,8 @@ def test_kernels_are_resampled_as_timm_does(new, monkeypatch):
     monkeypatch.setattr("timm.layers.patch_embed.DTYPE_INTERMEDIATE", torch.float64)
     wanted = resample_patch_embed(theirs, list(new)).permute(2, 3, 1, 0).numpy()
     assert relative_error(resample_patches(kernel, new), wanted) <= 1e-9
-    plain = np.einsum(
-        "ij,jkcd,lk->ilcd", _antialiased_cubic(16, new[0]), kernel, _antialiased_cubic(16, new[1])
-    )
+    rows, columns = (antialiased_weights(16, side, keys_cubic) for side in new)
+    plain = np.einsum("ij,jkcd,lk->ilcd", rows, kernel, columns)
     assert relative_error(plain, wanted) > 0.1
 
 
@@ -38,7 +38,7 @@ def test_a_larger_patch_reads_what_the_smaller_one_did():
     """Of patches that were enlarged from small ones, as the pseudo-inverse has it."""
     rng = np.random.default_rng(0)
     kernel, patch = rng.standard_normal((8, 8, 3, 5)), rng.standard_normal((8, 8, 3))
-    rows, columns = _antialiased_cubic(8, 16), _antialiased_cubic(8, 20)
+    rows, columns = (antialiased_weights(8, side, keys_cubic) for side in (16, 20))
     large = np.einsum("ij,jkc,lk->ilc", rows, patch, columns)
     small_token, token = (
         np.einsum("hwc,hwcd->d", x, k)

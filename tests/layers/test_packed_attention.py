@@ -137,7 +137,7 @@ def test_looking_at_the_weights_changes_nothing():
     np.testing.assert_allclose(weights[0].sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["cudnn", "flash"])
+@pytest.mark.parametrize("name", ["cudnn", "splash"])
 def test_what_cannot_run_here_is_refused(name):
     with pytest.raises(UserError, match=name), attending(name):
         pass
