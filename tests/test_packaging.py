@@ -100,6 +100,14 @@ def test_an_installed_wheel_has_its_configs_and_data(wheel_python, tmp_path):
     assert facts == "ViT-B_16 tench, Tinca tinca True 0.03"
 
 
+def test_the_wheel_holds_every_module(wheel_python):
+    site = next((pathlib.Path(wheel_python).parents[1] / "lib").glob("python*/site-packages"))
+    installed = {path.relative_to(site).as_posix() for path in site.glob("vit_jax/**/*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("vit_jax/**/*.py")}
+    recipes = {f"vit_jax/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/*.py")}
+    assert installed == modules | recipes
+
+
 def test_the_wheel_holds_nothing_that_is_not_the_package(wheel_python):
     site = next((pathlib.Path(wheel_python).parents[1] / "lib").glob("python*/site-packages"))
     (info,) = site.glob("vit_jax-*.dist-info")
