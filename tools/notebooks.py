@@ -74,6 +74,7 @@ def write(path: pathlib.Path) -> str:
         for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
             if "image/jpeg" in output.get("data", {}):  # Pillow gives both
                 output.data.pop("image/png")
+        number_cells(notebook)
         notebook.metadata.vit_jax["sources"] = digest(notebook)
         nbformat.write(notebook, path)
     return problem
@@ -127,6 +128,16 @@ def execute(notebook: nbformat.NotebookNode, name: str) -> str:
     notebook.metadata.language_info = {"name": "python"}
     print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
     return ""
+
+
+def number_cells(notebook: nbformat.NotebookNode) -> None:
+    """Counts the cells from 1, as if nothing had been run before them."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(cells, 1):
+        cell.execution_count = number
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = number
 
 
 def digest(notebook: nbformat.NotebookNode) -> str:
